@@ -6,11 +6,8 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// Write is one WRITE request of a batch.
-type Write struct {
-	Off  uint64 // bytes, validated against the device's size
-	Data []byte // borrowed until the call returns
-}
+// Write is one WRITE request of a batch, already validated against the device's size.
+type Write = block.Write
 
 // Device is what an export serves: a flat run of bytes. All methods may be called at once from any number of goroutines. Offsets and
 // lengths are in bytes, inside Size, and may have any alignment. A returned error wraps a sentinel of package block, from which the
