@@ -1,0 +1,168 @@
+package nbd
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// maxReply is the room that a reply without data may take, in bytes.
+const maxReply = chunkHeaderSize + 4 + 2 + 64
+
+// appendReply appends a reply without data: a structured chunk where the client must or may as well get one, else a simple reply.
+func appendReply(dst []byte, read, structured bool, cookie uint64, why refusal) []byte {
+	switch {
+	case !structured || !read && why == accepted:
+		dst = append(dst, make([]byte, simpleReplySize)...)
+		putSimpleReply(dst[len(dst)-simpleReplySize:], cookie, why.errno)
+	case why == accepted:
+		dst = append(dst, make([]byte, chunkHeaderSize)...)
+		putChunkHeader(dst[len(dst)-chunkHeaderSize:], replyFlagDone, replyTypeNone, cookie, 0)
+	default:
+		dst = append(dst, make([]byte, chunkHeaderSize)...)
+		putChunkHeader(dst[len(dst)-chunkHeaderSize:], replyFlagDone, replyTypeError, cookie, 4+2+len(why.text))
+		dst = be.AppendUint32(dst, uint32(why.errno))
+		dst = be.AppendUint16(dst, uint16(len(why.text)))
+		dst = append(dst, why.text...)
+	}
+	return dst
+}
+
+// replyTo appends a reply without data to the output buffer.
+func (c *conn) replyTo(read bool, cookie uint64, why refusal) error {
+	if leaseOutput-c.o < maxReply {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	c.o = len(appendReply(c.ls.out[:c.o], read, c.structured, cookie, why))
+	return nil
+}
+
+// reply answers a command other than READ.
+func (c *conn) reply(cookie uint64, why refusal) error { return c.replyTo(false, cookie, why) }
+
+// flush sends the output buffer.
+func (c *conn) flush() error {
+	if c.o == 0 {
+		return nil
+	}
+	return c.flushWith(nil)
+}
+
+// flushWith sends the output buffer and then more.
+func (c *conn) flushWith(more []byte) error {
+	err := c.sender.send(c.ls.out[:c.o], more)
+	c.o = 0
+	return err
+}
+
+// sender writes replies of the reader and of workers to the socket. Who finds the socket busy leaves its task in the queue, which is
+// written by whoever has the socket, with one system call.
+type sender struct {
+	c       *conn
+	writing sync.Mutex // held over a write; guards vec, backing, sent
+	backing net.Buffers
+	vec     net.Buffers
+	sent    []*task
+
+	queued atomic.Int32 // len(mu.queue), to look without the lock
+	mu     struct {
+		sync.Mutex
+		queue []*task // at most one for each slot
+	}
+}
+
+// send writes the replies of the reader, and those that are queued.
+func (s *sender) send(a, b []byte) error {
+	s.writing.Lock()
+	err := s.writeLocked(a, b)
+	s.writing.Unlock()
+	s.help()
+	return err
+}
+
+// push queues the reply of a worker and sees to it that somebody writes it.
+func (s *sender) push(t *task) {
+	s.mu.Lock()
+	s.mu.queue = append(s.mu.queue, t)
+	s.queued.Add(1)
+	s.mu.Unlock()
+	s.help()
+}
+
+// help writes the queue unless somebody else has the socket: that one looks again after letting go of it, so nothing is left behind.
+func (s *sender) help() {
+	for s.queued.Load() > 0 && s.writing.TryLock() {
+		_ = s.writeLocked(nil, nil) // an error has cut the client off, so its reader learns of it
+		s.writing.Unlock()
+	}
+}
+
+// maxVector bounds one write, in bytes, so that a slow client shows progress (conn.writeStall).
+const maxVector = 1 << 20
+
+// writeLocked writes a, b and the queue, and frees the tasks. An error cuts the client off.
+func (s *sender) writeLocked(a, b []byte) error {
+	if s.queued.Load() > 0 {
+		s.mu.Lock()
+		s.sent, s.mu.queue = s.mu.queue, s.sent[:0]
+		s.queued.Store(0)
+		s.mu.Unlock()
+	}
+	s.backing = s.backing[:0]
+	size, err := 0, error(nil)
+	add := func(p []byte) {
+		if len(p) == 0 || err != nil {
+			return
+		}
+		if size += len(p); size > maxVector {
+			err = s.writeVector()
+			size = len(p)
+		}
+		s.backing = append(s.backing, p)
+	}
+	add(a)
+	add(b)
+	for _, t := range s.sent {
+		add(t.reply)
+	}
+	if err == nil {
+		err = s.writeVector()
+	}
+	if err != nil {
+		s.c.kill()
+	}
+	for i, t := range s.sent {
+		s.sent[i] = nil
+		t.free()
+	}
+	s.sent = s.sent[:0]
+	return err
+}
+
+// writeVector writes and empties backing.
+func (s *sender) writeVector() error {
+	if len(s.backing) == 0 {
+		return nil
+	}
+	nc := s.c.nc
+	var err error
+	s.c.writeStall.Store(time.Now().UnixNano())
+	if len(s.backing) > 1 {
+		s.vec = s.backing
+		_, err = s.vec.WriteTo(nc)
+	} else {
+		for p := s.backing[0]; len(p) > 0 && err == nil; {
+			n := min(len(p), maxVector)
+			s.c.writeStall.Store(time.Now().UnixNano())
+			_, err = nc.Write(p[:n])
+			p = p[n:]
+		}
+	}
+	s.c.writeStall.Store(0)
+	clear(s.backing)
+	s.backing = s.backing[:0]
+	return err
+}

@@ -1,0 +1,248 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// Server serves exports on any number of listeners. All its connections share one budget of memory.
+type Server struct {
+	opts     Options
+	exports  Exports
+	memory   *memory
+	counters counters
+	running  sync.WaitGroup // one for each connection
+
+	mu struct {
+		sync.Mutex
+		closing   bool
+		listeners map[net.Listener]struct{}
+		conns     map[*conn]struct{}
+	}
+}
+
+// NewServer returns a server of the given exports. Options that Validate refuses are an error.
+func NewServer(exports Exports, opts Options) (*Server, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{opts: opts.withDefaults(), exports: exports}
+	s.memory = newMemory(s.opts.InFlightBytes, s.evictStalled)
+	s.mu.listeners = make(map[net.Listener]struct{})
+	s.mu.conns = make(map[*conn]struct{})
+	return s, nil
+}
+
+// Serve accepts clients from l, which it closes in the end. It returns nil when ctx has ended or the server was shut down; connections live
+// on until Shutdown or Close. An error wraps block.ErrClosed if the server was shut down before.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	return s.ServeExports(ctx, l, s.exports)
+}
+
+// ServeExports is Serve with another table of exports for this listener, such as a socket that shows one volume only.
+func (s *Server) ServeExports(ctx context.Context, l net.Listener, exports Exports) error {
+	if !s.addListener(l) {
+		_ = l.Close()
+		return fmt.Errorf("nbd: serve %v: %w", l.Addr(), block.ErrClosed)
+	}
+	defer s.removeListener(l)
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	backoff := time.Duration(0)
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			backoff = 0
+			s.admit(nc, exports)
+			continue
+		}
+		if ctx.Err() != nil || s.isClosing() {
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("nbd: accept on %v: %w", l.Addr(), err)
+		}
+		if f := s.opts.Events.AcceptFailed; f != nil {
+			f(err)
+		}
+		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff):
+		}
+	}
+}
+
+// admit starts a connection, or closes it if there are too many.
+func (s *Server) admit(nc net.Conn, exports Exports) {
+	c := newConn(s, nc, exports)
+	s.mu.Lock()
+	full := len(s.mu.conns) >= s.opts.MaxConnections
+	ok := !full && !s.mu.closing
+	if ok {
+		s.mu.conns[c] = struct{}{}
+		s.running.Add(1)
+	}
+	s.mu.Unlock()
+	if !ok {
+		c.kill()
+		if full {
+			s.counters.refused.Add(1)
+			if f := s.opts.Events.Refused; f != nil {
+				f(nc.RemoteAddr())
+			}
+		}
+		return
+	}
+	s.counters.accepted.Add(1)
+	go func() {
+		defer s.running.Done()
+		c.run()
+		s.mu.Lock()
+		delete(s.mu.conns, c)
+		s.mu.Unlock()
+		close(c.done)
+	}()
+}
+
+// enter records that c uses an export; false means that the server is closing and c must end.
+func (s *Server) enter(c *conn, export string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closing {
+		return false
+	}
+	c.entered = true
+	c.exportName = export
+	return true
+}
+
+// Connections returns the number of connections that use the export of that name.
+func (s *Server) Connections(export string) int { return len(s.connsOf(export)) }
+
+// connsOf returns the connections that use an export.
+func (s *Server) connsOf(export string) []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var cs []*conn
+	for c := range s.mu.conns {
+		if c.entered && c.exportName == export {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
+
+// DropConnections ends the connections that use the export of that name as Shutdown does, and returns when the export has been released by
+// all of them. When ctx ends first they are cut off, and the error is that of ctx. To keep clients from coming back, take the export out of
+// the table first.
+func (s *Server) DropConnections(ctx context.Context, export string) error {
+	return drainAll(ctx, s.connsOf(export))
+}
+
+// Shutdown closes the listeners, stops reading requests, finishes what has been read, writes the replies and closes the connections. When
+// ctx ends first the rest is cut off, and the error is that of ctx.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := drainAll(ctx, s.beginClose())
+	s.running.Wait()
+	return err
+}
+
+// Close cuts off all connections and waits until their exports are released.
+func (s *Server) Close() error {
+	for _, c := range s.beginClose() {
+		c.kill()
+	}
+	s.running.Wait()
+	return nil
+}
+
+// beginClose closes the listeners and lets nobody in any more. It returns the connections there are.
+func (s *Server) beginClose() []*conn {
+	s.mu.Lock()
+	s.mu.closing = true
+	listeners := make([]net.Listener, 0, len(s.mu.listeners))
+	for l := range s.mu.listeners {
+		listeners = append(listeners, l)
+	}
+	conns := make([]*conn, 0, len(s.mu.conns))
+	for c := range s.mu.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+	return conns
+}
+
+// drainAll drains conns and waits until they are gone; when ctx ends it kills them.
+func drainAll(ctx context.Context, conns []*conn) error {
+	for _, c := range conns {
+		c.drain()
+	}
+	var err error
+	for _, c := range conns {
+		select {
+		case <-c.done:
+			continue
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		for _, c := range conns {
+			c.kill()
+		}
+		<-c.done
+	}
+	return err
+}
+
+// evictStalled drops the connections that hold memory and have made no progress for StallTimeout.
+func (s *Server) evictStalled() {
+	before := time.Now().Add(-s.opts.StallTimeout).UnixNano()
+	s.mu.Lock()
+	var stalled []*conn
+	for c := range s.mu.conns {
+		if c.stalledSince(before) && c.evicted.CompareAndSwap(false, true) {
+			stalled = append(stalled, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range stalled {
+		c.kill()
+		s.counters.evicted.Add(1)
+		if f := s.opts.Events.Evicted; f != nil {
+			f(c.peer())
+		}
+	}
+}
+
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.closing
+}
+
+func (s *Server) addListener(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closing {
+		return false
+	}
+	s.mu.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) removeListener(l net.Listener) {
+	_ = l.Close()
+	s.mu.Lock()
+	delete(s.mu.listeners, l)
+	s.mu.Unlock()
+}
