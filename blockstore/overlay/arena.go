@@ -5,8 +5,12 @@ import (
 	"unsafe"
 )
 
-// slabBytes is the size of a slab: one Go size class without waste, small enough that a layer of a few writes stays small.
-const slabBytes = 4096
+// Slabs grow with their arena from minSlab to maxSlab bytes, so that a layer of a few writes stays small. Powers of two in this range are
+// size classes of the Go runtime: nothing is lost to rounding.
+const (
+	minSlab = 256
+	maxSlab = 4096
+)
 
 // classSizes are the capacities of packed arrays, in cells. Class 0 is no array. The steps between 16 and 64 halve what is lost
 // where leaves are half full.
@@ -26,7 +30,7 @@ var classFor = func() (table [65]uint8) {
 	return table
 }()
 
-// arena hands out arrays of T in size classes, cut from slabs. T has no pointers and its size divides slabBytes by at most 256.
+// arena hands out arrays of T in size classes, cut from slabs. T has no pointers and its size is a power of two, 16 to 64 bytes.
 // The zero value plus an account is ready. It is not safe for concurrent use.
 //
 // A reference is slab<<8 | array. Arrays do not move, so a slice from cells stays valid until its reference is freed.
@@ -36,6 +40,7 @@ type arena[T any] struct {
 	meta    []slab
 	room    [classes]uint32 // per class: 1 + first slab with room
 	unused  uint32          // 1 + first entry of slabs that has no slab
+	held    int64           // bytes booked for slabs' cells
 	tables  int64           // bytes booked for slabs and meta
 }
 
@@ -71,7 +76,7 @@ func (a *arena[T]) alloc(class uint8) uint32 {
 	bit := bits.TrailingZeros64(m.free[word])
 	m.free[word] &= m.free[word] - 1
 	m.used++
-	if int(m.used) == a.capacity(class) {
+	if int(m.used) == a.capacity(index) {
 		a.unlink(index)
 	}
 	return index<<8 | uint32(word*64+bit)
@@ -85,28 +90,22 @@ func (a *arena[T]) free(ref uint32, class uint8) {
 	}
 	index := ref >> 8
 	m := &a.meta[index]
-	if int(m.used) == a.capacity(class) {
+	if int(m.used) == a.capacity(index) {
 		a.link(index)
 	}
 	m.free[ref>>6&3] |= 1 << (ref & 63)
 	m.used--
 	if m.used == 0 && (m.next != 0 || m.prev != 0) {
 		a.unlink(index)
+		a.book(-a.slabBytes(a.slabs[index]))
 		a.slabs[index] = nil
-		a.account.add(-slabBytes)
 		m.next, m.class, a.unused = a.unused, 0, index+1
 	}
 }
 
 // reset gives everything back.
 func (a *arena[T]) reset() {
-	held := a.tables
-	for _, cells := range a.slabs {
-		if cells != nil {
-			held += slabBytes
-		}
-	}
-	a.account.add(-held)
+	a.account.add(-a.held - a.tables)
 	*a = arena[T]{account: a.account}
 }
 
@@ -115,17 +114,22 @@ func (a *arena[T]) eachIn(index uint32, visit func(ref uint32)) {
 	if a.slabs[index] == nil {
 		return
 	}
-	for word := range (a.capacity(1) + 63) / 64 {
-		for used := ^a.meta[index].free[word] & capacityMask(a.capacity(1), word); used != 0; used &= used - 1 {
+	for word, free := range a.meta[index].free {
+		for used := ^free & capacityMask(a.capacity(index), word); used != 0; used &= used - 1 {
 			visit(index<<8 | uint32(word*64+bits.TrailingZeros64(used)))
 		}
 	}
 }
 
-// capacity returns the number of arrays of a class in a slab.
-func (a *arena[T]) capacity(class uint8) int {
+// capacity returns the number of arrays in a slab.
+func (a *arena[T]) capacity(index uint32) int {
+	return len(a.slabs[index]) / int(classSizes[a.meta[index].class])
+}
+
+// slabBytes returns the size of a slab.
+func (a *arena[T]) slabBytes(cells []T) int64 {
 	var cell T
-	return slabBytes / int(unsafe.Sizeof(cell)) / int(classSizes[class])
+	return int64(len(cells)) * int64(unsafe.Sizeof(cell))
 }
 
 // capacityMask returns the bits of one word of a slab's free map that stand for arrays.
@@ -145,15 +149,34 @@ func (a *arena[T]) addSlab(class uint8) {
 		a.meta = append(a.meta, slab{})
 		a.bookTables()
 	}
-	var cell T
-	a.slabs[index] = make([]T, slabBytes/int(unsafe.Sizeof(cell)))
-	a.account.add(slabBytes)
+	cells := make([]T, a.nextSlab(class))
+	a.slabs[index] = cells
+	a.book(a.slabBytes(cells))
 	m := &a.meta[index]
 	*m = slab{class: class}
 	for word := range m.free {
-		m.free[word] = capacityMask(a.capacity(class), word)
+		m.free[word] = capacityMask(a.capacity(index), word)
 	}
 	a.link(index)
+}
+
+// nextSlab returns the cells of a new slab: about an eighth of what the arena holds, within the bounds, and one array at least.
+func (a *arena[T]) nextSlab(class uint8) int {
+	size := minSlab
+	for size < maxSlab && int64(size)*8 < a.held {
+		size *= 2
+	}
+	var cell T
+	bytes := int(unsafe.Sizeof(cell))
+	for size < bytes*int(classSizes[class]) {
+		size *= 2
+	}
+	return size / bytes
+}
+
+func (a *arena[T]) book(n int64) {
+	a.held += n
+	a.account.add(n)
 }
 
 func (a *arena[T]) bookTables() {

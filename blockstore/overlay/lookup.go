@@ -41,13 +41,16 @@ func (l *Layer) Lookup(b, n uint64, visit func(Run)) {
 }
 
 // lookupRegion classifies blocks [first, first+n) of one region.
-func (l *Layer) lookupRegion(w *runWriter, region uint64, first, n uint) {
-	start := region * block.BlocksPerRegion
-	s := l.shardOf(region)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	floor := l.ranges.list.Load().covering(region)
-	_, r := s.table.find(&s.regions, region)
+func (l *Layer) lookupRegion(w *runWriter, id uint64, first, n uint) {
+	start := id * block.BlocksPerRegion
+	var r *region
+	s := l.shardOf(id)
+	if s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_, r = s.table.find(&s.regions, id)
+	}
+	floor := l.ranges.list.Load().covering(id)
 	if r != nil {
 		floor = max(floor, r.zeroed)
 	}

@@ -21,8 +21,8 @@ func (l *Layer) OldestPos() uint64 {
 	}
 	l.sweepAll()
 	oldest := NoPos
-	for i := range l.shard {
-		oldest = min(oldest, l.shard[i].oldestPos())
+	for s := range l.eachShard {
+		oldest = min(oldest, s.oldestPos())
 	}
 	// The list comes last: a tombstone that was laid meanwhile removed regions that were not looked at yet.
 	for _, t := range l.ranges.list.Load().all() {
@@ -60,8 +60,7 @@ func (l *Layer) OldestRegions(limit int, dst []RegionInfo) []RegionInfo {
 	}
 	l.sweepAll()
 	p := picker{limit: limit, picked: dst[len(dst):]}
-	for i := range l.shard {
-		s := &l.shard[i]
+	for s := range l.eachShard {
 		s.mu.Lock()
 		p.visit(s, l.ranges.list.Load(), 0)
 		s.mu.Unlock()

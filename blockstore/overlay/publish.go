@@ -38,7 +38,10 @@ func (l *Layer) PublishZero(b, n, pos uint64) {
 
 // publish applies a run to blocks [first, first+p.n) of one region; here p counts from the region's start, in pieces of leaves below.
 func (l *Layer) publish(region uint64, first uint, p run) {
-	s := l.shardOf(region)
+	s := l.openShard(region)
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.released {
@@ -90,7 +93,10 @@ func (s *shard) touch(id uint64, ranges *rangeList, p *run) *region {
 
 // zeroRegion lays a tombstone over exactly one region.
 func (l *Layer) zeroRegion(region, pos uint64) {
-	s := l.shardOf(region)
+	s := l.openShard(region)
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.released || l.ranges.list.Load().covering(region) >= pos {
@@ -117,8 +123,7 @@ func (l *Layer) layRange(t Tombstone) {
 	}
 	l.ranges.replace(laid(l.ranges.list.Load().all(), t))
 	if t.N > directRegions {
-		for i := range l.shard {
-			s := &l.shard[i]
+		for s := range l.eachShard {
 			s.mu.Lock()
 			s.sweepSome(l.ranges.list.Load())
 			s.mu.Unlock()
@@ -135,6 +140,9 @@ func (l *Layer) layRange(t Tombstone) {
 // purgeRegion removes everything that is not newer than floor from a region.
 func (l *Layer) purgeRegion(region, floor uint64) {
 	s := l.shardOf(region)
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, r := s.table.find(&s.regions, region); r != nil {

@@ -3,6 +3,7 @@ package overlay
 import (
 	"sync"
 	"sync/atomic"
+	"unsafe"
 )
 
 // shards is the number of shards of a layer, a power of two. A region's shard is the low bits of its number, so a stream walks over all.
@@ -20,13 +21,16 @@ type shard struct {
 	order    order
 	blocks   int64 // Data slots
 	sweep    sweep
-	_        [64]byte // keeps neighbours' mutexes on other cache lines
 }
 
-func (s *shard) init(a *account, live *atomic.Int64) {
-	s.live = live
+// shardBytes is the fixed part of a shard.
+const shardBytes = int64(unsafe.Sizeof(shard{}))
+
+func newShard(a *account, live *atomic.Int64) *shard {
+	s := &shard{live: live}
 	s.regions.account, s.dirs.account, s.slots.account = a, a, a
 	s.table.account, s.order.account = a, a
+	return s
 }
 
 // open returns the region of that number, new if need be. The caller must put something into a new one before it unlocks.

@@ -33,18 +33,21 @@ func (s *RegionSnapshot) Empty() bool { return s.Zeroed == 0 && len(s.Slots) == 
 // Void reports whether blocks without a slot are zero, whatever the map says.
 func (s *RegionSnapshot) Void() bool { return s.Zeroed != 0 || s.CoveredBy != 0 }
 
-// SnapshotRegion copies everything of the region with a position up to maxPos into dst. Every publish up to maxPos must have returned: see
+// SnapshotRegion copies everything of region id with a position up to maxPos into dst. Every publish up to maxPos must have returned: see
 // the rules in the package comment.
-func (l *Layer) SnapshotRegion(region, maxPos uint64, dst *RegionSnapshot) {
-	*dst = RegionSnapshot{Region: region, Slots: dst.Slots[:0]}
-	s := l.shardOf(region)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	floor := l.ranges.list.Load().covering(region)
+func (l *Layer) SnapshotRegion(id, maxPos uint64, dst *RegionSnapshot) {
+	*dst = RegionSnapshot{Region: id, Slots: dst.Slots[:0]}
+	var r *region
+	s := l.shardOf(id)
+	if s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_, r = s.table.find(&s.regions, id)
+	}
+	floor := l.ranges.list.Load().covering(id)
 	if floor <= maxPos {
 		dst.CoveredBy = floor
 	}
-	_, r := s.table.find(&s.regions, region)
 	if r == nil {
 		return
 	}
@@ -93,6 +96,9 @@ func (s *shard) copyLeaf(dst *RegionSnapshot, r *region, i uint, floor, maxPos u
 // is still there: DropTombstone comes first.
 func (l *Layer) DropRegion(snap *RegionSnapshot) bool {
 	s := l.shardOf(snap.Region)
+	if s == nil {
+		return true
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if snap.CoveredBy != 0 && l.ranges.list.Load().covering(snap.Region) == snap.CoveredBy {

@@ -3,7 +3,7 @@ package overlay
 // sweepStep is how many regions are swept under one hold of a shard's mutex.
 const sweepStep = 64
 
-// sweep is a shard's walk over its regions, one slab a step, to remove what range tombstones hide. New regions need no visit: a publish
+// sweep is a shard's walk over its regions, one slab (at most 64 regions) a step, to remove what range tombstones hide. New regions need no visit: a publish
 // to them heeds the tombstones. The walk is circular, so that tombstones that keep coming cannot keep it from any region.
 type sweep struct {
 	seen   uint64 // rangeList.sweeps that the walk covers
@@ -96,7 +96,7 @@ func (l *Layer) sweepShard(s *shard) {
 
 // sweepAll removes all that range tombstones hide.
 func (l *Layer) sweepAll() {
-	for i := range l.shard {
-		l.sweepShard(&l.shard[i])
+	for s := range l.eachShard {
+		l.sweepShard(s)
 	}
 }
