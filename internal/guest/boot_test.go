@@ -3,7 +3,6 @@ package guest
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -167,5 +166,123 @@ func TestFsyncWriterSurvivesServerKill(t *testing.T) {
 	t.Logf("all done at %v", time.Since(start))
 }
 
-var _ = io.Discard
-var _ = strings.ToUpper
+// TestPowerCut kills the guest itself, in the middle of its writes: what was reported as fsynced must be on the disk once the
+// journal is replayed. This also shows that the guest's "SYNCED" is the truth and not its page cache.
+func TestPowerCut(t *testing.T) {
+	image := testImage(t)
+	disk := copyDisk(t, image)
+	socket := filepath.Join(shortTempDir(t), "nbd.sock")
+	startNBD(t, socket, disk)
+	machine := bootTest(t, BootOptions{Image: image, NBDURI: UnixURI(socket, ""), Task: TaskFsyncWriter})
+	waitMarker(t, machine, "SYNCED 25")
+	if err := machine.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	synced := machine.Synced()
+	if err := CheckFiles(t.Context(), disk, synced); err == nil || !strings.Contains(err.Error(), "journal is not replayed") {
+		t.Errorf("want CheckFiles to refuse a disk that was cut off while mounted, got %v", err)
+	}
+	if err := RecoverJournal(t.Context(), disk); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckFiles(t.Context(), disk, synced); err != nil {
+		t.Errorf("after %d files: %v", synced, err)
+	}
+}
+
+// TestIdleGuestAnswersQMPAndStops covers the machine's controls.
+func TestIdleGuestAnswersQMPAndStops(t *testing.T) {
+	image := testImage(t)
+	socket := filepath.Join(shortTempDir(t), "nbd.sock")
+	startNBD(t, socket, copyDisk(t, image))
+	machine := bootTest(t, BootOptions{Image: image, NBDURI: UnixURI(socket, ""), Task: TaskIdle})
+	waitMarker(t, machine, "GUEST-READY")
+
+	reply, err := machine.QMP(t.Context(), "query-status", nil)
+	if err != nil || !strings.Contains(string(reply), `"running"`) {
+		t.Errorf("query-status: %s, %v", reply, err)
+	}
+	if _, err := machine.QMP(t.Context(), "no-such-command", nil); err == nil || !strings.Contains(err.Error(), "CommandNotFound") {
+		t.Errorf("an unknown command: got %v", err)
+	}
+	for _, argument := range []string{"stop", "cont"} {
+		if _, err := machine.QMP(t.Context(), argument, map[string]any{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := machine.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := machine.Wait(); err != nil {
+		t.Error(err)
+	}
+	waitMarker(t, machine, "GUEST-CLEAN")
+	if _, err := machine.WaitMarker(t.Context(), "never printed"); err == nil || !strings.Contains(err.Error(), "GUEST-CLEAN") {
+		t.Errorf("waiting for a guest that has ended: want an error with its last lines, got %v", err)
+	}
+	if _, err := os.Stat(machine.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the machine left its folder: %v", err)
+	}
+}
+
+// TestScript runs a script of the caller, which sees a Linux with the image's data, and whose failure is an error line.
+func TestScript(t *testing.T) {
+	image := testImage(t)
+	socket := filepath.Join(shortTempDir(t), "nbd.sock")
+	startNBD(t, socket, copyDisk(t, image))
+	machine := bootTest(t, BootOptions{Image: image, NBDURI: UnixURI(socket, ""), Append: "hv.word=given",
+		Script: "echo KERNEL-$(uname -s)\ngrep -o hv.word=given /proc/cmdline\nexit 7\n"})
+	if err := machine.Wait(); err != nil {
+		t.Error(err)
+	}
+	waitMarker(t, machine, "KERNEL-Linux")
+	waitMarker(t, machine, "hv.word=given")
+	if errs := machine.Errors(); len(errs) != 1 || !strings.Contains(errs[0], "script ended with 7") {
+		t.Errorf("want one error of the script, got %q", errs)
+	}
+}
+
+// TestEndOfContextEndsQEMU proves that no qemu outlives the context of Boot.
+func TestEndOfContextEndsQEMU(t *testing.T) {
+	image := testImage(t)
+	socket := filepath.Join(shortTempDir(t), "nbd.sock")
+	startNBD(t, socket, copyDisk(t, image))
+	ctx, cancel := context.WithCancel(t.Context())
+	machine, err := Boot(ctx, BootOptions{Image: image, NBDURI: UnixURI(socket, "")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := machine.Wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("want context.Canceled, got %v", err)
+	}
+}
+
+// TestBadDisk wants the reason that qemu gives, not silence.
+func TestBadDisk(t *testing.T) {
+	image := testImage(t)
+	machine := bootTest(t, BootOptions{Image: image, NBDURI: UnixURI(filepath.Join(shortTempDir(t), "none.sock"), "x")})
+	err := machine.Wait()
+	if err == nil || !strings.Contains(err.Error(), "none.sock") {
+		t.Errorf("want qemu's message about the socket, got %v", err)
+	}
+}
+
+func TestBootOptionsAreChecked(t *testing.T) {
+	image := &Image{Kind: Busybox}
+	for name, options := range map[string]BootOptions{
+		"no image":         {NBDURI: UnixURI("/s", "")},
+		"no disk":          {Image: image},
+		"script and task":  {Image: image, NBDURI: UnixURI("/s", ""), Task: TaskIdle, Script: "true"},
+		"task, no script":  {Image: image, NBDURI: UnixURI("/s", ""), Task: TaskScript},
+		"negative count":   {Image: image, NBDURI: UnixURI("/s", ""), Count: -1},
+		"short reconnect":  {Image: image, NBDURI: UnixURI("/s", ""), ReconnectDelay: time.Millisecond},
+		"foreign NBD URI":  {Image: image, NBDURI: "http://host/x"},
+		"URI with no path": {Image: image, NBDURI: "nbd+unix:///x"},
+	} {
+		if machine, err := Boot(t.Context(), options); err == nil {
+			t.Errorf("%s: was booted", name)
+			_ = machine.Kill()
+		}
+	}
+}

@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,8 +16,8 @@ import (
 // unmounted; one that was taken from under a running or killed guest goes through RecoverJournal first.
 // The error names the first file that is missing or different.
 func CheckFiles(ctx context.Context, rawImage string, upTo int) error {
-	if _, err := (command{}).run(ctx, "e2fsck", "-f", "-n", rawImage); err != nil {
-		return fmt.Errorf("check %s: file system is not clean: %w", rawImage, err)
+	if err := checkClean(ctx, rawImage); err != nil {
+		return fmt.Errorf("check %s: %w", rawImage, err)
 	}
 	temp, err := os.MkdirTemp("", "hv-guest-check")
 	if err != nil {
@@ -35,6 +36,22 @@ func CheckFiles(ctx context.Context, rawImage string, upTo int) error {
 	}
 	if err := checkLatest(files, upTo); err != nil {
 		return fmt.Errorf("check %s: %w", rawImage, err)
+	}
+	return nil
+}
+
+// checkClean runs a full e2fsck without repair. On a disk that was never unmounted e2fsck leaves the journal out and may
+// find nothing wrong with the old state below it, so a journal that waits for its replay is a failure of its own.
+func checkClean(ctx context.Context, rawImage string) error {
+	if _, err := (command{report: true}).run(ctx, "e2fsck", "-f", "-n", rawImage); err != nil {
+		return fmt.Errorf("file system is damaged: %w", err)
+	}
+	super, err := command{}.run(ctx, "debugfs", "-R", "features", rawImage)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(string(super), "needs_recovery") {
+		return errors.New("file system was not unmounted: its journal is not replayed")
 	}
 	return nil
 }
@@ -74,7 +91,7 @@ func checkLatest(dir string, upTo int) error {
 // RecoverJournal replays the ext4 journal of a raw root disk in place, as a mount after a power cut does.
 func RecoverJournal(ctx context.Context, rawImage string) error {
 	repaired := func(exitCode int) bool { return exitCode == 1 } // e2fsck: "file system errors corrected"
-	if _, err := (command{okay: repaired}).run(ctx, "e2fsck", "-y", "-E", "journal_only", rawImage); err != nil {
+	if _, err := (command{okay: repaired, report: true}).run(ctx, "e2fsck", "-y", "-E", "journal_only", rawImage); err != nil {
 		return fmt.Errorf("recover journal of %s: %w", rawImage, err)
 	}
 	return nil

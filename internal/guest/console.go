@@ -11,6 +11,9 @@ import (
 // maxConsole bounds the serial output that is kept; a guest that prints more loses its oldest lines.
 const maxConsole = 4 << 20
 
+// maxLine is where a line that does not end is cut.
+const maxLine = 64 << 10
+
 // console collects the serial output of one guest and wakes those who wait for a line of it.
 type console struct {
 	mu struct {
@@ -48,7 +51,7 @@ func (c *console) add(data []byte, ended bool) {
 	c.mu.partial = append(c.mu.partial, data...)
 	for {
 		line, rest, found := bytes.Cut(c.mu.partial, []byte("\n"))
-		if !found && !(ended && len(line) > 0) {
+		if !found && len(line) < maxLine && (!ended || len(line) == 0) {
 			break
 		}
 		c.mu.lines = append(c.mu.lines, strings.TrimRight(string(line), "\r"))

@@ -47,7 +47,7 @@ func debootstrap(ctx context.Context, dir, suite string) error {
 	defer os.RemoveAll(tree)
 	_, err = command{env: env}.run(ctx, "debootstrap", "--variant=minbase", "--include="+debianPackages, suite, tree, mirror)
 	if err != nil {
-		return fmt.Errorf("%w (log: debootstrap --variant=minbase %s DIR %s)", err, suite, mirror)
+		return fmt.Errorf("%w (to see why: debootstrap --variant=minbase %s DIR %s)", err, suite, mirror)
 	}
 	if err := os.RemoveAll(filepath.Join(tree, "var/cache/apt/archives")); err != nil {
 		return err

@@ -8,9 +8,9 @@ import (
 
 // UnixURI returns the NBD URI of an export on a unix socket, in the form that QEMU and libnbd also take.
 func UnixURI(socket, export string) string {
-	uri := url.URL{Scheme: "nbd+unix", Path: "/" + export, RawQuery: url.Values{"socket": {socket}}.Encode()}
-	// The empty authority must stay: nbd+unix:///NAME, not nbd+unix:/NAME.
-	return strings.Replace(uri.String(), "nbd+unix:/", "nbd+unix:///", 1)
+	// QEMU does not read "+" as a space, and a plain slash keeps the URI readable.
+	query := strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(socket))
+	return "nbd+unix:///" + url.PathEscape(export) + "?socket=" + query
 }
 
 // nbdServer is QEMU's description of where an NBD server listens (SocketAddress in its QAPI schema).

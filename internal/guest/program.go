@@ -44,14 +44,15 @@ func findProgram(name string) (string, error) {
 
 // command is a program that is to run to its end, with its output kept for the error.
 type command struct {
-	dir   string                  // working folder, empty for the caller's
-	env   []string                // added to the caller's environment
-	stdin []byte                  // nil for no input
-	okay  func(exitCode int) bool // nil: only 0 is success
+	dir    string                  // working folder, empty for the caller's
+	env    []string                // added to the caller's environment
+	stdin  []byte                  // nil for no input
+	okay   func(exitCode int) bool // nil: only 0 is success
+	report bool                    // the reason of a failure is on standard output, and is all of it
 }
 
 // run starts the program, waits for it and returns its standard output.
-// A failure is one line: the program, how it ended and the last line it wrote to standard error.
+// A failure is one line: the program, how it ended and what it said last.
 func (c command) run(ctx context.Context, name string, args ...string) ([]byte, error) {
 	path, err := findProgram(name)
 	if err != nil {
@@ -70,7 +71,11 @@ func (c command) run(ctx context.Context, name string, args ...string) ([]byte, 
 		return nil, fmt.Errorf("run %s: %w", name, ctx.Err())
 	}
 	if err != nil && (cmd.ProcessState == nil || c.okay == nil || !c.okay(cmd.ProcessState.ExitCode())) {
-		return nil, fmt.Errorf("run %s: %w: %s", name, err, lastLine(stderr.Bytes(), stdout.Bytes()))
+		reason := lastLine(stderr.Bytes(), stdout.Bytes())
+		if c.report {
+			reason = strings.Join(strings.Fields(stdout.String()), " ")
+		}
+		return nil, fmt.Errorf("run %s: %w: %.500s", name, err, reason)
 	}
 	return stdout.Bytes(), nil
 }
