@@ -41,8 +41,8 @@ type Store struct {
 type NBD struct {
 	Socket          string        `yaml:"socket" doc:"Path of the NBD socket that serves all attached volumes. Empty: nbd.sock in the data directory."`
 	VolumeSocketDir string        `yaml:"volume-socket-dir" doc:"Directory of the sockets of single volumes (attach --socket-per-volume). Empty: nbd in the data directory."`
-	MaxConnections  int           `yaml:"max-connections" doc:"Most connections at once to one NBD socket."`
-	InFlight        units.Size    `yaml:"in-flight" doc:"Most bytes of requests in flight to one NBD socket."`
+	MaxConnections  int           `yaml:"max-connections" doc:"Most NBD connections at once, on all sockets together."`
+	InFlight        units.Size    `yaml:"in-flight" doc:"Most bytes of NBD requests in flight, on all connections together; at least 48MiB."`
 	DrainTimeout    time.Duration `yaml:"drain-timeout" doc:"How long a shutdown waits for requests in flight before it closes connections."`
 }
 

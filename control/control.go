@@ -1,0 +1,170 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/nbd"
+)
+
+// Options say what Open opens.
+type Options struct {
+	Config *config.Loaded
+	// OpenEngine opens the store of a configuration. It returns block.ErrLocked when another daemon has it.
+	OpenEngine func(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine, error)
+	// Log receives what an operator should know. Default: nowhere.
+	Log *slog.Logger
+	// Version of the program, for status and support bundles.
+	Version string
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+// Control is a running store with its exports. Make it with Open; all methods may be called at once.
+type Control struct {
+	opts    Options
+	log     *slog.Logger
+	engine  Engine
+	nbd     *nbd.Server
+	tokens  *Tokens
+	names   reservations
+	settle  settler
+	started time.Time
+
+	background context.Context // ends when Close begins
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		attachments map[string]*attachment // by volume
+		closing     bool                   // no work begins any more
+	}
+	saving sync.Mutex // orders the writers of attachments.json
+}
+
+// Open opens the store, restores the attachments and only then listens for NBD clients. When it returns an error everything is closed.
+func Open(ctx context.Context, opts Options) (*Control, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	c := &Control{opts: opts, log: opts.Log, started: opts.Now()}
+	c.background, c.stop = context.WithCancel(context.Background())
+	c.mu.attachments = map[string]*attachment{}
+	if err := c.open(ctx); err != nil {
+		return nil, errors.Join(err, c.Close(ctx))
+	}
+	return c, nil
+}
+
+func (c *Control) open(ctx context.Context) (err error) {
+	cfg := c.opts.Config.Config
+	if c.engine, err = c.opts.OpenEngine(ctx, cfg, c.log); err != nil {
+		return fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
+	}
+	if err := os.MkdirAll(c.stateDir(), 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	if c.tokens, err = openTokens(filepath.Join(c.stateDir(), "tokens.json"), c.opts.Now); err != nil {
+		return err
+	}
+	if err := c.removeLeftovers(ctx); err != nil {
+		return err
+	}
+	c.nbd, err = nbd.NewServer(sharedExports{c}, nbd.Options{
+		MaxConnections: cfg.NBD.MaxConnections,
+		InFlightBytes:  int64(cfg.NBD.InFlight),
+		Events:         c.nbdEvents(),
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.restoreAttachments(ctx); err != nil {
+		return err
+	}
+	return c.listenShared()
+}
+
+// Close ends running work, finishes the NBD requests in flight (until ctx or the configured drain time ends), and closes the store. It
+// is called once.
+func (c *Control) Close(ctx context.Context) error {
+	c.mu.Lock()
+	c.mu.closing = true
+	c.mu.Unlock()
+	c.stop()
+	var all []error
+	if c.nbd != nil {
+		drain, cancel := context.WithTimeout(ctx, c.opts.Config.NBD.DrainTimeout)
+		if err := c.nbd.Shutdown(drain); err != nil {
+			c.log.Warn("connections were cut off", "reason", err)
+		}
+		cancel()
+	}
+	c.running.Wait()
+	all = append(all, c.closeDevices())
+	if c.engine != nil {
+		all = append(all, c.engine.Close())
+	}
+	return errors.Join(all...)
+}
+
+// Tokens returns the table of tokens.
+func (c *Control) Tokens() *Tokens { return c.tokens }
+
+// Config returns the configuration that is in effect.
+func (c *Control) Config() *config.Loaded { return c.opts.Config }
+
+// Log returns the log for the parts above.
+func (c *Control) Log() *slog.Logger { return c.log }
+
+// Background is a context that ends when Close begins.
+func (c *Control) Background() context.Context { return c.background }
+
+func (c *Control) stateDir() string { return filepath.Join(c.opts.Config.DataDir, "control") }
+
+// begin counts in work that Close waits for; done counts it out. It fails when Close has begun.
+func (c *Control) begin() (done func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mu.closing {
+		return nil, fmt.Errorf("hvd is shutting down: %w", block.ErrClosed)
+	}
+	c.running.Add(1)
+	return c.running.Done, nil
+}
+
+// work is begin with a context that ends with Close too.
+func (c *Control) work(ctx context.Context) (context.Context, func(), error) {
+	done, err := c.begin()
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(c.background, func() { cancel(fmt.Errorf("hvd is shutting down: %w", block.ErrClosed)) })
+	return ctx, func() { unhook(); cancel(nil); done() }, nil
+}
+
+// goServe runs f until Close and logs why it ended.
+func (c *Control) goServe(what string, f func() error) {
+	done, err := c.begin()
+	if err != nil {
+		return
+	}
+	go func() {
+		defer done()
+		if err := f(); err != nil && c.background.Err() == nil {
+			c.log.Error("server stopped", "server", what, "error", err)
+		}
+	}()
+}

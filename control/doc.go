@@ -1,0 +1,17 @@
+// Package control opens every part of hvd, owns its life, and offers what can be done with a store as use cases: volumes, snapshots,
+// attachments, tokens, streams of volume data.
+//
+// It owns DIR/control (attachments and tokens, docs/format/control.md) and the NBD sockets. It checks names and sizes, keeps two
+// operations on one volume apart, and refuses what would pull a volume away under a client. It moves no block itself: NBD requests go
+// from package nbd straight to the engine's device, streams through control/transfer.
+//
+// Package api puts GraphQL and the streams in front of it. Who may call what is decided there; every caller of this package may do
+// everything.
+//
+// Names with a leading dot are its own: ".import-…" is a volume that is still being filled, ".export-…" a snapshot that a running export
+// reads. What a crash leaves of them is deleted at the next start.
+//
+// Goroutines: one per NBD socket, and one for a running settle. Close ends all of them. Locks: names (names.go) are held over a whole
+// operation and are not a mutex; Control.mu and Tokens.mu guard tables and are never held over I/O or a call into the engine, but for
+// Tokens.saving, which orders the writers of one small file. Attachment.mu is held while its device opens.
+package control

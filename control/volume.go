@@ -1,0 +1,228 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
+)
+
+// Volume is what a user sees of a volume.
+type Volume struct {
+	UUID           string
+	Name           string
+	SizeBytes      uint64
+	Chunking       string // "cdc" or "fixed:SIZE"
+	Mode           string // "writeback" or "durable"
+	CreatedAt      time.Time
+	SnapshotCount  int
+	OriginVolume   string      // of a clone; empty for others and when it is gone
+	OriginSnapshot string      // of a clone; empty for others and when it is gone
+	Attachment     *Attachment // nil when it is not attached
+}
+
+// VolumeSpec is what a new volume shall be, as text that came from outside.
+type VolumeSpec struct {
+	Name      string
+	SizeBytes uint64
+	Chunking  string // empty: cdc
+	Mode      string // empty: writeback
+}
+
+// CreateVolume makes a volume that reads as zeroes.
+func (c *Control) CreateVolume(ctx context.Context, spec VolumeSpec) (Volume, error) {
+	checked, err := spec.check()
+	if err != nil {
+		return Volume{}, fmt.Errorf("create volume: %w", err)
+	}
+	release, err := c.names.hold(ctx, "creation", spec.Name)
+	if err != nil {
+		return Volume{}, fmt.Errorf("create volume: %w", err)
+	}
+	defer release()
+	info, err := c.engine.CreateVolume(ctx, checked)
+	if err != nil {
+		return Volume{}, fmt.Errorf("create volume %q: %w", spec.Name, err)
+	}
+	return c.volume(info), nil
+}
+
+func (s VolumeSpec) check() (blockstore.VolumeSpec, error) {
+	if err := checkSize(s.SizeBytes); err != nil {
+		return blockstore.VolumeSpec{}, errors.Join(checkVolume(s.Name), err)
+	}
+	return s.checkButSize()
+}
+
+func (s VolumeSpec) checkButSize() (blockstore.VolumeSpec, error) {
+	spec := blockstore.VolumeSpec{Name: s.Name, SizeBytes: s.SizeBytes}
+	if err := checkVolume(s.Name); err != nil {
+		return spec, err
+	}
+	var err error
+	if spec.Chunking, err = ParseChunking(s.Chunking); err != nil {
+		return spec, err
+	}
+	spec.Mode, err = parseMode(s.Mode)
+	return spec, err
+}
+
+func parseMode(text string) (blockstore.WriteMode, error) {
+	switch text {
+	case "", blockstore.ModeWriteback.String():
+		return blockstore.ModeWriteback, nil
+	case blockstore.ModeDurable.String():
+		return blockstore.ModeDurable, nil
+	}
+	return 0, fmt.Errorf("write mode %q: use writeback or durable: %w", text, block.ErrInvalid)
+}
+
+// Volumes lists the volumes ordered by name. One that is still being imported is not among them.
+func (c *Control) Volumes(ctx context.Context) ([]Volume, error) {
+	infos, err := c.engine.Volumes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	volumes := make([]Volume, 0, len(infos))
+	for _, info := range infos {
+		if !hidden(info.Name) {
+			volumes = append(volumes, c.volume(info))
+		}
+	}
+	return volumes, nil
+}
+
+// Volume describes one volume.
+func (c *Control) Volume(ctx context.Context, name string) (Volume, error) {
+	info, err := c.visible(ctx, name)
+	if err != nil {
+		return Volume{}, err
+	}
+	return c.volume(info), nil
+}
+
+// visible returns the engine's view of a volume that users may name.
+func (c *Control) visible(ctx context.Context, name string) (blockstore.VolumeInfo, error) {
+	if err := checkVolume(name); err != nil {
+		return blockstore.VolumeInfo{}, err
+	}
+	info, err := c.engine.Volume(ctx, name)
+	if err != nil {
+		return info, fmt.Errorf("volume %q: %w", name, err)
+	}
+	return info, nil
+}
+
+// RenameVolume gives a volume that is not attached another name.
+func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volume, error) {
+	if err := checkVolume(newName); err != nil {
+		return Volume{}, fmt.Errorf("rename volume: %w", err)
+	}
+	err := c.change(ctx, "rename", name, []string{newName}, func() error {
+		if err := c.refuseAttached(name); err != nil {
+			return err
+		}
+		return c.engine.RenameVolume(ctx, name, newName)
+	})
+	if err != nil {
+		return Volume{}, err
+	}
+	return c.Volume(ctx, newName)
+}
+
+// ResizeVolume sets the size of a volume. A smaller size loses what lies beyond it, so it needs shrink, and no attachment.
+func (c *Control) ResizeVolume(ctx context.Context, name string, sizeBytes uint64, shrink bool) (Volume, error) {
+	if err := checkSize(sizeBytes); err != nil {
+		return Volume{}, fmt.Errorf("resize volume %q: %w", name, err)
+	}
+	err := c.change(ctx, "resize", name, nil, func() error {
+		info, err := c.visible(ctx, name)
+		if err != nil {
+			return err
+		}
+		if sizeBytes < info.SizeBytes {
+			if !shrink {
+				return fmt.Errorf("%d bytes are less than its %d, and what lies beyond would be lost: %w", sizeBytes, info.SizeBytes, ErrRefused)
+			}
+			if err := c.refuseAttached(name); err != nil {
+				return err
+			}
+		}
+		return c.engine.ResizeVolume(ctx, name, sizeBytes)
+	})
+	if err != nil {
+		return Volume{}, err
+	}
+	return c.Volume(ctx, name)
+}
+
+// DeleteVolume deletes a volume that is not attached, and its snapshots.
+func (c *Control) DeleteVolume(ctx context.Context, name string) error {
+	return c.change(ctx, "delete", name, nil, func() error {
+		if err := c.refuseAttached(name); err != nil {
+			return err
+		}
+		return c.engine.DeleteVolume(ctx, name)
+	})
+}
+
+// CloneVolume makes a volume from a snapshot, or from the volume as it is when snapshot is empty.
+func (c *Control) CloneVolume(ctx context.Context, name, snapshot, newName string) (Volume, error) {
+	if err := checkVolume(newName); err != nil {
+		return Volume{}, fmt.Errorf("clone volume: %w", err)
+	}
+	if snapshot != "" {
+		if err := checkSnapshot(snapshot); err != nil {
+			return Volume{}, fmt.Errorf("clone volume: %w", err)
+		}
+	}
+	var clone Volume
+	err := c.change(ctx, "clone", name, []string{newName}, func() error {
+		info, err := c.engine.Clone(ctx, name, snapshot, newName)
+		clone = c.volume(info)
+		return err
+	})
+	return clone, err
+}
+
+// change runs do while it holds the volume's name and others, and puts what failed on which volume in front of the error.
+func (c *Control) change(ctx context.Context, verb, name string, others []string, do func() error) error {
+	err := checkVolume(name)
+	if err != nil {
+		return fmt.Errorf("%s volume: %w", verb, err)
+	}
+	release, err := c.names.hold(ctx, verb, append([]string{name}, others...)...)
+	if err == nil {
+		defer release()
+		err = do()
+	}
+	if err != nil {
+		return fmt.Errorf("%s volume %q: %w", verb, name, err)
+	}
+	return nil
+}
+
+// hidden tells names that control keeps for itself.
+func hidden(name string) bool { return strings.HasPrefix(name, ".") }
+
+// volume adds to the engine's view what control knows.
+func (c *Control) volume(info blockstore.VolumeInfo) Volume {
+	v := Volume{
+		UUID:          info.UUID.String(),
+		Name:          info.Name,
+		SizeBytes:     info.SizeBytes,
+		Chunking:      info.Chunking.String(),
+		Mode:          info.Mode.String(),
+		CreatedAt:     info.CreatedAt,
+		SnapshotCount: info.Snapshots,
+		Attachment:    c.attachmentOf(info.Name),
+	}
+	if info.Origin != nil {
+		v.OriginVolume, v.OriginSnapshot = info.Origin.Volume, info.Origin.Snapshot
+	}
+	return v
+}
