@@ -1,0 +1,236 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// appender is the one writer of the log. Its lock is held over the write(2), against the rule that no I/O happens under a mutex: the lock is what
+// gives all volumes one order, and a position must not be handed out before the bytes in front of it are written, or process death could leave a hole
+// behind a reply. The write goes to the page cache; sums of payload are computed before the lock is taken.
+type appender struct {
+	sync.Mutex
+	active   *logFile
+	lastTime int64
+	behind   bool // the clock is known to be behind lastTime
+
+	// Scratch, reused.
+	heads []byte   // record headers and descriptors of a batch
+	vec   [][]byte // what is written: heads, payloads, padding
+	page  [pageSize]byte
+}
+
+// Append writes the records, with one write(2) unless the file is full, and fills in their Seq, Time, Pos and Sums. When it returns nil they survive the death of
+// the process; Sync makes them survive a power loss. An error that wraps block.ErrNoSpace means that nothing was appended; block.ErrInvalid likewise; after
+// any other error some of the records may be in the log. It waits when the disk is several files behind.
+func (l *Log) Append(recs []Record) error {
+	return l.append(recs, l.opts.CapBytes-l.opts.ReserveBytes, true)
+}
+
+// TryAppend is Append for a caller that must not wait: it returns block.ErrWouldBlock, having appended nothing, where Append would wait for the disk.
+func (l *Log) TryAppend(recs []Record) error {
+	return l.append(recs, l.opts.CapBytes-l.opts.ReserveBytes, false)
+}
+
+// AppendControl is Append for one record of any kind that may use the reserve: what shrinks the store must work when the log is full.
+func (l *Log) AppendControl(rec *Record) error {
+	one := [1]Record{*rec}
+	err := l.append(one[:], l.opts.CapBytes, true)
+	*rec = one[0]
+	return err
+}
+
+func (l *Log) append(recs []Record, limit int64, wait bool) error {
+	for i := range recs {
+		if err := recs[i].prepare(); err != nil {
+			return err
+		}
+		if r := emptyRoom(l.opts.FileSize); !r.take(&recs[i]) {
+			return fmt.Errorf("append record of %d bytes to a log of %d byte files: %w", recs[i].payloadLen, l.opts.FileSize, block.ErrInvalid)
+		}
+	}
+	if len(recs) == 0 {
+		return nil
+	}
+	l.app.Lock()
+	behind, err := l.appendLocked(recs, limit, wait)
+	l.app.Unlock()
+	if behind > 0 && l.opts.Events.ClockBehind != nil {
+		l.opts.Events.ClockBehind(behind)
+	}
+	return err
+}
+
+// appendLocked writes the records into as many files as they need. It returns by how much the clock was found to have fallen back.
+func (l *Log) appendLocked(recs []Record, limit int64, wait bool) (behind time.Duration, err error) {
+	if err := l.usable(); err != nil {
+		return 0, err
+	}
+	rolls, err := l.admit(recs, limit)
+	if err != nil {
+		return 0, err
+	}
+	if rolls > 0 && !wait && (rolls > 1 || !l.canRoll()) {
+		return 0, fmt.Errorf("append to a full log file: %w", block.ErrWouldBlock)
+	}
+	now := l.opts.Now().UnixNano()
+	behind = l.checkClock(now)
+	for len(recs) > 0 {
+		n := l.fit(recs)
+		if n == 0 {
+			if err := l.roll(); err != nil {
+				return behind, err
+			}
+			continue
+		}
+		if err := l.writeBatch(recs[:n], now); err != nil {
+			return behind, err
+		}
+		recs = recs[n:]
+	}
+	return behind, nil
+}
+
+// admit checks that the live bytes stay within limit, and returns how many new files the records take.
+func (l *Log) admit(recs []Record, limit int64) (rolls int, err error) {
+	l.st.Lock()
+	live := l.st.closedBytes
+	l.st.Unlock()
+	r := l.app.active.room()
+	for i := range recs {
+		if !r.take(&recs[i]) {
+			live += r.capacity
+			r = emptyRoom(l.opts.FileSize)
+			r.take(&recs[i])
+			rolls++
+		}
+	}
+	if live+r.end > limit {
+		return 0, fmt.Errorf("append to the log, %d of %d bytes used: %w", live+l.app.active.end, limit, block.ErrNoSpace)
+	}
+	return rolls, nil
+}
+
+// room returns what the active file has left.
+func (f *logFile) room() room {
+	return room{end: f.end, index: int64(len(f.index)), capacity: f.header.Capacity}
+}
+
+// fit returns how many of the records fit into the active file.
+func (l *Log) fit(recs []Record) int {
+	r := l.app.active.room()
+	for i := range recs {
+		if !r.take(&recs[i]) {
+			return i
+		}
+	}
+	return len(recs)
+}
+
+// checkClock returns how far the clock is behind the log, once for each time that it falls behind by more than a second.
+func (l *Log) checkClock(now int64) time.Duration {
+	lag := time.Duration(l.app.lastTime - now)
+	if lag <= time.Second {
+		l.app.behind = false
+		return 0
+	}
+	if l.app.behind {
+		return 0
+	}
+	l.app.behind = true
+	return lag
+}
+
+// writeBatch writes records that fit into the active file. Padding clears the rest of the last page, so that a recycled file's old bytes are gone and the
+// kernel need not read the page first; the next append overwrites it.
+func (l *Log) writeBatch(recs []Record, now int64) error {
+	a := &l.app
+	f := a.active
+	saved, savedTime := f.contents, a.lastTime
+	l.encode(recs, now)
+	if pad := roundUp(f.end) - f.end; pad > 0 {
+		a.vec = append(a.vec, zeroPage[:pad])
+	}
+	err := vfs.WriteVec(f.f, a.vec, saved.end)
+	clear(a.vec) // the payload is the caller's again
+	if err != nil {
+		// The next append overwrites what may have been written: its chain does not contain these records.
+		f.contents, a.lastTime = saved, savedTime
+		err = fmt.Errorf("append %d records to %s: %w", len(recs), fileSource(f.header.ID), err)
+		if errors.Is(err, block.ErrNoSpace) {
+			return err
+		}
+		return l.fail(err)
+	}
+	l.publish(f, f.end-saved.end)
+	return nil
+}
+
+// encode gives the records their place in the order and lays them out in the scratch of the appender.
+func (l *Log) encode(recs []Record, now int64) {
+	a := &l.app
+	f := a.active
+	need := 0
+	for i := range recs {
+		need += recordSize + descSize*len(recs[i].Sums)
+	}
+	if cap(a.heads) < need {
+		a.heads = make([]byte, need+need/2)
+	}
+	heads := a.heads[:cap(a.heads)]
+	a.vec = a.vec[:0]
+	durable := l.durable.Load()
+	for i := range recs {
+		r := &recs[i]
+		a.lastTime = max(a.lastTime+1, now)
+		r.Seq, r.Time = f.nextSeq(), a.lastTime
+		h := RecordHeader{
+			Kind: r.Kind, Flags: r.Flags, Seq: r.Seq, Time: r.Time, Volume: r.Volume, Off: r.Off, Len: r.Len, Durable: durable,
+			MapEpoch: r.MapEpoch, PayloadLen: uint32(r.payloadLen), Sectors: uint32(len(r.Sums)), PayloadSum: r.payloadSum,
+		}
+		head := heads[:recordSize+descSize*len(r.Sums)]
+		heads = heads[len(head):]
+		encodeRecord(head, &h, r, f)
+		a.vec = append(append(a.vec, head), r.Payload...)
+		f.add(&h, r.Sums)
+		r.Pos = f.lastPos
+	}
+}
+
+// encodeRecord lays out header and descriptors of a record at the end of f, and computes its chain value.
+func encodeRecord(head []byte, h *RecordHeader, r *Record, f *logFile) {
+	h.encode(head, f.seed)
+	descs := head[recordSize:]
+	clear(descs)
+	for i, s := range r.Sums {
+		le.PutUint32(descs[i*descSize:], s)
+	}
+	h.Chain = chainOf(f.chain, head, descs)
+	if r.Kind >= FirstControl {
+		for _, p := range r.Payload {
+			h.Chain = crc32.Update(h.Chain, castagnoli, p)
+		}
+	}
+	le.PutUint32(head[92:], h.Chain)
+}
+
+// publish tells the others how far the log goes.
+func (l *Log) publish(f *logFile, n int64) {
+	st := &l.st
+	st.Lock()
+	st.lastSeq, st.lastPos = f.nextSeq()-1, f.lastPos
+	st.nextPos = makePos(f.header.ID, f.end)
+	st.appended += n
+	st.unsyncedN += n
+	unsynced := st.unsyncedN
+	st.Unlock()
+	if l.opts.SyncBytes > 0 && unsynced >= l.opts.SyncBytes {
+		l.kick(l.syncKick)
+	}
+}

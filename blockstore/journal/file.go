@@ -1,0 +1,96 @@
+package journal
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// fileSuffix ends the names of log files; the id stands before it in eight hexadecimal digits.
+const fileSuffix = ".log"
+
+// logFile is one file of the log. Everything but contents is fixed once the file is in use.
+type logFile struct {
+	f      vfs.File
+	path   string
+	header FileHeader
+	seed   uint32 // of the chain: the checksum of the header
+	sealed bool   // its index and footer are durable; guarded by Log.st
+
+	// contents belongs to the appender while the file is active, then to the sealer, then to nobody.
+	contents
+}
+
+// contents is what the records of a file amount to. Adding to a copy leaves the original as it was, which is how a failed append is undone.
+type contents struct {
+	end     int64  // offset of the first byte after the last record
+	chain   uint32 // after the last record
+	records uint64
+	minTime int64
+	maxTime int64 // of the last record; 0 if there is none
+	lastPos Pos
+	index   []byte // encoded entries, see appendEntry; nil once the file is sealed
+}
+
+// start makes the file ready for its first record.
+func (f *logFile) start() { f.contents = contents{end: pageSize, chain: f.seed, index: f.index[:0]} }
+
+// nextSeq returns the sequence number that follows the file's last record.
+func (f *logFile) nextSeq() uint64 { return f.header.FirstSeq + f.records }
+
+// dataLimit returns the offset that no record passes: that of the footer.
+func (f *logFile) dataLimit() int64 { return f.header.Capacity - pageSize }
+
+// add accounts for a record that is written at the end of the file, with its checksums set.
+func (f *logFile) add(h *RecordHeader, sums []uint32) {
+	f.index = appendEntry(f.index, h, f.maxTime, sums)
+	f.lastPos = recordPos(f.header.ID, f.end, h.Sectors, h.PayloadLen)
+	f.end += recordSize + h.bodyLen()
+	f.chain = h.Chain
+	if f.records == 0 {
+		f.minTime = h.Time
+	}
+	f.maxTime = h.Time
+	f.records++
+}
+
+// footer returns the footer that seals the file as it is.
+func (f *logFile) footer(indexSum uint32) Footer {
+	return Footer{
+		ID: f.header.ID, BootEpoch: f.header.BootEpoch, Records: f.records,
+		FirstSeq: f.header.FirstSeq, LastSeq: f.nextSeq() - 1, MinTime: f.minTime, MaxTime: f.maxTime,
+		DataEnd: f.end, IndexOff: roundUp(f.end), IndexLen: int64(len(f.index)), FinalChain: f.chain, IndexSum: indexSum,
+	}
+}
+
+// room is the space of a file as records take it: data from the front, the index kept free behind it, the footer in the last page.
+type room struct{ end, index, capacity int64 }
+
+// emptyRoom is the room of a file without records.
+func emptyRoom(capacity int64) room { return room{end: pageSize, capacity: capacity} }
+
+// take accounts for one record, or reports that the file has no room for it and its index entry.
+func (r *room) take(rec *Record) bool {
+	end := r.end + recordSize + int64(len(rec.Sums))*descSize + int64(rec.payloadLen)
+	index := r.index + indexBound(len(rec.Sums))
+	if roundUp(end)+index > r.capacity-pageSize {
+		return false
+	}
+	r.end, r.index = end, index
+	return true
+}
+
+// fileName returns the name of a file in the directory of the log.
+func fileName(id uint32) string { return fmt.Sprintf("%08x%s", id, fileSuffix) }
+
+// parseFileName is the reverse of fileName.
+func parseFileName(name string) (id uint32, ok bool) {
+	digits, ok := strings.CutSuffix(name, fileSuffix)
+	if !ok || len(digits) != 8 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 16, 32)
+	return uint32(n), err == nil && n > 0 && fileName(uint32(n)) == name
+}

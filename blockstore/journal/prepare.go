@@ -1,0 +1,99 @@
+package journal
+
+import (
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// reclaimPoll is how often files are looked at that readers still hold. Pins do not announce their end: that keeps them cheap.
+const reclaimPoll = 2 * time.Millisecond
+
+// prepareLoop keeps one file ready for the appender and recycles released ones.
+func (l *Log) prepareLoop() {
+	defer l.loops.Done()
+	poll := time.NewTimer(reclaimPoll)
+	defer poll.Stop()
+	for {
+		left := l.reclaim()
+		l.prepareNext()
+		var again <-chan time.Time
+		if left {
+			poll.Reset(reclaimPoll)
+			again = poll.C
+		}
+		select {
+		case <-l.quit:
+			return
+		case <-l.prepKick:
+		case <-again:
+		}
+	}
+}
+
+// prepareNext prepares a file unless there is one, or the last failure has not been reported yet.
+func (l *Log) prepareNext() {
+	st := &l.st
+	st.Lock()
+	wanted := st.next == nil && st.prepErr == nil && l.failed() == nil
+	st.Unlock()
+	if !wanted {
+		return
+	}
+	f, err := l.prepare()
+	st.Lock()
+	defer st.Unlock()
+	if err != nil {
+		st.prepErr = fmt.Errorf("prepare log file: %w", err)
+	} else {
+		st.next = f
+	}
+	st.wake.Broadcast()
+}
+
+// prepare makes a file that lacks only its header: a spare under a new name, or a new one, with its blocks allocated and its name durable. Until its header is
+// written recovery takes it for unused, since the header of a recycled file does not fit the name.
+func (l *Log) prepare() (*logFile, error) {
+	st := &l.st
+	st.Lock()
+	var spare *logFile
+	if n := len(st.spares); n > 0 {
+		spare, st.spares = st.spares[n-1], st.spares[:n-1]
+	}
+	id := st.nextID
+	st.nextID++
+	st.Unlock()
+
+	path := l.opts.FS.PathJoin(l.opts.Dir, fileName(id))
+	f, err := l.newFile(path, spare)
+	if err != nil {
+		return nil, err
+	}
+	if err = vfs.Preallocate(f, l.opts.FileSize); err == nil {
+		err = vfs.SyncDir(l.opts.FS, l.opts.Dir)
+	}
+	if err != nil {
+		_ = f.Close()
+		_ = l.opts.FS.Remove(path)
+		return nil, fmt.Errorf("%s: %w", fileSource(id), err)
+	}
+	lf := &logFile{f: f, path: path, header: FileHeader{
+		StoreID: l.opts.StoreID, ID: id, BootEpoch: l.opts.BootEpoch, OwnerEpoch: l.opts.OwnerEpoch, Capacity: l.opts.FileSize,
+	}}
+	_, _ = rand.Read(lf.header.Salt[:]) // never fails, by its contract
+	return lf, nil
+}
+
+// newFile opens the file under its new name, made from the spare if there is one.
+func (l *Log) newFile(path string, spare *logFile) (vfs.File, error) {
+	if spare == nil {
+		return vfs.Create(l.opts.FS, path)
+	}
+	_ = spare.f.Close() // it was only read and written, and all that mattered in it was synced
+	if err := l.opts.FS.Rename(spare.path, path); err != nil {
+		return nil, err
+	}
+	return vfs.OpenUpdate(l.opts.FS, path)
+}

@@ -1,0 +1,89 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// canRoll reports whether roll would not wait.
+func (l *Log) canRoll() bool {
+	l.st.Lock()
+	defer l.st.Unlock()
+	return l.st.next != nil && len(l.st.full) < maxUnsealed
+}
+
+// roll makes the prepared file active and leaves the full one to the sealer. It waits for a file to be prepared, which has normally happened long ago, and for
+// the sealer when maxUnsealed files are behind. The header is written but not synced: the next Sync covers both files, oldest first.
+func (l *Log) roll() error {
+	next, err := l.takeNext()
+	if err != nil {
+		return err
+	}
+	old := l.app.active
+	if err := l.writeHeader(next, old.header.ID, old.chain, old.nextSeq()); err != nil {
+		l.st.Lock()
+		l.st.next = next
+		l.st.Unlock()
+		return err
+	}
+	st := &l.st
+	st.Lock()
+	if n := len(st.indexes); n > 0 {
+		next.index, st.indexes = st.indexes[n-1][:0], st.indexes[:n-1]
+	}
+	st.full = append(st.full, old)
+	st.live = append(st.live, next)
+	st.unsynced = append(st.unsynced, next)
+	st.closedBytes += old.header.Capacity
+	st.nextPos = makePos(next.header.ID, next.end)
+	l.publishFiles()
+	st.wake.Broadcast()
+	st.Unlock()
+	l.app.active = next
+	l.kick(l.prepKick)
+	return nil
+}
+
+// takeNext takes the prepared file. A failure to prepare one is reported once, and then tried again.
+func (l *Log) takeNext() (*logFile, error) {
+	st := &l.st
+	st.Lock()
+	defer st.Unlock()
+	for {
+		if err := l.failed(); err != nil {
+			return nil, err
+		}
+		if err := st.prepErr; err != nil {
+			st.prepErr = nil
+			l.kick(l.prepKick)
+			return nil, err
+		}
+		if st.next != nil && len(st.full) < maxUnsealed {
+			next := st.next
+			st.next = nil
+			return next, nil
+		}
+		st.wake.Wait()
+	}
+}
+
+// writeHeader gives a prepared file its place in the log and writes its header, without a sync.
+func (l *Log) writeHeader(f *logFile, prevID, prevChain uint32, firstSeq uint64) error {
+	h := &f.header
+	h.PrevID, h.PrevChain, h.FirstSeq = prevID, prevChain, firstSeq
+	h.Created = max(l.opts.Now().UnixNano(), l.app.lastTime)
+	h.Durable = l.durable.Load()
+	f.seed = h.encode(l.app.page[:])
+	f.start()
+	if err := vfs.WriteVec(f.f, [][]byte{l.app.page[:]}, 0); err != nil {
+		err = fmt.Errorf("write header of %s: %w", fileSource(h.ID), err)
+		if errors.Is(err, block.ErrNoSpace) {
+			return err
+		}
+		return l.fail(err)
+	}
+	return nil
+}
