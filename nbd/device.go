@@ -36,7 +36,9 @@ type Device interface {
 
 	// Trim discards a range: it reads as zeroes afterwards (whole blocks; the rest of the range may keep its bytes).
 	Trim(ctx context.Context, r block.Range, fua bool) error
-	// Zero makes a range read as zeroes. With noHole the space stays reserved where the device can reserve.
+	// Zero makes a range read as zeroes. With noHole the space stays reserved where the device can reserve. The server announces fast
+	// zeroing, so this must cost no more than a write of the two blocks at the ends, however long the range; a device that cannot
+	// do that returns an error that wraps errors.ErrUnsupported.
 	Zero(ctx context.Context, r block.Range, noHole, fua bool) error
 	// Flush makes every effect whose call had returned before Flush was called durable, on every connection.
 	Flush(ctx context.Context) error
