@@ -58,12 +58,13 @@ type nbdServerProcess struct {
 	socket string
 }
 
-func startNBD(t *testing.T, socket, disk string) *nbdServerProcess {
+// startNBD serves disk on socket. Plugin options go before the plugin's name, such as --filter=cow to leave the file as it is.
+func startNBD(t *testing.T, socket, disk string, options ...string) *nbdServerProcess {
 	t.Helper()
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("nbdkit", "-f", "-U", socket, "file", disk)
+	cmd := exec.Command("nbdkit", append(append([]string{"-f", "-U", socket}, options...), "file", disk)...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -194,7 +195,7 @@ func TestPowerCut(t *testing.T) {
 func TestIdleGuestAnswersQMPAndStops(t *testing.T) {
 	image := testImage(t)
 	socket := filepath.Join(shortTempDir(t), "nbd.sock")
-	startNBD(t, socket, copyDisk(t, image))
+	startNBD(t, socket, image.Disk, "--filter=cow")
 	machine := bootTest(t, BootOptions{Image: image, NBDURI: UnixURI(socket, ""), Task: TaskIdle})
 	waitMarker(t, machine, "GUEST-READY")
 
@@ -229,7 +230,7 @@ func TestIdleGuestAnswersQMPAndStops(t *testing.T) {
 func TestScript(t *testing.T) {
 	image := testImage(t)
 	socket := filepath.Join(shortTempDir(t), "nbd.sock")
-	startNBD(t, socket, copyDisk(t, image))
+	startNBD(t, socket, image.Disk, "--filter=cow")
 	machine := bootTest(t, BootOptions{Image: image, NBDURI: UnixURI(socket, ""), Append: "hv.word=given",
 		Script: "echo KERNEL-$(uname -s)\ngrep -o hv.word=given /proc/cmdline\nexit 7\n"})
 	if err := machine.Wait(); err != nil {
@@ -246,7 +247,7 @@ func TestScript(t *testing.T) {
 func TestEndOfContextEndsQEMU(t *testing.T) {
 	image := testImage(t)
 	socket := filepath.Join(shortTempDir(t), "nbd.sock")
-	startNBD(t, socket, copyDisk(t, image))
+	startNBD(t, socket, image.Disk, "--filter=cow")
 	ctx, cancel := context.WithCancel(t.Context())
 	machine, err := Boot(ctx, BootOptions{Image: image, NBDURI: UnixURI(socket, "")})
 	if err != nil {

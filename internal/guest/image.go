@@ -76,6 +76,9 @@ func PrepareSpec(ctx context.Context, cacheDir string, spec Spec) (*Image, error
 		return nil, fmt.Errorf("prepare guest: %w", err)
 	}
 	defer unlock()
+	if err := removeUnfinished(dir); err != nil {
+		return nil, fmt.Errorf("prepare guest: %w", err)
+	}
 	kernel, err := prepareKernel(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("prepare guest kernel: %w", err)
@@ -127,13 +130,25 @@ func cacheKey(prefix string, parts ...any) string {
 	return prefix + "-" + hex.EncodeToString(hash.Sum(nil)[:6])
 }
 
+// buildingPrefix starts the name of a folder that is not complete.
+const buildingPrefix = "building-"
+
+// removeUnfinished deletes what builds left that were killed. The lock must be held, so no build is running.
+func removeUnfinished(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, buildingPrefix+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
+}
+
 // buildFolder returns parent/name, made by build in a temporary folder beside it if it is not there yet.
 func buildFolder(parent, name string, build func(dir string) error) (string, error) {
 	final := filepath.Join(parent, name)
 	if _, err := os.Stat(final); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return final, err
 	}
-	temp, err := os.MkdirTemp(parent, "building-")
+	temp, err := os.MkdirTemp(parent, buildingPrefix)
 	if err != nil {
 		return "", err
 	}
