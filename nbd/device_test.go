@@ -27,6 +27,15 @@ type memDevice struct {
 
 func newMemDevice(size int) *memDevice { return &memDevice{data: make([]byte, size)} }
 
+// fill sets every byte. Tests that talk to the device through other programs need its lock for the race detector to see an order.
+func (d *memDevice) fill(with func(i int) byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.data {
+		d.data[i] = with(i)
+	}
+}
+
 func (d *memDevice) Size() uint64 { return uint64(len(d.data)) }
 
 func (d *memDevice) ReadOnly() bool { return d.readOnly }

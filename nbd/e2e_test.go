@@ -44,6 +44,8 @@ func (s *served) uri() string { return "nbd+unix:///disk?socket=" + s.addr }
 func image(t *testing.T, dev *memDevice) string {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(7, 0))
+	dev.mu.Lock()
+	defer dev.mu.Unlock()
 	for at := 0; at < len(dev.data); at += (1 + rng.IntN(20)) * 64 << 10 {
 		for i := range dev.data[at:min(at+128<<10, len(dev.data))] {
 			dev.data[at+i] = byte(rng.Uint32())
@@ -102,7 +104,7 @@ func TestNBDInfo(t *testing.T) {
 func TestNBDCopyBothWays(t *testing.T) {
 	eachDevice(t, 24<<20+512, func(t *testing.T, dev *memDevice, s *served) {
 		file := image(t, dev)
-		clear(dev.data)
+		dev.fill(func(int) byte { return 0 })
 		tool(t, "nbdcopy", "--connections=4", "--flush", file, s.uri())
 		out := filepath.Join(t.TempDir(), "out.raw")
 		tool(t, "nbdcopy", "--connections=4", s.uri(), out)
@@ -131,9 +133,7 @@ func TestQemuImg(t *testing.T) {
 		tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", file, s.uri())
 		qcow := filepath.Join(t.TempDir(), "out.qcow2")
 		tool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", s.uri(), qcow)
-		for i := range dev.data {
-			dev.data[i] = 0xff
-		}
+		dev.fill(func(int) byte { return 0xff })
 		tool(t, "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", qcow, s.uri())
 		tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", file, s.uri())
 		if dev.zeroes.Load() == 0 {
