@@ -1,0 +1,55 @@
+package api
+
+import (
+	"github.com/hyper-nixos/hyper-nixos/api/generated"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
+	"github.com/hyper-nixos/hyper-nixos/control"
+)
+
+func volumeOf(v control.Volume) generated.Volume {
+	mode := generated.WriteModeWriteback
+	if v.Mode == blockstore.ModeDurable.String() {
+		mode = generated.WriteModeDurable
+	}
+	return generated.Volume{
+		Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Chunking: v.Chunking, Mode: mode, CreatedAt: v.CreatedAt,
+		SnapshotCount: v.SnapshotCount, OriginVolume: v.OriginVolume, OriginSnapshot: v.OriginSnapshot, Attachment: v.Attachment,
+	}
+}
+
+func modeText(m generated.WriteMode) string {
+	if m == generated.WriteModeDurable {
+		return blockstore.ModeDurable.String()
+	}
+	return blockstore.ModeWriteback.String()
+}
+
+func statsOf(s blockstore.Stats) generated.Stats {
+	out := generated.Stats{
+		Volumes: s.Volumes, Snapshots: s.Snapshots,
+		LogicalBytes: s.LogicalBytes, NonZeroBytes: s.NonZeroBytes, UniqueBytes: s.UniqueBytes, SharedBytes: s.SharedBytes,
+		StoredBytes: s.StoredBytes, HeldUnusedBytes: s.HeldUnusedBytes, MetadataBytes: s.MetadataBytes,
+		DedupRatio: ratio(s.NonZeroBytes, s.UniqueBytes), CompressionRatio: ratio(s.UniqueBytes, s.StoredBytes),
+		Space: s.Space.String(), FreeBytes: s.FreeBytes, ReserveBytes: s.ReserveBytes,
+		LogCapBytes: s.LogCapBytes, LogUsedBytes: s.LogUsedBytes, LogFill: ratio(s.LogUsedBytes, s.LogCapBytes),
+		UndestagedBytes: s.UndestagedBytes, DestageLagSeconds: s.DestageLag.Seconds(),
+		GuestReadBytes: s.GuestReadBytes, GuestWrittenBytes: s.GuestWrittenBytes, DiskWrittenBytes: s.DiskWrittenBytes,
+		Syncs: s.Syncs, WriteAmplification: ratio(s.DiskWrittenBytes, s.GuestWrittenBytes),
+		Caches: make([]generated.Cache, 0, len(s.Caches)), Memory: make([]generated.MemoryPart, 0, len(s.Memory)),
+	}
+	for _, c := range s.Caches {
+		out.Caches = append(out.Caches, generated.Cache{Name: c.Name, Hits: c.Hits, Misses: c.Misses, HitRate: ratio(c.Hits, c.Hits+c.Misses)})
+	}
+	for _, m := range s.Memory {
+		out.Memory = append(out.Memory, generated.MemoryPart{Name: m.Name, UsedBytes: m.UsedBytes, BudgetBytes: m.BudgetBytes})
+	}
+	return out
+}
+
+// ratio is 0 where there is nothing to compare with.
+func ratio(a, b uint64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return float64(a) / float64(b)
+}

@@ -1,0 +1,141 @@
+package api
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/control"
+)
+
+const (
+	// ContentType is that of streams of volume data (docs/format/transfer.md).
+	ContentType = "application/vnd.hyper-nixos.stream"
+
+	maxTransfers = 6               // imports and exports at once; each holds up to 16 MiB of buffers
+	drainTime    = 5 * time.Second // for a client to notice that its import has failed
+)
+
+// data serves the streams of volume data.
+type data struct {
+	control *control.Control
+	slots   chan struct{}
+}
+
+func newData(c *control.Control) *data {
+	return &data{control: c, slots: make(chan struct{}, maxTransfers)}
+}
+
+// enter checks what both directions check and takes a slot.
+func (d *data) enter(r *http.Request) (leave func(), err error) {
+	if err := allow(r.Context(), control.ScopeOperate); err != nil {
+		return nil, err
+	}
+	select {
+	case d.slots <- struct{}{}:
+		return func() { <-d.slots }, nil
+	default:
+		return nil, fmt.Errorf("%d imports and exports are under way; try again when one has ended: %w", maxTransfers, errBusy)
+	}
+}
+
+// put serves PUT /v1/volumes/{name}/data?chunking=…&mode=…&keepPartial=…: it makes a volume from the stream in the body.
+func (d *data) put(w http.ResponseWriter, r *http.Request) {
+	leave, err := d.enter(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	defer leave()
+	spec, err := importSpec(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	// An error must reach a client that is still sending.
+	connection := http.NewResponseController(w)
+	if err := connection.EnableFullDuplex(); err != nil {
+		fail(w, err)
+		return
+	}
+	volume, err := d.control.Import(r.Context(), spec, r.Body)
+	if err == nil {
+		reply(w, http.StatusCreated, map[string]any{"name": volume.Name, "uuid": volume.UUID, "sizeBytes": volume.SizeBytes})
+		return
+	}
+	fail(w, err)
+	_ = connection.Flush()
+	_ = connection.SetReadDeadline(time.Now().Add(drainTime))
+	_, _ = io.Copy(io.Discard, r.Body)
+}
+
+func importSpec(r *http.Request) (control.ImportSpec, error) {
+	if got := r.Header.Get("Content-Type"); got != ContentType {
+		return control.ImportSpec{}, fmt.Errorf("content type %q: want %s: %w", got, ContentType, block.ErrInvalid)
+	}
+	query := r.URL.Query()
+	spec := control.ImportSpec{Name: r.PathValue("name"), Chunking: query.Get("chunking"), Mode: query.Get("mode")}
+	if keep := query.Get("keepPartial"); keep != "" {
+		var err error
+		if spec.KeepPartial, err = strconv.ParseBool(keep); err != nil {
+			return spec, fmt.Errorf("keepPartial=%q: want true or false: %w", keep, block.ErrInvalid)
+		}
+	}
+	return spec, nil
+}
+
+// get serves GET /v1/volumes/{name}/data?snapshot=…: the content of a snapshot, or of the volume at this moment.
+func (d *data) get(w http.ResponseWriter, r *http.Request) {
+	leave, err := d.enter(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	defer leave()
+	body := &lateBody{w: w, contentType: ContentType}
+	err = d.control.Export(r.Context(), r.PathValue("name"), r.URL.Query().Get("snapshot"), body)
+	body.finish(err)
+}
+
+// support serves GET /v1/support: a gzipped tar of what helps to understand a fault, without guest data and secrets.
+func (d *data) support(w http.ResponseWriter, r *http.Request) {
+	if err := allow(r.Context(), control.ScopeAdmin); err != nil {
+		fail(w, err)
+		return
+	}
+	body := &lateBody{w: w, contentType: "application/gzip"}
+	body.finish(d.control.Support(r.Context(), body))
+}
+
+// lateBody sends the header of a reply with the first byte, so that what fails before is a proper error.
+type lateBody struct {
+	w           http.ResponseWriter
+	contentType string
+	begun       bool
+}
+
+// Write implements io.Writer.
+func (b *lateBody) Write(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		b.w.Header().Set("Content-Type", b.contentType)
+		b.w.Header().Set("Cache-Control", "no-store")
+	}
+	return b.w.Write(p)
+}
+
+// finish answers with an error, or cuts the connection if it is too late for that: a body must never look complete when it is not.
+func (b *lateBody) finish(err error) {
+	if err == nil {
+		return
+	}
+	if !b.begun {
+		fail(b.w, err)
+		return
+	}
+	_ = http.NewResponseController(b.w).Flush() // the stream's own word about the failure should arrive
+	panic(http.ErrAbortHandler)                 // net/http's way to close a connection without the end of the body
+}

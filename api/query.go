@@ -1,0 +1,61 @@
+package api
+
+import (
+	"context"
+
+	"github.com/hyper-nixos/hyper-nixos/api/generated"
+	"github.com/hyper-nixos/hyper-nixos/control"
+)
+
+// resolver answers GraphQL with the use cases of control.
+type resolver struct {
+	control *control.Control
+	door    *door
+}
+
+// Query implements generated.ResolverRoot.
+func (r *resolver) Query() generated.QueryResolver { return query{r} }
+
+// Mutation implements generated.ResolverRoot.
+func (r *resolver) Mutation() generated.MutationResolver { return mutation{r} }
+
+type query struct{ *resolver }
+
+func (q query) Status(ctx context.Context) (control.Status, error) { return q.control.Status(ctx) }
+
+func (q query) Volumes(ctx context.Context) ([]generated.Volume, error) {
+	volumes, err := q.control.Volumes(ctx)
+	list := make([]generated.Volume, 0, len(volumes))
+	for _, v := range volumes {
+		list = append(list, volumeOf(v))
+	}
+	return list, err
+}
+
+func (q query) Volume(ctx context.Context, name string) (generated.Volume, error) {
+	v, err := q.control.Volume(ctx, name)
+	return volumeOf(v), err
+}
+
+func (q query) Snapshots(ctx context.Context, volume string) ([]control.Snapshot, error) {
+	return q.control.Snapshots(ctx, volume)
+}
+
+func (q query) SnapshotFrees(ctx context.Context, volume, name string) (uint64, error) {
+	return q.control.SnapshotFrees(ctx, volume, name)
+}
+
+func (q query) Attachments(context.Context) ([]control.Attachment, error) {
+	return q.control.Attachments(), nil
+}
+
+func (q query) Stats(ctx context.Context) (generated.Stats, error) {
+	s, err := q.control.Stats(ctx)
+	return statsOf(s), err
+}
+
+func (q query) Settling(context.Context) (control.Settling, error) { return q.control.Settling(), nil }
+
+func (q query) Tokens(context.Context) ([]control.Token, error) {
+	return q.control.Tokens().List(), nil
+}
