@@ -1,0 +1,90 @@
+package blockstore
+
+import (
+	"fmt"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
+	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
+)
+
+// Kinds of control records. They are part of the disk format (docs/format/log.md).
+const (
+	opCreate         journal.Kind = 16
+	opDelete         journal.Kind = 17
+	opRename         journal.Kind = 18
+	opResize         journal.Kind = 19
+	opSnapshot       journal.Kind = 20
+	opDeleteSnapshot journal.Kind = 21
+	opRollback       journal.Kind = 22
+	opClone          journal.Kind = 23
+)
+
+// op is the payload of a control record. Fields that a kind does not use are zero.
+type op struct {
+	Kind   journal.Kind
+	Volume block.VolumeID
+	Node   nodeID // the snapshot that is meant (delete, rollback, clone)
+	UUID   block.UUID
+	Size   uint64 // bytes
+	Mode   WriteMode
+	Cut    cdc.Params
+	Name   string
+	Gone   block.Range // what a shrink cuts off, whole blocks; in the record's own offset and length
+
+	// Of the record that carries it.
+	Seq  uint64
+	Time int64 // ns since the epoch
+	Pos  journal.Pos
+}
+
+const opVersion = 1
+
+func (o *op) encode() []byte {
+	e := &enc{}
+	e.u8(opVersion)
+	e.u8(uint8(o.Mode))
+	e.zero(6)
+	e.u64(uint64(o.Node))
+	e.u64(o.Size)
+	e.bytes(o.UUID[:])
+	cut := make([]byte, 20)
+	putCut(cut, o.Cut)
+	e.bytes(cut)
+	e.zero(20)
+	e.string(o.Name)
+	return e.b
+}
+
+func decodeOp(kind journal.Kind, volume block.VolumeID, b []byte) (*op, error) {
+	d := &dec{b: b}
+	o := &op{Kind: kind, Volume: volume}
+	if v := d.u8(); v != opVersion {
+		return nil, fmt.Errorf("control record version %d: %w", v, block.ErrVersion)
+	}
+	o.Mode = WriteMode(d.u8())
+	d.zero(6)
+	o.Node = nodeID(d.u64())
+	o.Size = d.u64()
+	copy(o.UUID[:], d.take(16))
+	o.Cut = getCut(d.take(20))
+	d.zero(20)
+	o.Name = d.string()
+	return o, d.end("control record")
+}
+
+// logOp appends the record of an operation and fills in its place. The caller holds Store.ops, and Volume.mu where the operation closes a head.
+func (s *Store) logOp(o *op) error {
+	s.tree.RLock()
+	var epoch uint32
+	if v := s.volumes[o.Volume]; v != nil {
+		epoch = v.mapEpoch
+	}
+	s.tree.RUnlock()
+	rec := journal.Record{Kind: o.Kind, Volume: o.Volume, MapEpoch: epoch, Off: o.Gone.Off, Len: o.Gone.Len, Payload: [][]byte{o.encode()}}
+	if err := s.log.AppendControl(&rec); err != nil {
+		return err
+	}
+	o.Seq, o.Time, o.Pos = rec.Seq, rec.Time, rec.Pos
+	return nil
+}

@@ -1,0 +1,64 @@
+package blockstore
+
+import (
+	"context"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+
+	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
+)
+
+// releaseLog gives log files back that hold nothing the maps do not have. The order matters twice: positions are taken after all writes under way are published, and the
+// log is synced up to that moment before anything is released, since a slot that was replaced by a record that is not yet durable is not counted any more.
+func (s *Store) releaseLog(ctx context.Context) error {
+	next := s.log.NextPos()
+	s.drainWriters()
+	low := s.oldestLayerPos(next)
+	if low.File() == s.watermark().File() {
+		return nil
+	}
+	if err := s.log.Sync(ctx); err != nil {
+		return err
+	}
+	m := s.beginMeta()
+	m.c.Watermark = max(m.c.Watermark, low)
+	low = m.c.Watermark
+	if err := m.commit(); err != nil {
+		return err
+	}
+	if err := s.log.ReleaseBefore(low); err != nil {
+		return err
+	}
+	s.space.released()
+	return nil
+}
+
+func (s *Store) watermark() journal.Pos { return s.counted.Load().Watermark }
+
+// oldestLayerPos returns the lowest position below next that a layer needs.
+func (s *Store) oldestLayerPos(next journal.Pos) journal.Pos {
+	s.tree.RLock()
+	layers := make([]*node, 0, len(s.nodes))
+	for _, n := range s.nodes {
+		if n.flags&nodeResolved == 0 && !n.abandonedLocked() {
+			layers = append(layers, n)
+		}
+	}
+	s.tree.RUnlock()
+	low := next
+	for _, n := range layers {
+		low = min(low, journal.Pos(n.layer.OldestPos()))
+	}
+	return low
+}
+
+// undestaged is how many bytes of data are in the log alone.
+func (s *Store) undestaged() int64 {
+	s.tree.RLock()
+	defer s.tree.RUnlock()
+	blocks := int64(0)
+	for _, n := range s.nodes {
+		blocks += n.layer.Blocks()
+	}
+	return blocks * block.Size
+}
