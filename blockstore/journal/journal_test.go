@@ -211,3 +211,21 @@ func checkOrder(t testing.TB, all []entry) {
 		}
 	}
 }
+
+// waitSealed waits until every full file is sealed.
+func waitSealed(l *Log) {
+	l.st.Lock()
+	defer l.st.Unlock()
+	for len(l.st.full) > 0 && l.failed() == nil {
+		l.st.wake.Wait()
+	}
+}
+
+// waitPrepared waits until a file is ready for the next roll, or could not be prepared.
+func waitPrepared(l *Log) {
+	l.st.Lock()
+	defer l.st.Unlock()
+	for l.st.next == nil && l.st.prepErr == nil && l.failed() == nil {
+		l.st.wake.Wait()
+	}
+}

@@ -96,6 +96,9 @@ func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, err
 	if err := opts.FS.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create log directory: %w", err)
 	}
+	if err := vfs.SyncDir(opts.FS, opts.FS.PathDir(opts.Dir)); err != nil {
+		return nil, fmt.Errorf("create log directory: %w", err)
+	}
 	r := &recovery{opts: opts, from: replayFrom, replay: replay}
 	if err := r.run(); err != nil {
 		r.closeAll()

@@ -29,10 +29,11 @@ func (r *reader) open(f vfs.File, limit int64) { r.f, r.limit, r.at, r.win = f, 
 // bytes returns n bytes at off, lent until the next call. The caller keeps off+n within the limit and n within windowSize.
 func (r *reader) bytes(off, n int64) ([]byte, error) {
 	if off < r.at || off+n > r.at+int64(len(r.win)) {
-		if r.buf == nil {
-			r.buf = make([]byte, windowSize)
+		size := min(windowSize, r.limit-off)
+		if int64(cap(r.buf)) < size {
+			r.buf = make([]byte, size)
 		}
-		r.win = r.buf[:min(windowSize, r.limit-off)]
+		r.win = r.buf[:size]
 		r.at = off
 		if err := readZeroFilled(r.f, r.win, off); err != nil {
 			r.win = nil

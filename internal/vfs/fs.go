@@ -29,7 +29,11 @@ func NewCrashableMem() *MemFS { return pebblevfs.NewCrashableMem() }
 // Create makes a new empty file for reading and writing. A file of that name is unlinked first; its open handles keep the old bytes.
 // The name is durable only after SyncDir of the directory.
 func Create(fsys FS, name string) (File, error) {
-	return fsys.Create(name, pebblevfs.WriteCategoryUnspecified)
+	f, err := fsys.Create(name, pebblevfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, asNoSpace(err) // and never a typed nil
+	}
+	return f, nil
 }
 
 // OpenUpdate opens an existing file for reading and writing without truncating it. Unlike FS.OpenReadWrite, which creates a file that does
