@@ -55,6 +55,7 @@ func (l *Layer) publish(region uint64, first uint, p run) {
 	if r == nil {
 		r = s.open(region)
 	}
+	oldest := r.oldest
 	for p.n > 0 {
 		i, at := p.first/leafBlocks, p.first%leafBlocks
 		n := min(p.n, leafBlocks-at)
@@ -69,7 +70,9 @@ func (l *Layer) publish(region uint64, first uint, p run) {
 		}
 		p.first, p.n, p.pos = p.first+n, p.n-n, p.pos+uint64(n)*p.step
 	}
-	s.settle(r)
+	if r.oldest != oldest {
+		s.order.up(&s.regions, r.heap)
+	}
 }
 
 // touch prepares a region, if it exists, for a publish: what range tombstones hide is removed, and the part of p that tombstones hide is
@@ -77,17 +80,16 @@ func (l *Layer) publish(region uint64, first uint, p run) {
 func (s *shard) touch(id uint64, ranges *rangeList, p *run) *region {
 	floor := ranges.covering(id)
 	_, r := s.table.find(&s.regions, id)
-	if r != nil && floor != 0 && !s.purge(r, floor) {
-		s.close(r)
-		r = nil
+	if r != nil && r.oldest <= floor {
+		s.purge(r, floor)
+		if !s.settle(r) {
+			r = nil
+		}
 	}
 	if r != nil {
 		floor = max(floor, r.zeroed)
 	}
 	*p = p.skip(floor)
-	if r != nil && p.n == 0 {
-		s.settle(r)
-	}
 	return r
 }
 

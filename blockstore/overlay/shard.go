@@ -71,13 +71,14 @@ func (s *shard) reset() {
 	s.sweep.left = 0
 }
 
-// settle restores what depends on a region after it changed: its place in the order, or its existence.
-func (s *shard) settle(r *region) {
+// settle restores what depends on a region after things were removed: its place in the order, or its existence, which it reports.
+func (s *shard) settle(r *region) bool {
 	if r.leaves == 0 && r.zeroed == 0 {
 		s.close(r)
-		return
+		return false
 	}
 	s.order.fix(&s.regions, r.heap)
+	return true
 }
 
 // refresh makes a region's bounds exact.

@@ -12,15 +12,15 @@ type sweep struct {
 	slabs  uint32 // slabs that were there at the last step
 }
 
-// purge removes everything that is not newer than floor from a region. It returns false if that was all the region had; the caller settles.
-func (s *shard) purge(r *region, floor uint64) bool {
+// purge removes everything that is not newer than floor from a region, perhaps all. The caller settles the region.
+func (s *shard) purge(r *region, floor uint64) {
 	if r.oldest > floor {
-		return true
+		return
 	}
 	if r.newest <= floor {
 		s.clear(r)
 		r.zeroed = 0
-		return false
+		return
 	}
 	if r.zeroed <= floor {
 		r.zeroed = 0
@@ -41,7 +41,6 @@ func (s *shard) purge(r *region, floor uint64) bool {
 		}
 	}
 	s.refresh(r)
-	return r.leaves != 0 || r.zeroed != 0
 }
 
 // clear removes all leaves of a region.
