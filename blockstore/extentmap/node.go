@@ -35,7 +35,10 @@ func (n Node) Level() uint8 { return n.data[6] }
 // word returns the presence bits of children 64w to 64w+63.
 func (n Node) word(w int) uint64 { return binary.LittleEndian.Uint64(n.data[headerSize+8*w:]) }
 
-// child returns child i, with id 0 if it is a hole.
+// Child returns child i, with id 0 if it is a hole.
+func (n Node) Child(i int) Subtree { return childAt(n.Level(), n.Region(), i, n.child(i)) }
+
+// child returns child i as it is stored, with id 0 if it is a hole.
 func (n Node) child(i int) ref {
 	w, bit := i>>6, uint64(1)<<(i&63)
 	if n.word(w)&bit == 0 {

@@ -45,15 +45,15 @@ func (r *Refs) put(chunk block.ChunkID, c refChange) {
 // Len returns the number of chunks that were named.
 func (r *Refs) Len() int { return len(r.changes) }
 
-// Resolve reads the counts from reader, which must not hold rows of this batch's own Resolve yet, writes the new ones in the order of chunk ids and calls zero for each
-// chunk whose count is now 0, fresh ones included. A count below 0 is a *block.CorruptError. Then Refs is empty again.
-func (r *Refs) Resolve(reader Reader, w Writer, zero func(chunk block.ChunkID) error) error {
+// Resolve reads the counts from reader, which must not hold rows of this batch's own Resolve yet, writes the new ones in the order of chunk ids and calls changed
+// for each chunk whose count is now another, and for fresh ones even when it is 0 still. A count below 0 is a *block.CorruptError. Then Refs is empty again.
+func (r *Refs) Resolve(reader Reader, w Writer, changed func(chunk block.ChunkID, before, after uint64) error) error {
 	for _, chunk := range slices.Sorted(maps.Keys(r.changes)) {
 		c := r.changes[chunk]
 		if c.delta == 0 && !c.fresh {
 			continue
 		}
-		if err := c.resolve(chunk, reader, w, zero); err != nil {
+		if err := c.resolve(chunk, reader, w, changed); err != nil {
 			return err
 		}
 	}
@@ -61,7 +61,7 @@ func (r *Refs) Resolve(reader Reader, w Writer, zero func(chunk block.ChunkID) e
 	return nil
 }
 
-func (c refChange) resolve(chunk block.ChunkID, reader Reader, w Writer, zero func(chunk block.ChunkID) error) error {
+func (c refChange) resolve(chunk block.ChunkID, reader Reader, w Writer, changed func(chunk block.ChunkID, before, after uint64) error) error {
 	before, row := uint64(0), false
 	if !c.fresh {
 		var err error
@@ -83,10 +83,7 @@ func (c refChange) resolve(chunk block.ChunkID, reader Reader, w Writer, zero fu
 	if err != nil {
 		return fmt.Errorf("write reference count of chunk %d: %w", chunk, err)
 	}
-	if after == 0 {
-		return zero(chunk)
-	}
-	return nil
+	return changed(chunk, before, uint64(after))
 }
 
 // ReadRef returns the reference count of a chunk that exists.
