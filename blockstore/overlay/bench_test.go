@@ -170,6 +170,7 @@ func BenchmarkParallel(b *testing.B) {
 	l := NewLayer(NewBudget(1 << 30))
 	at := randomBlocks(blocks2G)
 	pos := fill(l, blocks2G)
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		runs, sums, i := make([]Run, 0, 8), make([]uint32, 0, 8), rand.IntN(1<<20)
 		one := []uint32{1}

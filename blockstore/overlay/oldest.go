@@ -1,6 +1,9 @@
 package overlay
 
-import "sort"
+import (
+	"cmp"
+	"slices"
+)
 
 // RegionInfo says what a region has in the layer, without looking at it slot by slot.
 type RegionInfo struct {
@@ -65,7 +68,7 @@ func (l *Layer) OldestRegions(limit int, dst []RegionInfo) []RegionInfo {
 		p.visit(s, l.ranges.list.Load(), 0)
 		s.mu.Unlock()
 	}
-	sort.Slice(p.picked, func(i, j int) bool { return p.picked[i].OldestPos < p.picked[j].OldestPos })
+	slices.SortFunc(p.picked, func(a, b RegionInfo) int { return cmp.Compare(a.OldestPos, b.OldestPos) })
 	return append(dst, p.picked...)
 }
 
