@@ -25,7 +25,7 @@ type Backend struct {
 
 var _ tiers.Backend = (*Backend)(nil)
 
-// Open returns the backend of a directory, which is created, durably, if it is missing. Its parent must exist.
+// Open returns the backend of a directory, which is created if it is missing; its own name is then durable, those of missing parents are not.
 func Open(fsys vfs.FS, root string) (*Backend, error) {
 	_, err := fsys.Stat(root)
 	if vfs.IsNotExist(err) {
