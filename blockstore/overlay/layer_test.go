@@ -59,17 +59,34 @@ func TestDroppedTombstoneKeepsGraves(t *testing.T) {
 	const regions = 40000
 	for r := range uint64(regions) {
 		l.PublishWrite(r*block.BlocksPerRegion+r%block.BlocksPerRegion, (10+r)<<12, []uint32{1})
+		if r%10 == 0 {
+			l.PublishZero(r*block.BlocksPerRegion+leafBlocks, leafBlocks, 9<<12)
+		}
 	}
 	tomb := Tombstone{First: 0, N: 2 * tib / block.BlocksPerRegion, Pos: (10 + regions) << 12}
 	l.PublishZero(0, 2*tib, tomb.Pos)
 	if l.Blocks() == 0 {
 		t.Fatal("the tombstone was swept at once: this test shows nothing")
 	}
+	l.Lookup(0, 2*tib, func(r Run) {
+		if r.Kind != Zero || r.N != 2*tib {
+			t.Fatalf("%+v shows through the tombstone", r)
+		}
+	})
+	var snap RegionSnapshot
+	for r := range uint64(regions) {
+		if l.SnapshotRegion(r, NoPos-1, &snap); !snap.Empty() || snap.CoveredBy != tomb.Pos {
+			t.Fatalf("region %d: %d slots below the tombstone would be destaged", r, len(snap.Slots))
+		}
+	}
 	l.PublishWrite(5, 9<<12, []uint32{1}) // late, and older than the tombstone
 	if k, _ := kindAt(l, 5); k != Zero {
 		t.Fatalf("a late write below a tombstone shows: kind %d", k)
 	}
-	l.PublishWrite(77, tomb.Pos+block.Size, []uint32{7})
+	const fresh = 4000 // new regions while the sweep is under way: its walk gets longer
+	for r := range uint64(fresh) {
+		l.PublishWrite((regions+r)*block.BlocksPerRegion, tomb.Pos+(1+r)*block.Size, []uint32{7})
+	}
 	if got := l.Tombstones(nil); !slices.Equal(got, []Tombstone{tomb}) {
 		t.Fatalf("tombstones %v", got)
 	}
@@ -79,12 +96,28 @@ func TestDroppedTombstoneKeepsGraves(t *testing.T) {
 	}
 	l.DropTombstone(tomb)
 	l.Lookup(0, 2*tib, func(r Run) {
-		if r.Kind != Absent && r.Block != 77 {
+		if r.Kind != Absent && r.Block < regions*block.BlocksPerRegion {
 			t.Fatalf("%+v came to life", r)
 		}
 	})
-	if l.Blocks() != 1 || l.OldestPos() != tomb.Pos+block.Size {
+	if l.Blocks() != fresh || l.OldestPos() != tomb.Pos+block.Size {
 		t.Fatalf("%d blocks, oldest %d", l.Blocks(), l.OldestPos())
+	}
+	audit(t, l)
+}
+
+// TestLateTombstone lays a range tombstone late, between a region's older tombstone and its newer slot: the older one must go.
+func TestLateTombstone(t *testing.T) {
+	l := NewLayer(NewBudget(1 << 20))
+	l.PublishZero(0, block.BlocksPerRegion, 1<<12)
+	l.PublishWrite(5, 3<<12, []uint32{5})
+	l.PublishZero(0, GroupRegions*block.BlocksPerRegion, 2<<12)
+	l.DropTombstone(l.Tombstones(nil)[0])
+	if k, _ := kindAt(l, 4); k != Absent {
+		t.Fatalf("kind %d of a block whose zeroes are all destaged", k)
+	}
+	if k, pos := kindAt(l, 5); k != Data || pos != 3<<12 {
+		t.Fatalf("kind %d at %d of a newer slot", k, pos)
 	}
 	audit(t, l)
 }
