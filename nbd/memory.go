@@ -11,7 +11,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// Sizes of a lease's buffers, in bytes. They fit a second-level cache together; larger ones measured no faster.
+// Sizes of a lease's buffers, in bytes. At depth 32 of 4 KiB, 64 KiB measured slower and 256 KiB no faster.
 const (
 	leaseInput  = 128 << 10
 	leaseOutput = 128 << 10
