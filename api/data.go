@@ -61,15 +61,32 @@ func (d *data) put(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	volume, err := d.control.Import(r.Context(), spec, r.Body)
+	body := &countingReader{r: r.Body}
+	volume, err := d.control.Import(r.Context(), spec, body)
 	if err == nil {
 		reply(w, http.StatusCreated, map[string]any{"name": volume.Name, "uuid": volume.UUID, "sizeBytes": volume.SizeBytes})
 		return
 	}
 	fail(w, err)
+	if body.bytes == 0 {
+		return // the client still waits for the word to begin
+	}
 	_ = connection.Flush()
 	_ = connection.SetReadDeadline(time.Now().Add(drainTime))
 	_, _ = io.Copy(io.Discard, r.Body)
+}
+
+// countingReader knows how much came.
+type countingReader struct {
+	r     io.Reader
+	bytes int64
+}
+
+// Read implements io.Reader.
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.bytes += int64(n)
+	return n, err
 }
 
 func importSpec(r *http.Request) (control.ImportSpec, error) {
@@ -107,7 +124,7 @@ func (d *data) support(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body := &lateBody{w: w, contentType: "application/gzip"}
-	body.finish(d.control.Support(r.Context(), body))
+	body.finish(d.control.Support(body))
 }
 
 // lateBody sends the header of a reply with the first byte, so that what fails before is a proper error.

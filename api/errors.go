@@ -78,10 +78,10 @@ func present(log *slog.Logger) graphql.ErrorPresenterFunc {
 	}
 }
 
-// problem is an error of the endpoints that are not GraphQL.
-type problem struct {
-	Code    string `json:"code"`
-	Message string `json:"message"`
+// fault is an error in the shape that GraphQL gives it; the other endpoints use it too.
+type fault struct {
+	Message    string            `json:"message"`
+	Extensions map[string]string `json:"extensions"`
 }
 
 // fail answers a request with an error.
@@ -90,7 +90,7 @@ func fail(w http.ResponseWriter, err error) {
 	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="hvd"`)
 	}
-	reply(w, status, map[string]problem{"error": {code, err.Error()}})
+	reply(w, status, map[string][]fault{"errors": {{err.Error(), map[string]string{"code": code}}}})
 }
 
 // reply answers a request with JSON.

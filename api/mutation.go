@@ -66,7 +66,7 @@ func (m mutation) Rollback(ctx context.Context, volume, snapshot string) (genera
 	if err := m.control.Rollback(ctx, volume, snapshot); err != nil {
 		return generated.Volume{}, err
 	}
-	v, err := m.control.Volume(ctx, volume)
+	v, err := m.control.Volume(volume)
 	return volumeOf(v), err
 }
 

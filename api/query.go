@@ -21,24 +21,24 @@ func (r *resolver) Mutation() generated.MutationResolver { return mutation{r} }
 
 type query struct{ *resolver }
 
-func (q query) Status(ctx context.Context) (control.Status, error) { return q.control.Status(ctx) }
+func (q query) Status(context.Context) (control.Status, error) { return q.control.Status(), nil }
 
-func (q query) Volumes(ctx context.Context) ([]generated.Volume, error) {
-	volumes, err := q.control.Volumes(ctx)
+func (q query) Volumes(context.Context) ([]generated.Volume, error) {
+	volumes := q.control.Volumes()
 	list := make([]generated.Volume, 0, len(volumes))
 	for _, v := range volumes {
 		list = append(list, volumeOf(v))
 	}
-	return list, err
+	return list, nil
 }
 
-func (q query) Volume(ctx context.Context, name string) (generated.Volume, error) {
-	v, err := q.control.Volume(ctx, name)
+func (q query) Volume(_ context.Context, name string) (generated.Volume, error) {
+	v, err := q.control.Volume(name)
 	return volumeOf(v), err
 }
 
-func (q query) Snapshots(ctx context.Context, volume string) ([]control.Snapshot, error) {
-	return q.control.Snapshots(ctx, volume)
+func (q query) Snapshots(_ context.Context, volume string) ([]control.Snapshot, error) {
+	return q.control.Snapshots(volume)
 }
 
 func (q query) SnapshotFrees(ctx context.Context, volume, name string) (uint64, error) {
@@ -49,9 +49,8 @@ func (q query) Attachments(context.Context) ([]control.Attachment, error) {
 	return q.control.Attachments(), nil
 }
 
-func (q query) Stats(ctx context.Context) (generated.Stats, error) {
-	s, err := q.control.Stats(ctx)
-	return statsOf(s), err
+func (q query) Stats(context.Context) (generated.Stats, error) {
+	return statsOf(q.control.Stats()), nil
 }
 
 func (q query) Settling(context.Context) (control.Settling, error) { return q.control.Settling(), nil }

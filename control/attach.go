@@ -28,8 +28,10 @@ type AttachSpec struct {
 // is something that the caller should know; it may be empty.
 func (c *Control) Attach(ctx context.Context, spec AttachSpec) (attached Attachment, warning string, err error) {
 	err = c.change(ctx, "attach", spec.Volume, nil, func() error {
-		warning, err = c.attach(ctx, spec)
-		return err
+		if warning, err = c.attach(ctx, spec); err != nil {
+			return fmt.Errorf("attach volume %q: %w", spec.Volume, err)
+		}
+		return nil
 	})
 	if err != nil {
 		return Attachment{}, "", err
@@ -41,7 +43,7 @@ func (c *Control) attach(ctx context.Context, spec AttachSpec) (warning string, 
 	if !spec.OwnSocket && (spec.Owner != "" || spec.Mode != "") {
 		return "", fmt.Errorf("owner and mode need a socket per volume: %w", block.ErrInvalid)
 	}
-	info, err := c.visible(ctx, spec.Volume)
+	info, err := c.visible(spec.Volume)
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +83,7 @@ func (c *Control) alreadyAttached(want attachmentRecord) (bool, error) {
 
 // enter opens the device, puts the attachment into the table and on disk, and opens its own socket; on an error nothing of it stays.
 func (c *Control) enter(ctx context.Context, a *attachment) error {
-	if _, err := c.openDevice(ctx, a); err != nil {
+	if _, err := c.openDevice(a); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -103,7 +105,12 @@ func (c *Control) enter(ctx context.Context, a *attachment) error {
 // Detach ends the export of a volume. Connected clients make it fail with block.ErrInUse, unless force ends their connections after the
 // requests in flight.
 func (c *Control) Detach(ctx context.Context, volume string, force bool) error {
-	return c.change(ctx, "detach", volume, nil, func() error { return c.detach(ctx, volume, force) })
+	return c.change(ctx, "detach", volume, nil, func() error {
+		if err := c.detach(ctx, volume, force); err != nil {
+			return fmt.Errorf("detach volume %q: %w", volume, err)
+		}
+		return nil
+	})
 }
 
 func (c *Control) detach(ctx context.Context, volume string, force bool) error {

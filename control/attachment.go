@@ -88,7 +88,7 @@ func (c *Control) saveAttachments() error {
 
 // restoreAttachments makes the exports of attachments.json again. One that cannot be served stays attached and says why, so that a
 // passing fault does not detach a guest for good.
-func (c *Control) restoreAttachments(ctx context.Context) error {
+func (c *Control) restoreAttachments() error {
 	file := attachmentsFile{}
 	if err := readState(c.attachmentsPath(), attachmentsHeader, &file); err != nil {
 		return err
@@ -96,7 +96,7 @@ func (c *Control) restoreAttachments(ctx context.Context) error {
 	for _, record := range file.Attachments {
 		a := newAttachment(record)
 		c.mu.attachments[record.Volume] = a
-		_, err := c.openDevice(ctx, a)
+		_, err := c.openDevice(a)
 		if err == nil {
 			err = c.listenOwn(a)
 		}
@@ -109,8 +109,8 @@ func (c *Control) restoreAttachments(ctx context.Context) error {
 }
 
 // checkRecord refuses a record whose volume is another one by now, as after a data directory was put together from two.
-func (c *Control) checkRecord(ctx context.Context, record attachmentRecord) error {
-	info, err := c.visible(ctx, record.Volume)
+func (c *Control) checkRecord(record attachmentRecord) error {
+	info, err := c.visible(record.Volume)
 	if err != nil {
 		return err
 	}
@@ -121,18 +121,18 @@ func (c *Control) checkRecord(ctx context.Context, record attachmentRecord) erro
 }
 
 // openDevice returns the attachment's device, opened once for all connections.
-func (c *Control) openDevice(ctx context.Context, a *attachment) (Device, error) {
+func (c *Control) openDevice(a *attachment) (Device, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.device != nil {
 		return a.device, nil
 	}
-	if err := c.checkRecord(ctx, a.record); err != nil {
+	if err := c.checkRecord(a.record); err != nil {
 		return nil, err
 	}
-	device, err := c.engine.OpenDevice(ctx, a.record.Volume, "")
+	device, err := c.engine.OpenDevice(a.record.Volume, "")
 	if err != nil {
-		return nil, fmt.Errorf("open volume %q: %w", a.record.Volume, err)
+		return nil, err
 	}
 	a.device = device
 	return device, nil
@@ -187,9 +187,9 @@ func (c *Control) attachmentOf(volume string) *Attachment {
 	}
 }
 
-func (c *Control) refuseAttached(volume string) error {
+func (c *Control) refuseAttached(verb, volume string) error {
 	if c.attachmentOf(volume) != nil {
-		return fmt.Errorf("it is attached: %w", block.ErrInUse)
+		return fmt.Errorf("%s volume %q: it is attached: %w", verb, volume, block.ErrInUse)
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (c *Control) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := c.restoreAttachments(ctx); err != nil {
+	if err := c.restoreAttachments(); err != nil {
 		return err
 	}
 	return c.listenShared()

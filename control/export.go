@@ -25,7 +25,7 @@ func (s sharedExports) Acquire(name string) (nbd.Export, func(), error) {
 	if err != nil {
 		return nbd.Export{}, nil, err
 	}
-	device, err := s.c.openDevice(s.c.background, a)
+	device, err := s.c.openDevice(a)
 	s.c.noteProblem(a, err)
 	if err != nil {
 		s.c.unuse(a)

@@ -28,13 +28,13 @@ func (c *Control) CreateSnapshot(ctx context.Context, volume, name string) (Snap
 }
 
 // Snapshots lists the snapshots of a volume, oldest first.
-func (c *Control) Snapshots(ctx context.Context, volume string) ([]Snapshot, error) {
+func (c *Control) Snapshots(volume string) ([]Snapshot, error) {
 	if err := checkVolume(volume); err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
-	infos, err := c.engine.Snapshots(ctx, volume)
+	infos, err := c.engine.Snapshots(volume)
 	if err != nil {
-		return nil, fmt.Errorf("list snapshots of volume %q: %w", volume, err)
+		return nil, err
 	}
 	snapshots := make([]Snapshot, 0, len(infos))
 	for _, info := range infos {
@@ -64,27 +64,24 @@ func (c *Control) DeleteSnapshot(ctx context.Context, volume, name string) error
 // Rollback makes a volume that is not attached what the snapshot is. What was written since is lost.
 func (c *Control) Rollback(ctx context.Context, volume, name string) error {
 	return c.onSnapshot(ctx, "roll back to", volume, name, func() error {
-		if err := c.refuseAttached(volume); err != nil {
+		if err := c.refuseAttached("roll back", volume); err != nil {
 			return err
 		}
 		return c.engine.Rollback(ctx, volume, name)
 	})
 }
 
-// onSnapshot runs do while it holds the volume's name, and puts what failed on which snapshot in front of the error.
+// onSnapshot runs do while it holds the volume's name. What do returns says itself what failed.
 func (c *Control) onSnapshot(ctx context.Context, verb, volume, name string, do func() error) error {
 	if err := checkVolumeSnapshot(volume, name); err != nil {
 		return fmt.Errorf("%s snapshot: %w", verb, err)
 	}
 	release, err := c.names.hold(ctx, "snapshot work", volume)
-	if err == nil {
-		defer release()
-		err = do()
-	}
 	if err != nil {
 		return fmt.Errorf("%s snapshot %s@%s: %w", verb, volume, name, err)
 	}
-	return nil
+	defer release()
+	return do()
 }
 
 func snapshotOf(volume string, info blockstore.SnapshotInfo) Snapshot {

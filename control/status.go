@@ -1,8 +1,6 @@
 package control
 
 import (
-	"context"
-	"fmt"
 	"os"
 	"time"
 
@@ -25,11 +23,8 @@ type Status struct {
 }
 
 // Status returns the state of the daemon. It answers when the daemon is ready.
-func (c *Control) Status(ctx context.Context) (Status, error) {
-	stats, err := c.engine.Stats(ctx)
-	if err != nil {
-		return Status{}, fmt.Errorf("status: %w", err)
-	}
+func (c *Control) Status() Status {
+	stats := c.engine.Stats()
 	s := Status{
 		Version: c.opts.Version, DataDir: c.opts.Config.DataDir, PID: os.Getpid(), StartedAt: c.started,
 		UptimeSeconds: uint64(max(0, c.opts.Now().Sub(c.started)) / time.Second),
@@ -42,14 +37,8 @@ func (c *Control) Status(ctx context.Context) (Status, error) {
 			s.Problems = append(s.Problems, a.Volume+": "+a.Problem)
 		}
 	}
-	return s, nil
+	return s
 }
 
 // Stats returns the counters of the store.
-func (c *Control) Stats(ctx context.Context) (blockstore.Stats, error) {
-	stats, err := c.engine.Stats(ctx)
-	if err != nil {
-		return stats, fmt.Errorf("read the store's counters: %w", err)
-	}
-	return stats, nil
-}
+func (c *Control) Stats() blockstore.Stats { return c.engine.Stats() }

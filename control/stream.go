@@ -55,7 +55,7 @@ func (c *Control) importVolume(ctx context.Context, spec ImportSpec, body io.Rea
 		return Volume{}, err
 	}
 	defer release()
-	if _, err := c.engine.Volume(ctx, spec.Name); !errors.Is(err, block.ErrNotFound) {
+	if _, err := c.engine.Volume(spec.Name); !errors.Is(err, block.ErrNotFound) {
 		return Volume{}, errors.Join(err, block.ErrExists)
 	}
 	stream, err := transfer.NewReader(body)
@@ -72,7 +72,7 @@ func (c *Control) importVolume(ctx context.Context, spec ImportSpec, body io.Rea
 	if err := c.fill(ctx, checked, stream, spec); err != nil {
 		return Volume{}, err
 	}
-	info, err := c.engine.Volume(ctx, spec.Name)
+	info, err := c.engine.Volume(spec.Name)
 	return c.volume(info), err
 }
 
@@ -97,7 +97,7 @@ func (c *Control) fill(ctx context.Context, hidden blockstore.VolumeSpec, stream
 		finish = c.name(cleanup, hidden, size, spec.Name)
 	}
 	if !keep || finish != nil {
-		return errors.Join(err, finish, c.engine.DeleteVolume(cleanup, hidden.Name))
+		return errors.Join(err, finish, c.discard(cleanup, hidden.Name))
 	}
 	if err != nil {
 		return fmt.Errorf("only the first %d bytes came and are kept: %w", size, err)
@@ -105,9 +105,17 @@ func (c *Control) fill(ctx context.Context, hidden blockstore.VolumeSpec, stream
 	return nil
 }
 
+// discard deletes a hidden volume, unless it has got its name already.
+func (c *Control) discard(ctx context.Context, name string) error {
+	if err := c.engine.DeleteVolume(ctx, name); !errors.Is(err, block.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
 // receive writes the stream to the volume and makes it durable. The size of the content is returned with an error too.
 func (c *Control) receive(ctx context.Context, hidden blockstore.VolumeSpec, stream *transfer.Reader) (uint64, error) {
-	device, err := c.engine.OpenDevice(ctx, hidden.Name, "")
+	device, err := c.engine.OpenDevice(hidden.Name, "")
 	if err != nil {
 		return 0, err
 	}
@@ -135,7 +143,7 @@ func (c *Control) name(ctx context.Context, hidden blockstore.VolumeSpec, size u
 	if size == 0 {
 		return fmt.Errorf("the input is empty: %w", block.ErrInvalid)
 	}
-	info, err := c.engine.Volume(ctx, hidden.Name)
+	info, err := c.engine.Volume(hidden.Name)
 	if err != nil {
 		return err
 	}
@@ -144,7 +152,15 @@ func (c *Control) name(ctx context.Context, hidden blockstore.VolumeSpec, size u
 			return err
 		}
 	}
-	return c.engine.RenameVolume(ctx, hidden.Name, name)
+	if err := c.engine.RenameVolume(ctx, hidden.Name, name); err != nil {
+		return err
+	}
+	// One log has both, so a flush of the volume makes its new name durable.
+	device, err := c.engine.OpenDevice(name, "")
+	if err != nil {
+		return err
+	}
+	return errors.Join(device.Flush(ctx), device.Close())
 }
 
 // Export writes the content of a snapshot as a stream, or of the volume as it is now when snapshot is empty; writers are not disturbed.
@@ -176,7 +192,7 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, w i
 	} else if err := checkSnapshot(snapshot); err != nil {
 		return err
 	}
-	device, err := c.engine.OpenDevice(ctx, volume, snapshot)
+	device, err := c.engine.OpenDevice(volume, snapshot)
 	if err != nil {
 		return err
 	}
@@ -198,11 +214,7 @@ func send(ctx context.Context, device Device, w io.Writer) error {
 
 // removeLeftovers deletes what imports and exports left that were cut short by the death of the process.
 func (c *Control) removeLeftovers(ctx context.Context) error {
-	volumes, err := c.engine.Volumes(ctx)
-	if err != nil {
-		return fmt.Errorf("list volumes: %w", err)
-	}
-	for _, v := range volumes {
+	for _, v := range c.engine.Volumes() {
 		if strings.HasPrefix(v.Name, importPrefix) {
 			c.log.Info("deleting a volume whose import was cut short", "name", v.Name)
 			if err := c.engine.DeleteVolume(ctx, v.Name); err != nil {
@@ -221,7 +233,7 @@ func (c *Control) removeLeftovers(ctx context.Context) error {
 }
 
 func (c *Control) removeExportSnapshots(ctx context.Context, volume string) error {
-	snapshots, err := c.engine.Snapshots(ctx, volume)
+	snapshots, err := c.engine.Snapshots(volume)
 	if err != nil {
 		return fmt.Errorf("list snapshots of %q: %w", volume, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,21 +15,16 @@ import (
 
 // Support writes a gzipped tar of what helps to understand a fault: versions, configuration, counters, volumes, attachments and the
 // stacks of all goroutines. There is no guest data in it and no secret; the names of volumes, snapshots and tokens are.
-func (c *Control) Support(ctx context.Context, w io.Writer) error {
-	var all []error
-	collect := func(value any, err error) any {
-		all = append(all, err)
-		return value
-	}
+func (c *Control) Support(w io.Writer) error {
 	build, _ := debug.ReadBuildInfo()
 	parts := []struct {
 		name  string
 		value any
 	}{
 		{"config.json", c.opts.Config.Values()},
-		{"status.json", collect(c.Status(ctx))},
-		{"stats.json", collect(c.Stats(ctx))},
-		{"volumes.json", collect(c.Volumes(ctx))},
+		{"status.json", c.Status()},
+		{"stats.json", c.Stats()},
+		{"volumes.json", c.Volumes()},
 		{"attachments.json", c.Attachments()},
 		{"nbd.json", c.nbd.Stats()},
 		{"tokens.json", c.tokens.List()},
@@ -50,11 +44,12 @@ func (c *Control) Support(ctx context.Context, w io.Writer) error {
 		}
 	}
 	var stacks bytes.Buffer
-	all = append(all, pprof.Lookup("goroutine").WriteTo(&stacks, 1), c.addFile(bundle, "goroutines.txt", stacks.Bytes()))
-	if err := errors.Join(all...); err != nil {
-		all = append(all, c.addFile(bundle, "errors.txt", []byte(err.Error()+"\n")))
+	if err := pprof.Lookup("goroutine").WriteTo(&stacks, 1); err != nil {
+		return fmt.Errorf("support bundle: goroutines: %w", err)
 	}
-	// What could not be collected is in errors.txt; a bundle without it is better than none.
+	if err := c.addFile(bundle, "goroutines.txt", stacks.Bytes()); err != nil {
+		return fmt.Errorf("support bundle: %w", err)
+	}
 	if err := errors.Join(bundle.Close(), zip.Close()); err != nil {
 		return fmt.Errorf("support bundle: %w", err)
 	}

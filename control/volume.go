@@ -46,7 +46,7 @@ func (c *Control) CreateVolume(ctx context.Context, spec VolumeSpec) (Volume, er
 	defer release()
 	info, err := c.engine.CreateVolume(ctx, checked)
 	if err != nil {
-		return Volume{}, fmt.Errorf("create volume %q: %w", spec.Name, err)
+		return Volume{}, err
 	}
 	return c.volume(info), nil
 }
@@ -82,23 +82,20 @@ func parseMode(text string) (blockstore.WriteMode, error) {
 }
 
 // Volumes lists the volumes ordered by name. One that is still being imported is not among them.
-func (c *Control) Volumes(ctx context.Context) ([]Volume, error) {
-	infos, err := c.engine.Volumes(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list volumes: %w", err)
-	}
+func (c *Control) Volumes() []Volume {
+	infos := c.engine.Volumes()
 	volumes := make([]Volume, 0, len(infos))
 	for _, info := range infos {
 		if !hidden(info.Name) {
 			volumes = append(volumes, c.volume(info))
 		}
 	}
-	return volumes, nil
+	return volumes
 }
 
 // Volume describes one volume.
-func (c *Control) Volume(ctx context.Context, name string) (Volume, error) {
-	info, err := c.visible(ctx, name)
+func (c *Control) Volume(name string) (Volume, error) {
+	info, err := c.visible(name)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -106,15 +103,11 @@ func (c *Control) Volume(ctx context.Context, name string) (Volume, error) {
 }
 
 // visible returns the engine's view of a volume that users may name.
-func (c *Control) visible(ctx context.Context, name string) (blockstore.VolumeInfo, error) {
+func (c *Control) visible(name string) (blockstore.VolumeInfo, error) {
 	if err := checkVolume(name); err != nil {
 		return blockstore.VolumeInfo{}, err
 	}
-	info, err := c.engine.Volume(ctx, name)
-	if err != nil {
-		return info, fmt.Errorf("volume %q: %w", name, err)
-	}
-	return info, nil
+	return c.engine.Volume(name)
 }
 
 // RenameVolume gives a volume that is not attached another name.
@@ -123,7 +116,7 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 		return Volume{}, fmt.Errorf("rename volume: %w", err)
 	}
 	err := c.change(ctx, "rename", name, []string{newName}, func() error {
-		if err := c.refuseAttached(name); err != nil {
+		if err := c.refuseAttached("rename", name); err != nil {
 			return err
 		}
 		return c.engine.RenameVolume(ctx, name, newName)
@@ -131,7 +124,7 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 	if err != nil {
 		return Volume{}, err
 	}
-	return c.Volume(ctx, newName)
+	return c.Volume(newName)
 }
 
 // ResizeVolume sets the size of a volume. A smaller size loses what lies beyond it, so it needs shrink, and no attachment.
@@ -140,15 +133,15 @@ func (c *Control) ResizeVolume(ctx context.Context, name string, sizeBytes uint6
 		return Volume{}, fmt.Errorf("resize volume %q: %w", name, err)
 	}
 	err := c.change(ctx, "resize", name, nil, func() error {
-		info, err := c.visible(ctx, name)
+		info, err := c.visible(name)
 		if err != nil {
 			return err
 		}
 		if sizeBytes < info.SizeBytes {
 			if !shrink {
-				return fmt.Errorf("%d bytes are less than its %d, and what lies beyond would be lost: %w", sizeBytes, info.SizeBytes, ErrRefused)
+				return fmt.Errorf("resize volume %q: %d bytes are less than its %d, and what lies beyond would be lost: %w", name, sizeBytes, info.SizeBytes, ErrRefused)
 			}
-			if err := c.refuseAttached(name); err != nil {
+			if err := c.refuseAttached("shrink", name); err != nil {
 				return err
 			}
 		}
@@ -157,13 +150,13 @@ func (c *Control) ResizeVolume(ctx context.Context, name string, sizeBytes uint6
 	if err != nil {
 		return Volume{}, err
 	}
-	return c.Volume(ctx, name)
+	return c.Volume(name)
 }
 
 // DeleteVolume deletes a volume that is not attached, and its snapshots.
 func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 	return c.change(ctx, "delete", name, nil, func() error {
-		if err := c.refuseAttached(name); err != nil {
+		if err := c.refuseAttached("delete", name); err != nil {
 			return err
 		}
 		return c.engine.DeleteVolume(ctx, name)
@@ -189,21 +182,19 @@ func (c *Control) CloneVolume(ctx context.Context, name, snapshot, newName strin
 	return clone, err
 }
 
-// change runs do while it holds the volume's name and others, and puts what failed on which volume in front of the error.
+// change runs do while it holds the volume's name and others. What do returns says itself what failed.
 func (c *Control) change(ctx context.Context, verb, name string, others []string, do func() error) error {
-	err := checkVolume(name)
+	release, err := func() (func(), error) {
+		if err := checkVolume(name); err != nil {
+			return nil, err
+		}
+		return c.names.hold(ctx, verb, append([]string{name}, others...)...)
+	}()
 	if err != nil {
 		return fmt.Errorf("%s volume: %w", verb, err)
 	}
-	release, err := c.names.hold(ctx, verb, append([]string{name}, others...)...)
-	if err == nil {
-		defer release()
-		err = do()
-	}
-	if err != nil {
-		return fmt.Errorf("%s volume %q: %w", verb, name, err)
-	}
-	return nil
+	defer release()
+	return do()
 }
 
 // hidden tells names that control keeps for itself.

@@ -1,0 +1,152 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/hyper-nixos/hyper-nixos/control/transfer"
+)
+
+// contentType is that of streams of volume data (docs/format/transfer.md).
+const contentType = "application/vnd.hyper-nixos.stream"
+
+// ImportOptions say what an imported volume shall be.
+type ImportOptions struct {
+	Name        string
+	Chunking    string // empty: cdc
+	Mode        string // empty: writeback
+	KeepPartial bool
+}
+
+// Imported is a volume that an import made.
+type Imported struct {
+	Name      string `json:"name"`
+	UUID      string `json:"uuid"`
+	SizeBytes uint64 `json:"sizeBytes"`
+}
+
+// Import makes a volume of what send writes to the stream's underlying writer. When send fails, hvd sees the stream cut, and what send
+// returned is returned.
+func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx context.Context, w io.Writer) error) (Imported, error) {
+	query := url.Values{"keepPartial": {strconv.FormatBool(opts.KeepPartial)}}
+	if opts.Chunking != "" {
+		query.Set("chunking", opts.Chunking)
+	}
+	if opts.Mode != "" {
+		query.Set("mode", opts.Mode)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	body := &sendBody{ctx: ctx, send: send, result: make(chan error, 1)}
+	address := c.base + "/v1/volumes/" + url.PathEscape(opts.Name) + "/data?" + query.Encode()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, address, io.NopCloser(body))
+	if err != nil {
+		return Imported{}, err
+	}
+	request.Header.Set("Content-Type", contentType)
+	request.Header.Set("Expect", "100-continue")
+	response, err := c.do(request)
+	if err != nil {
+		return Imported{}, body.cause(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusCreated {
+		return Imported{}, body.cause(problem(response.StatusCode, response.Body))
+	}
+	var volume Imported
+	if err := json.NewDecoder(response.Body).Decode(&volume); err != nil {
+		return Imported{}, fmt.Errorf("read the answer of hvd: %w", err)
+	}
+	return volume, nil
+}
+
+// sendBody is a request's body that is pushed into the connection rather than pulled from a reader, so that no copy lies between.
+type sendBody struct {
+	ctx    context.Context
+	send   func(ctx context.Context, w io.Writer) error
+	result chan error
+}
+
+// Read implements io.Reader. net/http uses WriteTo.
+func (b *sendBody) Read([]byte) (int, error) { return 0, errors.ErrUnsupported }
+
+// WriteTo implements io.WriterTo.
+func (b *sendBody) WriteTo(w io.Writer) (int64, error) {
+	out := &faultWriter{w: w}
+	err := b.send(b.ctx, out)
+	if err != nil && out.err == nil {
+		b.result <- err // the sender's own fault, not the connection's
+	}
+	return out.n, err
+}
+
+// cause prefers the sender's own error to what it led to.
+func (b *sendBody) cause(err error) error {
+	select {
+	case own := <-b.result:
+		return own
+	default:
+		return err
+	}
+}
+
+// faultWriter counts, and remembers whether it was the writer that failed.
+type faultWriter struct {
+	w   io.Writer
+	n   int64
+	err error
+}
+
+func (f *faultWriter) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	f.n += int64(n)
+	if err != nil {
+		f.err = err
+	}
+	return n, err
+}
+
+// Export opens the stream of a snapshot's content, or of the volume's at this moment when snapshot is empty. The caller closes it.
+func (c *Client) Export(ctx context.Context, volume, snapshot string) (*transfer.Reader, io.Closer, error) {
+	query := url.Values{}
+	if snapshot != "" {
+		query.Set("snapshot", snapshot)
+	}
+	body, err := c.get(ctx, "/v1/volumes/"+url.PathEscape(volume)+"/data?"+query.Encode())
+	if err != nil {
+		return nil, nil, err
+	}
+	stream, err := transfer.NewReader(bufio.NewReaderSize(body, 1<<20))
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("read the stream of volume %q: %w", volume, err), body.Close())
+	}
+	return stream, body, nil
+}
+
+// Support opens the support bundle, a gzipped tar. The caller closes it.
+func (c *Client) Support(ctx context.Context) (io.ReadCloser, error) {
+	return c.get(ctx, "/v1/support")
+}
+
+func (c *Client) get(ctx context.Context, path string) (io.ReadCloser, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := c.do(request)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		defer response.Body.Close()
+		return nil, problem(response.StatusCode, response.Body)
+	}
+	return response.Body, nil
+}

@@ -1,0 +1,21 @@
+// Command hv-storage-fabric controls the storage of Hyper-NixOS: the volumes, snapshots and tokens of a running hvd.
+//
+// It is a thin client: flags, tables, JSON and exit codes. What can be done is in package control, behind package api.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "development"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv), os.Args[1:])
+	stop()
+	os.Exit(code)
+}

@@ -1,0 +1,391 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
+)
+
+// fakeEngine is a store in memory. It outlives its Control, as a data directory does.
+type fakeEngine struct {
+	mu      sync.Mutex
+	volumes map[string]*fakeVolume
+	nextID  block.VolumeID
+	closed  int
+	// writeErr, when set, is what writes to devices return.
+	writeErr error
+}
+
+type fakeVolume struct {
+	info      blockstore.VolumeInfo
+	blocks    map[uint64][]byte // by block number
+	snapshots []*fakeSnapshot
+	open      int
+}
+
+type fakeSnapshot struct {
+	info   blockstore.SnapshotInfo
+	blocks map[uint64][]byte
+	open   int
+}
+
+var _ Engine = (*fakeEngine)(nil)
+
+func newFakeEngine() *fakeEngine { return &fakeEngine{volumes: map[string]*fakeVolume{}} }
+
+func (e *fakeEngine) find(name string) (*fakeVolume, error) {
+	if v := e.volumes[name]; v != nil {
+		return v, nil
+	}
+	return nil, fmt.Errorf("volume %q: %w", name, block.ErrNotFound)
+}
+
+func (v *fakeVolume) find(name string) (*fakeSnapshot, error) {
+	for _, s := range v.snapshots {
+		if s.info.Name == name {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("snapshot %q of volume %q: %w", name, v.info.Name, block.ErrNotFound)
+}
+
+func (v *fakeVolume) now() blockstore.VolumeInfo {
+	info := v.info
+	info.Snapshots = len(v.snapshots)
+	return info
+}
+
+func (e *fakeEngine) CreateVolume(_ context.Context, spec blockstore.VolumeSpec) (blockstore.VolumeInfo, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.volumes[spec.Name] != nil {
+		return blockstore.VolumeInfo{}, fmt.Errorf("create volume %q: %w", spec.Name, block.ErrExists)
+	}
+	e.nextID++
+	v := &fakeVolume{blocks: map[uint64][]byte{}, info: blockstore.VolumeInfo{
+		ID: e.nextID, UUID: block.UUID{15: byte(e.nextID)}, Name: spec.Name, SizeBytes: spec.SizeBytes,
+		Chunking: spec.Chunking, Mode: spec.Mode, CreatedAt: time.Unix(1700000000, 0).UTC(),
+	}}
+	e.volumes[spec.Name] = v
+	return v.info, nil
+}
+
+func (e *fakeEngine) Volumes() []blockstore.VolumeInfo {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []blockstore.VolumeInfo
+	for _, v := range e.volumes {
+		list = append(list, v.now())
+	}
+	slices.SortFunc(list, func(a, b blockstore.VolumeInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+func (e *fakeEngine) Volume(name string) (blockstore.VolumeInfo, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(name)
+	if err != nil {
+		return blockstore.VolumeInfo{}, err
+	}
+	return v.now(), nil
+}
+
+func (e *fakeEngine) RenameVolume(_ context.Context, name, newName string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	if e.volumes[newName] != nil {
+		return fmt.Errorf("rename volume %q to %q: %w", name, newName, block.ErrExists)
+	}
+	delete(e.volumes, name)
+	v.info.Name = newName
+	e.volumes[newName] = v
+	return nil
+}
+
+func (e *fakeEngine) ResizeVolume(_ context.Context, name string, size uint64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	v.info.SizeBytes = size
+	maps.DeleteFunc(v.blocks, func(n uint64, _ []byte) bool { return n*block.Size >= size })
+	return nil
+}
+
+func (e *fakeEngine) DeleteVolume(_ context.Context, name string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(name)
+	if err != nil {
+		return err
+	}
+	if v.open > 0 {
+		return fmt.Errorf("delete volume %q: %w", name, block.ErrInUse)
+	}
+	delete(e.volumes, name)
+	return nil
+}
+
+func (e *fakeEngine) CreateSnapshot(_ context.Context, volume, name string) (blockstore.SnapshotInfo, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return blockstore.SnapshotInfo{}, err
+	}
+	if _, err := v.find(name); err == nil {
+		return blockstore.SnapshotInfo{}, fmt.Errorf("create snapshot %q: %w", name, block.ErrExists)
+	}
+	s := &fakeSnapshot{
+		info:   blockstore.SnapshotInfo{Name: name, SizeBytes: v.info.SizeBytes, CreatedAt: time.Unix(1700000001, 0).UTC()},
+		blocks: maps.Clone(v.blocks),
+	}
+	v.snapshots = append(v.snapshots, s)
+	return s.info, nil
+}
+
+func (e *fakeEngine) Snapshots(volume string) ([]blockstore.SnapshotInfo, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return nil, err
+	}
+	var list []blockstore.SnapshotInfo
+	for _, s := range v.snapshots {
+		list = append(list, s.info)
+	}
+	return list, nil
+}
+
+func (e *fakeEngine) DeleteSnapshot(_ context.Context, volume, name string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return err
+	}
+	s, err := v.find(name)
+	if err != nil {
+		return err
+	}
+	if s.open > 0 {
+		return fmt.Errorf("delete snapshot %q: %w", name, block.ErrInUse)
+	}
+	v.snapshots = slices.DeleteFunc(v.snapshots, func(other *fakeSnapshot) bool { return other == s })
+	return nil
+}
+
+func (e *fakeEngine) SnapshotFrees(_ context.Context, volume, name string) (uint64, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return 0, err
+	}
+	s, err := v.find(name)
+	if err != nil {
+		return 0, err
+	}
+	return uint64(len(s.blocks)) * block.Size, nil
+}
+
+func (e *fakeEngine) Rollback(_ context.Context, volume, name string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return err
+	}
+	s, err := v.find(name)
+	if err != nil {
+		return err
+	}
+	v.blocks, v.info.SizeBytes = maps.Clone(s.blocks), s.info.SizeBytes
+	return nil
+}
+
+func (e *fakeEngine) Clone(ctx context.Context, volume, snapshot, newName string) (blockstore.VolumeInfo, error) {
+	e.mu.Lock()
+	v, err := e.find(volume)
+	if err != nil {
+		e.mu.Unlock()
+		return blockstore.VolumeInfo{}, err
+	}
+	blocks, size := v.blocks, v.info.SizeBytes
+	if snapshot != "" {
+		s, err := v.find(snapshot)
+		if err != nil {
+			e.mu.Unlock()
+			return blockstore.VolumeInfo{}, err
+		}
+		blocks, size = s.blocks, s.info.SizeBytes
+	}
+	blocks = maps.Clone(blocks)
+	e.mu.Unlock()
+	if _, err := e.CreateVolume(ctx, blockstore.VolumeSpec{Name: newName, SizeBytes: size}); err != nil {
+		return blockstore.VolumeInfo{}, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	clone := e.volumes[newName]
+	clone.blocks = blocks
+	clone.info.Origin = &blockstore.Origin{Volume: volume, Snapshot: snapshot}
+	return clone.now(), nil
+}
+
+func (e *fakeEngine) OpenDevice(volume, snapshot string) (Device, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return nil, err
+	}
+	d := &fakeDevice{engine: e, volume: v}
+	if snapshot != "" {
+		if d.snapshot, err = v.find(snapshot); err != nil {
+			return nil, err
+		}
+		d.snapshot.open++
+	}
+	v.open++
+	return d, nil
+}
+
+func (e *fakeEngine) Stats() blockstore.Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return blockstore.Stats{
+		Volumes: len(e.volumes), NonZeroBytes: 300, UniqueBytes: 100, StoredBytes: 50, LogCapBytes: 200, LogUsedBytes: 50,
+		DestageLag: 1500 * time.Millisecond, GuestWrittenBytes: 10, DiskWrittenBytes: 15,
+		Caches: []blockstore.CacheStats{{Name: "frames", Hits: 3, Misses: 1}},
+		Memory: []blockstore.MemoryPart{{Name: "overlay", UsedBytes: 1 << 20, BudgetBytes: 2 << 20}},
+	}
+}
+
+func (e *fakeEngine) Settle(_ context.Context, progress func(blockstore.SettleProgress)) error {
+	progress(blockstore.SettleProgress{Phase: "destage", DoneBytes: 1, LeftBytes: 1})
+	return nil
+}
+
+func (e *fakeEngine) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed++
+	for name, v := range e.volumes {
+		if v.open > 0 {
+			return fmt.Errorf("%d devices of %q are open", v.open, name)
+		}
+	}
+	return nil
+}
+
+// fakeDevice is an open fakeVolume.
+type fakeDevice struct {
+	engine   *fakeEngine
+	volume   *fakeVolume
+	snapshot *fakeSnapshot
+	closed   bool
+}
+
+func (d *fakeDevice) Close() error {
+	d.engine.mu.Lock()
+	defer d.engine.mu.Unlock()
+	if d.closed {
+		return fmt.Errorf("device of %q: %w", d.volume.info.Name, block.ErrClosed)
+	}
+	d.closed = true
+	d.volume.open--
+	if d.snapshot != nil {
+		d.snapshot.open--
+	}
+	return nil
+}
+
+func (d *fakeDevice) Size() uint64 {
+	d.engine.mu.Lock()
+	defer d.engine.mu.Unlock()
+	if d.snapshot != nil {
+		return d.snapshot.info.SizeBytes
+	}
+	return d.volume.info.SizeBytes
+}
+
+func (d *fakeDevice) ReadOnly() bool { return d.snapshot != nil }
+
+func (d *fakeDevice) TryReadAt(p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
+	return d.ReadAt(context.Background(), p, off, holes)
+}
+
+func (d *fakeDevice) ReadAt(_ context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
+	d.engine.mu.Lock()
+	defer d.engine.mu.Unlock()
+	if d.closed {
+		return holes, block.ErrClosed
+	}
+	blocks := d.volume.blocks
+	if d.snapshot != nil {
+		blocks = d.snapshot.blocks
+	}
+	for n := range p {
+		p[n] = 0
+	}
+	for at := 0; at < len(p); {
+		in := int((off + uint64(at)) % block.Size)
+		n := min(len(p)-at, block.Size-in)
+		if b := blocks[(off+uint64(at))/block.Size]; b != nil {
+			copy(p[at:at+n], b[in:])
+		}
+		at += n
+	}
+	return holes, nil
+}
+
+func (d *fakeDevice) TryWrite(batch []block.Write, fua bool) error {
+	return d.Write(context.Background(), batch, fua)
+}
+
+func (d *fakeDevice) Write(ctx context.Context, batch []block.Write, _ bool) error {
+	d.engine.mu.Lock()
+	defer d.engine.mu.Unlock()
+	switch {
+	case d.engine.writeErr != nil:
+		return d.engine.writeErr
+	case d.closed:
+		return block.ErrClosed
+	case d.snapshot != nil:
+		return block.ErrReadOnly
+	}
+	for _, w := range batch {
+		if w.Off+uint64(len(w.Data)) > d.volume.info.SizeBytes {
+			return block.ErrOutOfRange
+		}
+		for at := 0; at < len(w.Data); {
+			number, in := (w.Off+uint64(at))/block.Size, int((w.Off+uint64(at))%block.Size)
+			fresh := make([]byte, block.Size)
+			copy(fresh, d.volume.blocks[number])
+			at += copy(fresh[in:], w.Data[at:])
+			d.volume.blocks[number] = fresh
+		}
+	}
+	return ctx.Err()
+}
+
+func (d *fakeDevice) Trim(context.Context, block.Range, bool) error       { return nil }
+func (d *fakeDevice) Zero(context.Context, block.Range, bool, bool) error { return nil }
+func (d *fakeDevice) Flush(context.Context) error                         { return nil }
+func (d *fakeDevice) Prefetch(context.Context, block.Range) error         { return nil }
