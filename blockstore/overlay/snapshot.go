@@ -156,6 +156,7 @@ func (l *Layer) Tombstones(dst []Tombstone) []Tombstone {
 // DropTombstone removes what is left of t: parts that a newer tombstone has taken over stay. The range must be detached in the map already.
 // Everything that t hides is removed before t is, so nothing of it comes to life.
 func (l *Layer) DropTombstone(t Tombstone) {
+	l.sweepAll() // most of the work, while others may lay tombstones
 	l.ranges.mu.Lock()
 	defer l.ranges.mu.Unlock()
 	l.sweepAll()
