@@ -97,7 +97,7 @@ func (e Extent) problem() string {
 		return "a chunk offset out of bounds"
 	case e.Kind == KindExternal && (e.Chunk == 0 || e.ChunkOff != 0):
 		return "an external extent without a source or with a chunk offset"
-	case e.Kind == KindExternal && binary.LittleEndian.Uint64(e.Hash8[:]) >= 1<<63:
+	case e.Kind == KindExternal && binary.LittleEndian.Uint64(e.Hash8[:]) > 1<<63-uint64(e.Len):
 		return "a source offset out of bounds"
 	case (e.Kind == KindZero || e.Kind == KindDamaged) && !bare:
 		return "a zero or damaged extent with a chunk"

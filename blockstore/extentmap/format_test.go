@@ -198,7 +198,7 @@ func TestEachFieldIsChecked(t *testing.T) {
 		{"page", "extent birth zero", u64(entry(1, 24), 0)},
 		{"page", "extent birth above the page's", u64(entry(1, 24), 41)},
 		{"page", "hash of a zero", u64(entry(0, 32), 1)},
-		{"page", "source offset out of bounds", u64(entry(2, 32), 1<<63)},
+		{"page", "source offset out of bounds", u64(entry(2, 32), 1<<63-511)},
 		{"node", "magic", u8(0, 'X')},
 		{"node", "level", u8(6, 1)},
 		{"node", "reserved", u8(7, 1)},

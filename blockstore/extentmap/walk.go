@@ -62,12 +62,10 @@ func (w *walk) subtree(s Subtree) (more bool, err error) {
 	case s.Level == 0:
 		more, err = w.page(s)
 	default:
-		more, err = w.children(s)
-		if more && w.v.Node != nil {
-			more = w.v.Node(s)
-		} else if !more {
+		if more, err = w.children(s); !more {
 			return false, err
 		}
+		more = w.v.Node == nil || w.v.Node(s)
 	}
 	if err != nil {
 		return false, err
