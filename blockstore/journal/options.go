@@ -1,8 +1,10 @@
 package journal
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -53,6 +55,8 @@ type Options struct {
 
 	Now    func() time.Time // default time.Now
 	Events Events
+
+	salts io.Reader // crypto/rand, but for tests that write golden bytes
 }
 
 // Events are callbacks for the owner's log; any may be nil. They must return quickly and must not call the log.
@@ -93,6 +97,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.salts == nil {
+		o.salts = rand.Reader
 	}
 	switch {
 	case o.FS == nil || o.Dir == "":

@@ -1,10 +1,11 @@
 package journal
 
 import (
-	"crypto/rand"
 	"fmt"
+	"io"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -65,6 +66,9 @@ func (l *Log) prepare() (*logFile, error) {
 	id := st.nextID
 	st.nextID++
 	st.Unlock()
+	if id == 0 {
+		return nil, fmt.Errorf("log file ids are exhausted: %w", block.ErrInvalid) // after 2^32 files
+	}
 
 	path := l.opts.FS.PathJoin(l.opts.Dir, fileName(id))
 	f, err := l.newFile(path, spare)
@@ -82,7 +86,10 @@ func (l *Log) prepare() (*logFile, error) {
 	lf := &logFile{f: f, path: path, header: FileHeader{
 		StoreID: l.opts.StoreID, ID: id, BootEpoch: l.opts.BootEpoch, OwnerEpoch: l.opts.OwnerEpoch, Capacity: l.opts.FileSize,
 	}}
-	_, _ = rand.Read(lf.header.Salt[:]) // never fails, by its contract
+	if _, err := io.ReadFull(l.opts.salts, lf.header.Salt[:]); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("salt of %s: %w", fileSource(id), err)
+	}
 	return lf, nil
 }
 
