@@ -53,6 +53,10 @@ func codeOf(err error) (code string, status int) {
 			return c.code, c.status
 		}
 	}
+	var remote *transfer.RemoteError
+	if errors.As(err, &remote) {
+		return "CUT_OFF", http.StatusBadRequest
+	}
 	return "INTERNAL", http.StatusInternalServerError
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/control/transfer"
 )
@@ -32,8 +33,11 @@ type Imported struct {
 	SizeBytes uint64 `json:"sizeBytes"`
 }
 
-// Import makes a volume of what send writes to the stream's underlying writer. When send fails, hvd sees the stream cut, and what send
-// returned is returned.
+// interruptTime is what hvd gets, after ctx has ended, to undo an import and say so.
+const interruptTime = 3 * time.Second
+
+// Import makes a volume of what send writes to the stream's underlying writer. When send fails it has ended the stream with the reason
+// (transfer.Writer.Fail), so that hvd undoes the import before this returns. When ctx ends, send should end too.
 func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx context.Context, w io.Writer) error) (Imported, error) {
 	query := url.Values{"keepPartial": {strconv.FormatBool(opts.KeepPartial)}}
 	if opts.Chunking != "" {
@@ -42,11 +46,12 @@ func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx c
 	if opts.Mode != "" {
 		query.Set("mode", opts.Mode)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	requestCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(interruptTime, cancel) })()
 	body := &sendBody{ctx: ctx, send: send, result: make(chan error, 1)}
 	address := c.base + "/v1/volumes/" + url.PathEscape(opts.Name) + "/data?" + query.Encode()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, address, io.NopCloser(body))
+	request, err := http.NewRequestWithContext(requestCtx, http.MethodPut, address, io.NopCloser(body))
 	if err != nil {
 		return Imported{}, err
 	}
@@ -58,7 +63,7 @@ func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx c
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusCreated {
-		return Imported{}, body.cause(problem(response.StatusCode, response.Body))
+		return Imported{}, problem(response.StatusCode, response.Body)
 	}
 	var volume Imported
 	if err := json.NewDecoder(response.Body).Decode(&volume); err != nil {
@@ -82,7 +87,8 @@ func (b *sendBody) WriteTo(w io.Writer) (int64, error) {
 	out := &faultWriter{w: w}
 	err := b.send(b.ctx, out)
 	if err != nil && out.err == nil {
-		b.result <- err // the sender's own fault, not the connection's
+		b.result <- err // the sender's own fault: the stream says so, and the request ends as it should
+		err = nil
 	}
 	return out.n, err
 }
