@@ -68,7 +68,8 @@ func FuzzLogRecord(f *testing.F) {
 	})
 }
 
-// FuzzLogFile reads whole files, as they are and with the checksums of header, index and footer mended: first as a tool does, then as recovery does.
+// FuzzLogFile reads whole files, as they are and with the checksums of header, index and footer mended: first as a tool does, then as
+// recovery does.
 func FuzzLogFile(f *testing.F) {
 	for _, file := range goldenLogs(f) {
 		f.Add(file, false)

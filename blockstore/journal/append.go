@@ -11,9 +11,9 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
-// appender is the one writer of the log. Its lock is held over the write(2), against the rule that no I/O happens under a mutex: the lock is what
-// gives all volumes one order, and a position must not be handed out before the bytes in front of it are written, or process death could leave a hole
-// behind a reply. The write goes to the page cache; sums of payload are computed before the lock is taken.
+// appender is the one writer of the log. Its lock is held over the write(2), against the rule that no I/O happens under a mutex: the lock
+// is what gives all volumes one order, and a position must not be handed out before the bytes in front of it are written, or process death
+// could leave a hole behind a reply. The write goes to the page cache; sums of payload are computed before the lock is taken.
 type appender struct {
 	sync.Mutex
 	active   *logFile
@@ -26,14 +26,16 @@ type appender struct {
 	page  [pageSize]byte
 }
 
-// Append writes the records, with one write(2) unless the file is full, and fills in their Seq, Time, Pos and Sums. When it returns nil they survive the death of
-// the process; Sync makes them survive a power loss. An error that wraps block.ErrNoSpace means that nothing was appended; block.ErrInvalid likewise; after
-// any other error some of the records may be in the log. It waits when the disk is several files behind.
+// Append writes the records, with one write(2) unless the file is full, and fills in their Seq, Time, Pos and Sums. When it returns nil
+// they survive the death of the process; Sync makes them survive a power loss. An error that wraps block.ErrNoSpace means that nothing was
+// appended; block.ErrInvalid likewise; after any other error some of the records may be in the log. It waits when the disk is several files
+// behind.
 func (l *Log) Append(recs []Record) error {
 	return l.append(recs, l.opts.CapBytes-l.opts.ReserveBytes, true)
 }
 
-// TryAppend is Append for a caller that must not wait: it returns block.ErrWouldBlock, having appended nothing, where Append would wait for the disk.
+// TryAppend is Append for a caller that must not wait: it returns block.ErrWouldBlock, having appended nothing, where Append would wait for
+// the disk.
 func (l *Log) TryAppend(recs []Record) error {
 	return l.append(recs, l.opts.CapBytes-l.opts.ReserveBytes, false)
 }
@@ -147,8 +149,8 @@ func (l *Log) checkClock(now int64) time.Duration {
 	return lag
 }
 
-// writeBatch writes records that fit into the active file. Padding clears the rest of the last page, so that a recycled file's old bytes are gone and the
-// kernel need not read the page first; the next append overwrites it.
+// writeBatch writes records that fit into the active file. Padding clears the rest of the last page, so that a recycled file's old bytes
+// are gone and the kernel need not read the page first; the next append overwrites it.
 func (l *Log) writeBatch(recs []Record, now int64) error {
 	a := &l.app
 	f := a.active

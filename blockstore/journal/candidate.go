@@ -26,7 +26,8 @@ type candidate struct {
 	size  int64
 }
 
-// listCandidates opens every log file in the directory, by ascending id, and reads its header. It returns those that it opened on an error as well.
+// listCandidates opens every log file in the directory, by ascending id, and reads its header. It returns those that it opened on an error
+// as well.
 func listCandidates(opts Options) (found []*candidate, err error) {
 	names, err := opts.FS.List(opts.Dir)
 	if err != nil {

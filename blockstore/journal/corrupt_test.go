@@ -51,7 +51,8 @@ func flip(t *testing.T, fsys vfs.FS, name string, off int64) {
 	}
 }
 
-// TestEveryByteOfAnUnsealedFile flips a bit in each byte of an unsealed file in turn. All that a later record proves to have been synced must be missed.
+// TestEveryByteOfAnUnsealedFile flips a bit in each byte of an unsealed file in turn. All that a later record proves to have been synced
+// must be missed.
 func TestEveryByteOfAnUnsealedFile(t *testing.T) {
 	mem := vfs.NewCrashableMem()
 	l, all := syncedRecords(t, mem, 4)

@@ -27,6 +27,7 @@ type crashModel struct {
 	from   Pos     // durable replay position
 	cuts   []cut
 	ops    int
+	tries  int // cuts per operation
 }
 
 // cut is what a recovery after a power loss found. It is compared later, when the batch in flight has got its sequence numbers.
@@ -46,12 +47,19 @@ func (m *crashModel) before(op errorfs.Op) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ops++
+	for range m.tries {
+		m.cut(op)
+	}
+	return nil
+}
+
+// cut cuts the power in a clone, recovers there, and keeps what was found for judge. mu is held.
+func (m *crashModel) cut(op errorfs.Op) {
 	percent := []int{0, 0, 10, 50, 90, 100}[m.rng.IntN(6)]
 	clone := m.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: m.rng})
 	c := cut{what: fmt.Sprintf("before operation %d (%v %s), %d%% unsynced kept", m.ops, op.Kind, op.Path, percent), synced: m.synced, from: m.from}
 	c.got, c.err = recoverTwice(clone, m.boot+1, c.from)
 	m.cuts = append(m.cuts, c)
-	return nil
 }
 
 // recoverTwice recovers a log, appends to it, loses power again, and recovers once more.
@@ -124,8 +132,8 @@ func (m *crashModel) judge(t *testing.T) {
 	m.cuts = m.cuts[:0]
 }
 
-// TestPowerLossAtEveryOperation cuts the power before every operation on the file system, with any part of what was not synced lost, and checks that
-// recovery finds a prefix of what was appended that holds everything synced.
+// TestPowerLossAtEveryOperation cuts the power before every operation on the file system, with any part of what was not synced lost, and
+// checks that recovery finds a prefix of what was appended that holds everything synced.
 func TestPowerLossAtEveryOperation(t *testing.T) {
 	seeds := []uint64{1, 2, 3}
 	if raceEnabled {
@@ -147,7 +155,7 @@ func TestPowerLossAtEveryOperation(t *testing.T) {
 }
 
 func powerLoss(t *testing.T, seed uint64) {
-	m := &crashModel{mem: vfs.NewCrashableMem(), boot: 1, rng: rand.New(rand.NewPCG(seed, 3))}
+	m := &crashModel{mem: vfs.NewCrashableMem(), boot: 1, tries: 1, rng: rand.New(rand.NewPCG(seed, 3))}
 	opts := testOptions(errorfs.Wrap(m.mem, errorfs.InjectorFunc(m.before)), "log", m.boot)
 	opts.FileSize = MinFileSize
 	if err := m.mem.MkdirAll("log", 0o700); err != nil {
@@ -177,13 +185,42 @@ func powerLoss(t *testing.T, seed uint64) {
 		}
 		m.judge(t)
 	}
+	abandon(t, l)
+	m.judge(t)
+	m.recover(t, opts)
+	if m.ops < 100 {
+		t.Fatalf("only %d operations", m.ops)
+	}
+}
+
+// recover opens the log again after the death of its process, which has left unsynced bytes in the page cache. The power is cut during
+// recovery too; once Open has returned, what it has replayed must be durable.
+func (m *crashModel) recover(t *testing.T, opts Options) {
+	m.mu.Lock()
+	m.boot++
+	m.tries = 6 // few operations, and each matters
+	opts.BootEpoch = m.boot
+	from := m.from
+	m.mu.Unlock()
+	l, got, err := tryOpen(opts, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	skipped := 0
+	for m.all[skipped].Pos < from {
+		skipped++
+	}
+	if len(got) != len(m.all)-skipped {
+		t.Fatalf("replayed %d of %d records after the death of the process", len(got), len(m.all)-skipped)
+	}
+	m.synced = len(m.all)
+	m.mu.Unlock()
+	m.judge(t)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	m.judge(t)
-	if m.ops < 100 {
-		t.Fatalf("only %d operations", m.ops)
-	}
 }
 
 // release moves the replay position forward to a synced record, as an owner does once it has made that position durable.

@@ -7,10 +7,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// A torn tail and a rotten one look alike at the first bad record. What tells them apart is that headers carry the highest sequence number that
-// was durable when they were written: if one behind the end of the log names a record that is missing, that record was synced and is lost.
+// A torn tail and a rotten one look alike at the first bad record. What tells them apart is that headers carry the highest sequence number
+// that was durable when they were written: if one behind the end of the log names a record that is missing, that record was synced and is
+// lost.
 
-// checkEnd looks for such evidence behind the end of the log. It cannot see the loss of the very last records that were synced, after which nothing was written.
+// checkEnd looks for such evidence behind the end of the log. It cannot see the loss of the very last records that were synced, after which
+// nothing was written.
 func (r *recovery) checkEnd(start int) error {
 	end := r.nextSeq - 1
 	tail := r.live[len(r.live)-1]
@@ -71,7 +73,8 @@ func (r *recovery) fileClaims(f *logFile) (uint64, error) {
 	return max(claim, f.header.Durable), nil
 }
 
-// claims searches a file from off on for headers of records, which need not be part of a chain, and returns the highest sequence number that they call durable.
+// claims searches a file from off on for headers of records, which need not be part of a chain, and returns the highest sequence number
+// that they call durable.
 func (r *recovery) claims(f *logFile, off int64) (claim uint64, err error) {
 	magic := le.AppendUint32(nil, recordMagic)
 	r.read.open(f.f, f.dataLimit())

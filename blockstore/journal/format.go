@@ -70,8 +70,8 @@ func (h *FileHeader) encode(page []byte) (seed uint32) {
 	return seed
 }
 
-// ParseFileHeader decodes the first page of a log file and returns the seed of its chain: the checksum of the header, salt included. The error
-// wraps block.ErrCorrupt or block.ErrVersion and has no source; the caller knows the file.
+// ParseFileHeader decodes the first page of a log file and returns the seed of its chain: the checksum of the header, salt included. The
+// error wraps block.ErrCorrupt or block.ErrVersion and has no source; the caller knows the file.
 func ParseFileHeader(page []byte) (h FileHeader, seed uint32, err error) {
 	if len(page) != pageSize || string(page[:8]) != fileMagic {
 		return h, 0, damaged("file header magic", 0)
@@ -146,8 +146,8 @@ func (f *Footer) encode(page []byte, seed uint32) {
 	le.PutUint32(page[coreSize-4:], crc32.Update(seed, castagnoli, page[:coreSize-4]))
 }
 
-// ParseFooter decodes the last page of the file that h and seed describe. A footer of an earlier life of a recycled file fails its checksum,
-// which continues from the seed. The error wraps block.ErrCorrupt or block.ErrVersion.
+// ParseFooter decodes the last page of the file that h and seed describe. A footer of an earlier life of a recycled file fails its
+// checksum, which continues from the seed. The error wraps block.ErrCorrupt or block.ErrVersion.
 func ParseFooter(page []byte, h *FileHeader, seed uint32) (f Footer, err error) {
 	at := h.Capacity - pageSize
 	if len(page) != pageSize || string(page[:8]) != footerMagic {

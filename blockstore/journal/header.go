@@ -55,8 +55,9 @@ func chainOf(prev uint32, header, descs []byte) uint32 {
 	return crc32.Update(crc32.Update(prev, castagnoli, header[:88]), castagnoli, descs)
 }
 
-// ParseRecordHeader decodes the first recordSize bytes of b with every bound checked; it allocates nothing. The chain is not verified: that takes the
-// bytes that follow. An unknown kind gives block.ErrVersion, since the checksum says that a writer meant it; everything else block.ErrCorrupt.
+// ParseRecordHeader decodes the first recordSize bytes of b with every bound checked; it allocates nothing. The chain is not verified: that
+// takes the bytes that follow. An unknown kind gives block.ErrVersion, since the checksum says that a writer meant it; everything else
+// block.ErrCorrupt.
 func ParseRecordHeader(b []byte, seed uint32) (h RecordHeader, err error) {
 	if len(b) < recordSize || le.Uint32(b) != recordMagic {
 		return h, errNoRecord

@@ -7,7 +7,8 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// maxEntry bounds the length of an index entry without its sums, in bytes: a byte of kind, six varints, and the payload length and sum of a control record.
+// maxEntry bounds the length of an index entry without its sums, in bytes: a byte of kind, six varints, and the payload length and sum of a
+// control record.
 const maxEntry = 1 + binary.MaxVarintLen16 + 2*binary.MaxVarintLen32 + 4*binary.MaxVarintLen64 + 4
 
 // indexBound returns the most bytes that the index entry of a record can take.

@@ -16,9 +16,9 @@ type FileInfo struct {
 	Chain   uint32  // at End
 }
 
-// ReadFile reads one log file for a tool, without opening the log or changing anything, and hands its records to visit. It uses the index of a sealed
-// file, unless verify asks for every record and its payload to be read and compared with footer and index. An unsealed file is always read so; it may end
-// anywhere.
+// ReadFile reads one log file for a tool, without opening the log or changing anything, and hands its records to visit. It uses the index
+// of a sealed file, unless verify asks for every record and its payload to be read and compared with footer and index. An unsealed file is
+// always read so; it may end anywhere.
 func ReadFile(fsys vfs.FS, path string, verify bool, visit func(*Replayed) error) (info FileInfo, err error) {
 	file, err := fsys.Open(path)
 	if err != nil {

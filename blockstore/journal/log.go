@@ -56,8 +56,8 @@ type state struct {
 	live []*logFile
 	// full holds those that wait for their seal.
 	full []*logFile
-	// unsynced holds the files that may have unsynced bytes, oldest first; the last one is active. A file that is listed is never retired: so
-	// its descriptor stays open for the sync, and a file goes only when a later one is known to be durable.
+	// unsynced holds the files that may have unsynced bytes, oldest first; the last one is active. A file that is listed is never retired:
+	// so its descriptor stays open for the sync, and a file goes only when a later one is known to be durable.
 	unsynced    []*logFile
 	closedBytes int64 // capacity of the live files but the active one
 
@@ -84,8 +84,8 @@ type retired struct {
 // after the end of the log is removed.
 //
 // replayFrom is the position from which the owner needs records; zero is the beginning of the log, and an error unless that still exists.
-// The end of the log is its first bad record. An error that wraps block.ErrCorrupt says that records that were durable are damaged or missing (see Options.AcceptLoss).
-// An error of replay is returned as it is.
+// The end of the log is its first bad record. An error that wraps block.ErrCorrupt says that records that were durable are damaged or
+// missing (see Options.AcceptLoss). An error of replay is returned as it is.
 func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -165,8 +165,8 @@ func (l *Log) publishFiles() {
 	l.files.Store(&files)
 }
 
-// Close syncs and seals the log and closes its files. Appends, syncs and reads must have ended or fail. It returns the error of the sync, or the one by
-// which the log had failed.
+// Close syncs and seals the log and closes its files. Appends, syncs and reads must have ended or fail. It returns the error of the sync,
+// or the one by which the log had failed.
 func (l *Log) Close() error {
 	l.app.Lock()
 	if l.closed.Swap(true) {

@@ -65,7 +65,8 @@ type Events struct {
 	Recovered func(Recovery)
 	// Failed is called once, when the log fails.
 	Failed func(error)
-	// ClockBehind is called when the wall clock is found more than a second behind the time of the last record, once for each time it falls back.
+	// ClockBehind is called when the wall clock is found more than a second behind the time of the last record, once for each time it falls
+	// back.
 	ClockBehind func(by time.Duration)
 }
 

@@ -8,10 +8,11 @@ import (
 // pinShards spreads the counters of pins so that readers on different cores seldom share a cache line.
 const pinShards = 16
 
-// pinSet tells when all readers of a moment have gone: epoch-based reclamation (Fraser, "Practical lock-freedom", 2004) with explicit counts.
+// pinSet tells when all readers of a moment have gone: epoch-based reclamation (Fraser, "Practical lock-freedom", 2004) with explicit
+// counts.
 //
-// A pin counts in the current epoch. The epoch advances only when nobody is counted in the one before it. So a pin taken in epoch e keeps the epoch at
-// e+1 or lower, and a file retired in epoch r has no reader left from epoch r+2 on.
+// A pin counts in the current epoch. The epoch advances only when nobody is counted in the one before it. So a pin taken in epoch e keeps
+// the epoch at e+1 or lower, and a file retired in epoch r has no reader left from epoch r+2 on.
 type pinSet struct {
 	epoch  atomic.Uint64
 	counts [2][pinShards]struct {

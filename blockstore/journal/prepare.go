@@ -54,8 +54,8 @@ func (l *Log) prepareNext() {
 	st.wake.Broadcast()
 }
 
-// prepare makes a file that lacks only its header: a spare under a new name, or a new one, with its blocks allocated and its name durable. Until its header is
-// written recovery takes it for unused, since the header of a recycled file does not fit the name.
+// prepare makes a file that lacks only its header: a spare under a new name, or a new one, with its blocks allocated and its name durable.
+// Until its header is written recovery takes it for unused, since the header of a recycled file does not fit the name.
 func (l *Log) prepare() (*logFile, error) {
 	st := &l.st
 	st.Lock()

@@ -9,13 +9,15 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
-// ReadAt fills p, a whole number of sectors, with the payload sectors that lie one after the other at pos, and checks them against sums. The caller holds a Pin taken before it
-// learned of pos. A mismatch gives a *block.CorruptError; a file that is gone an error that wraps block.ErrNotFound.
+// ReadAt fills p, a whole number of sectors, with the payload sectors that lie one after the other at pos, and checks them against sums.
+// The caller holds a Pin taken before it learned of pos. A mismatch gives a *block.CorruptError; a file that is gone an error that wraps
+// block.ErrNotFound.
 func (l *Log) ReadAt(p []byte, pos Pos, sums []uint32) error {
 	return l.read(vfs.ReadFull, p, pos, sums)
 }
 
-// TryReadAt is ReadAt for a caller that must not wait for the device: it returns block.ErrWouldBlock unless the kernel has the bytes in memory.
+// TryReadAt is ReadAt for a caller that must not wait for the device: it returns block.ErrWouldBlock unless the kernel has the bytes in
+// memory.
 func (l *Log) TryReadAt(p []byte, pos Pos, sums []uint32) error {
 	return l.read(vfs.TryRead, p, pos, sums)
 }

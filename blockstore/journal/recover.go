@@ -59,8 +59,8 @@ func (r *recovery) run() (err error) {
 	return nil
 }
 
-// start chooses the file to begin with: the one that holds the replay position, or the one before it if that file was never begun. It returns -1 for a log that
-// does not exist yet.
+// start chooses the file to begin with: the one that holds the replay position, or the one before it if that file was never begun. It
+// returns -1 for a log that does not exist yet.
 func (r *recovery) start() (int, error) {
 	best := -1
 	for i, c := range r.all {
@@ -119,7 +119,8 @@ func (r *recovery) walk(start int) error {
 	return nil
 }
 
-// successor returns the file that continues cur, or nil. After AcceptLoss sequence numbers may have a gap between two runs, never elsewhere.
+// successor returns the file that continues cur, or nil. After AcceptLoss sequence numbers may have a gap between two runs, never
+// elsewhere.
 func (r *recovery) successor(cur *candidate) *candidate {
 	for _, c := range r.all {
 		if c.state != valid || c.id <= cur.id || c.header.PrevID != cur.id || c.header.PrevChain != cur.chain || c.header.BootEpoch < cur.header.BootEpoch {
@@ -168,8 +169,8 @@ func (r *recovery) deliver(rec *Replayed) error {
 	return r.replay(rec)
 }
 
-// sealTail makes durable what was replayed, since after the death of a process it may be in the page cache only, and seals it, so that the next recovery
-// ends these files where this one did.
+// sealTail makes durable what was replayed, since after the death of a process it may be in the page cache only, and seals it, so that the
+// next recovery ends these files where this one did.
 func (r *recovery) sealTail() error {
 	for _, f := range r.live {
 		if f.sealed {
@@ -202,8 +203,8 @@ func (r *recovery) sort(start int) {
 	}
 }
 
-// discard removes the files that belong to nothing. It runs after the new active file is durable, so that at any time the log reaches to or past the file that
-// the owner wants to replay from, even if that one is rejected here.
+// discard removes the files that belong to nothing. It runs after the new active file is durable, so that at any time the log reaches to or
+// past the file that the owner wants to replay from, even if that one is rejected here.
 func (r *recovery) discard() error {
 	for _, c := range r.surplus {
 		_ = c.f.Close()

@@ -2,9 +2,9 @@ package journal
 
 import "slices"
 
-// ReleaseBefore says that no record before pos is needed any more, by anyone who will open the log: the owner has made durable the position from which it will replay.
-// Files that lie wholly before pos are recycled once they are sealed, a later file is known to be durable, and the pins that were
-// taken before have ended; until then they count as retired, not as live. It does not wait.
+// ReleaseBefore says that no record before pos is needed any more, by anyone who will open the log: the owner has made durable the position
+// from which it will replay. Files that lie wholly before pos are recycled once they are sealed, a later file is known to be durable, and
+// the pins that were taken before have ended; until then they count as retired, not as live. It does not wait.
 func (l *Log) ReleaseBefore(pos Pos) error {
 	if err := l.usable(); err != nil {
 		return err
@@ -36,7 +36,8 @@ func (l *Log) releaseLocked() {
 	l.kick(l.prepKick)
 }
 
-// reclaim turns retired files without readers into spares, or removes them. It reports whether some still have readers. Only prepareLoop calls it.
+// reclaim turns retired files without readers into spares, or removes them. It reports whether some still have readers. Only prepareLoop
+// calls it.
 func (l *Log) reclaim() (left bool) {
 	l.pins.tryAdvance()
 	l.pins.tryAdvance()

@@ -15,8 +15,9 @@ func (l *Log) canRoll() bool {
 	return l.st.next != nil && len(l.st.full) < maxUnsealed
 }
 
-// roll makes the prepared file active and leaves the full one to the sealer. It waits for a file to be prepared, which has normally happened long ago, and for
-// the sealer when maxUnsealed files are behind. The header is written but not synced: the next Sync covers both files, oldest first.
+// roll makes the prepared file active and leaves the full one to the sealer. It waits for a file to be prepared, which has normally
+// happened long ago, and for the sealer when maxUnsealed files are behind. The header is written but not synced: the next Sync covers both
+// files, oldest first.
 func (l *Log) roll() error {
 	next, err := l.takeNext()
 	if err != nil {

@@ -10,11 +10,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
-// windowSize is how much of a file recovery reads at a time, in bytes. It is more than any run of bytes that has to be contiguous: a header with its
-// descriptors, or with the payload of a control record.
+// windowSize is how much of a file recovery reads at a time, in bytes. It is more than any run of bytes that has to be contiguous: a header
+// with its descriptors, or with the payload of a control record.
 const windowSize = 2 << 20
 
-// reader reads a file through a window. Bytes past the end of the file read as zeroes, as they do in a file that was allocated and never written.
+// reader reads a file through a window. Bytes past the end of the file read as zeroes, as they do in a file that was allocated and never
+// written.
 type reader struct {
 	f     vfs.File
 	limit int64 // nothing is read from here on
@@ -53,9 +54,9 @@ func readZeroFilled(f vfs.File, p []byte, off int64) error {
 	return err
 }
 
-// scan reads the records of a file one by one, verifying headers, chain and payload, and hands each to visit. It ends at the first record that is not whole: where
-// the writer stopped or where a power loss has left a hole. f.contents then says what was found. An error means that the file cannot be read, is of another
-// version, or that visit failed.
+// scan reads the records of a file one by one, verifying headers, chain and payload, and hands each to visit. It ends at the first record
+// that is not whole: where the writer stopped or where a power loss has left a hole. f.contents then says what was found. An error means
+// that the file cannot be read, is of another version, or that visit failed.
 func scan(f *logFile, r *reader, lastTime int64, visit func(*Replayed) error) error {
 	f.start()
 	r.open(f.f, f.dataLimit())

@@ -40,7 +40,8 @@ func (l *Log) nextFull() *logFile {
 	return st.full[0]
 }
 
-// seal makes the index and footer of a file durable whose records are durable already: a footer promises that all before it is on the device.
+// seal makes the index and footer of a file durable whose records are durable already: a footer promises that all before it is on the
+// device.
 func (l *Log) seal(f *logFile) error {
 	if err := sealFile(f); err != nil {
 		return l.fail(err)

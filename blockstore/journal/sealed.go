@@ -33,8 +33,8 @@ func readIndex(f *logFile, ft *Footer, buf []byte) (index []byte, ok bool, err e
 	return buf, crc32.Update(f.seed, castagnoli, buf) == ft.IndexSum, nil
 }
 
-// replaySealed hands the records of a sealed file at or after from to visit, reading its index and the payload of control records only, and sets f.contents.
-// The index has passed its checksum, so anything wrong in it is an error.
+// replaySealed hands the records of a sealed file at or after from to visit, reading its index and the payload of control records only, and
+// sets f.contents. The index has passed its checksum, so anything wrong in it is an error.
 func replaySealed(f *logFile, ft *Footer, index []byte, from Pos, lend *entries, visit func(*Replayed) error) error {
 	*lend = entries{
 		rest: index, file: f.header.ID, at: pageSize, limit: ft.DataEnd, seq: ft.FirstSeq,

@@ -8,10 +8,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
-// Sync makes every record durable whose Append had returned before Sync was called. Callers at the same time share syncs: each waits for one that began after its
-// call. Appends go on meanwhile. A failed sync is final, since the kernel drops what it could not write: the log has failed then, for everyone.
+// Sync makes every record durable whose Append had returned before Sync was called. Callers at the same time share syncs: each waits for
+// one that began after its call. Appends go on meanwhile. A failed sync is final, since the kernel drops what it could not write: the log
+// has failed then, for everyone.
 //
-// When ctx ends Sync returns its error; the sync itself goes on. The caller that runs the sync for the others does not look at ctx until it is done.
+// When ctx ends Sync returns its error; the sync itself goes on. The caller that runs the sync for the others does not look at ctx until it
+// is done.
 func (l *Log) Sync(ctx context.Context) error {
 	if err := l.usable(); err != nil {
 		return err
@@ -53,7 +55,8 @@ func (l *Log) syncThrough(ctx context.Context, seq uint64) error {
 	}
 }
 
-// syncNow syncs every file that has unsynced bytes, oldest first, so that a durable file never follows one that is not. Only the leader of the group runs it.
+// syncNow syncs every file that has unsynced bytes, oldest first, so that a durable file never follows one that is not. Only the leader of
+// the group runs it.
 func (l *Log) syncNow() {
 	st := &l.st
 	st.Lock()

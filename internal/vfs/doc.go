@@ -5,6 +5,6 @@
 // wrap it in pebble's vfs/errorfs to count or fail operations, and go on with CrashClone.
 //
 // The functions use system calls of Linux when a File has a descriptor (File.Fd), and the methods of File otherwise. So errorfs sees data
-// written through WriteVec only when it wraps a file system in memory. Nothing here keeps state or starts a goroutine. Errors are those of the
-// file system, wrapped with block.ErrNoSpace or block.ErrWouldBlock where that is what they mean.
+// written through WriteVec only when it wraps a file system in memory. Nothing here keeps state or starts a goroutine. Errors are those of
+// the file system, wrapped with block.ErrNoSpace or block.ErrWouldBlock where that is what they mean.
 package vfs

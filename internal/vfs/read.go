@@ -32,8 +32,9 @@ var nowaitMissing atomic.Bool
 // vecs lends the one-element vector of a TryRead, which would otherwise be allocated on each call.
 var vecs = sync.Pool{New: func() any { return new([1]unix.Iovec) }}
 
-// TryRead is ReadFull for a caller that must not wait for a device: it returns block.ErrWouldBlock, with p undefined, unless all bytes are in
-// the page cache. Where the kernel or the file system cannot tell, the answer is always block.ErrWouldBlock. A file in memory is simply read.
+// TryRead is ReadFull for a caller that must not wait for a device: it returns block.ErrWouldBlock, with p undefined, unless all bytes are
+// in the page cache. Where the kernel or the file system cannot tell, the answer is always block.ErrWouldBlock. A file in memory is simply
+// read.
 func TryRead(f File, p []byte, off int64) error {
 	fd := f.Fd()
 	if fd == pebblevfs.InvalidFd {

@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Preallocate gives f the length size, reading as zeroes where nothing was written, and allocates its blocks, so that later writes inside it
-// neither fail for lack of space nor change its length. Existing bytes stay. A file system that cannot allocate ahead (copy-on-write, network) only gets
-// the length. A file in memory is left as it is. The length is durable after DataSync. A full disk gives block.ErrNoSpace.
+// Preallocate gives f the length size, reading as zeroes where nothing was written, and allocates its blocks, so that later writes inside
+// it neither fail for lack of space nor change its length. Existing bytes stay. A file system that cannot allocate ahead (copy-on-write,
+// network) only gets the length. A file in memory is left as it is. The length is durable after DataSync. A full disk gives
+// block.ErrNoSpace.
 func Preallocate(f File, size int64) error {
 	fd := f.Fd()
 	if fd == pebblevfs.InvalidFd {
