@@ -58,7 +58,7 @@ func TestSettleRunsOnce(t *testing.T) {
 		t.Fatalf("start: %+v, %v", s, err)
 	}
 	stop() // waits for it
-	if s := c.Settling(); s.Running || !s.Done || s.Phase != "destage" {
+	if s := c.Settling(); s.Running || !s.Done || s.Error != "" {
 		t.Errorf("after: %+v", s)
 	}
 	if _, err := c.StartSettle(); !errors.Is(err, block.ErrClosed) {

@@ -11,7 +11,7 @@ import (
 type Settling struct {
 	Running   bool
 	Done      bool // the last one ended well
-	Phase     string
+	Phase     string // of the one that runs
 	DoneBytes uint64 // of the phase
 	LeftBytes uint64 // of the phase, as far as known
 	Error     string // why the last one ended badly
@@ -57,7 +57,7 @@ func (c *Control) runSettle(ctx context.Context) {
 	})
 	c.settle.mu.Lock()
 	defer c.settle.mu.Unlock()
-	c.settle.state.Running, c.settle.state.Done = false, err == nil
+	c.settle.state = Settling{Done: err == nil}
 	if err != nil {
 		c.settle.state.Error = err.Error()
 		c.log.Error("settle failed", "error", err)

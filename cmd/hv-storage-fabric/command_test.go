@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What goes wrong has an exit code and one line that says what, where and what to do.
+func TestExitCodes(t *testing.T) {
+	d := startDaemon(t)
+	d.must("volume", "create", "v", "--size", "1MiB")
+	d.must("volume", "create", "busy", "--size", "1MiB")
+	d.must("volume", "attach", "busy")
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"volume show nope", exitNotFound, `"nope": not found`},
+		{"snapshot delete v@nope", exitNotFound, "not found"},
+		{"volume detach v", exitNotFound, "not attached"},
+		{"token revoke nope", exitNotFound, "token list"},
+		{"volume create v --size 1MiB", exitRefused, "already exists"},
+		{"volume delete v", exitRefused, "--yes"},
+		{"volume delete busy --yes", exitRefused, "attached"},
+		{"volume rename busy other", exitRefused, "detach"},
+		{"volume resize v --size 512KiB", exitRefused, "--shrink"},
+		{"volume create a/b --size 1MiB", exitUsage, "'/'"},
+		{"volume create a@b --size 1MiB", exitUsage, "'@'"},
+		{"volume create .a --size 1MiB", exitUsage, "begins with"},
+		{"volume create " + strings.Repeat("n", 300) + " --size 1MiB", exitUsage, "300 bytes"},
+		{"volume create x", exitUsage, "--size"},
+		{"volume create x --size 0", exitUsage, "one sector"},
+		{"volume create x --size 1000", exitUsage, "1024"},
+		{"volume create x --size 8EiB", exitUsage, "largest volume"},
+		{"volume create x --size 1XB", exitUsage, "1XB"},
+		{"volume create x --size 1MiB --chunking fixed:3KiB", exitUsage, "power of two"},
+		{"volume create x --size 1MiB --mode fast", exitUsage, "fast"},
+		{"volume create x y --size 1MiB", exitUsage, "NAME"},
+		{"volume attach v --owner root", exitUsage, "--socket-per-volume"},
+		{"volume attach v --socket-per-volume --owner no.such.user", exitUsage, "not a user"},
+		{"volume attach v --socket-per-volume --mode rw", exitUsage, "octal"},
+		{"volume nonsense", exitUsage, "unknown command"},
+		{"nonsense", exitUsage, "unknown command"},
+		{"volume list --nonsense", exitUsage, "unknown flag"},
+		{"volume list -o xml", exitUsage, "xml"},
+		{"token create t --scope king", exitUsage, "king"},
+		{"token create t --scope read --expires 0d", exitUsage, "--expires"},
+		{"volume import i /no/such/file", exitFailed, "/no/such/file"},
+		{"volume export nope /tmp/x", exitNotFound, "not found"},
+		{"--endpoint ftp://x status", exitUsage, "endpoint"},
+		{"--endpoint unix:/no/such.sock status", exitFailed, "/no/such.sock"},
+	} {
+		r := d.run("", strings.Fields(c.args)...)
+		if r.code != c.code || !strings.Contains(r.err, c.says) {
+			t.Errorf("%s: exit code %d, want %d; %q should say %q", c.args, r.code, c.code, r.err, c.says)
+		}
+		if strings.Count(r.err, "\n") != 1 || r.out != "" {
+			t.Errorf("%s: not one line on the error stream: %q, output %q", c.args, r.err, r.out)
+		}
+	}
+}
+
+// image is a raw disk with data, zeroes and a length that is no multiple of a block.
+func image(t *testing.T, size int) (path string, content []byte) {
+	t.Helper()
+	content = make([]byte, size)
+	r := rand.NewChaCha8([32]byte{7})
+	for at := 0; at < size; at += 300_000 {
+		_, _ = r.Read(content[at:min(size, at+100_000)])
+	}
+	path = filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path, content
+}
+
+func TestImportAndExportAreTheSameBytes(t *testing.T) {
+	d := startDaemon(t)
+	path, content := image(t, 5<<20+512)
+	d.must("volume", "import", "file", path)
+	if r := d.run(string(content), "volume", "import", "pipe", "-"); r.code != exitDone {
+		t.Fatal(r.err)
+	}
+	if r := d.run(string(content), "volume", "import", "sized", "-", "--size", "5243392"); r.code != exitDone {
+		t.Fatal(r.err)
+	}
+	d.must("snapshot", "create", "file@s")
+	for _, source := range []string{"file", "pipe", "sized", "file@s"} {
+		out := filepath.Join(t.TempDir(), "out.raw")
+		d.must("volume", "export", source, out)
+		got, err := os.ReadFile(out)
+		if err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%s to a file: %d bytes, %v; they differ", source, len(got), err)
+		}
+		if r := d.run("", "volume", "export", source, "-"); sha256.Sum256([]byte(r.out)) != sha256.Sum256(content) {
+			t.Errorf("%s to a pipe: exit code %d, %d bytes, %s", source, r.code, len(r.out), r.err)
+		}
+	}
+	if left := d.must("snapshot", "list", "file", "-o", "json"); strings.Count(left, `"name"`) != 1 {
+		t.Errorf("exports left snapshots: %s", left)
+	}
+}
+
+func TestImportThatFailsLeavesNothing(t *testing.T) {
+	d := startDaemon(t)
+	_, content := image(t, 3<<20)
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"volume import v - --size 4MiB", exitFailed, "ended after"},
+		{"volume import v - --size 2MiB", exitFailed, "longer than"},
+		{"volume import v@s -", exitUsage, "'@'"},
+		{"volume import v - --chunking nonsense", exitUsage, "nonsense"},
+	} {
+		if r := d.run(string(content), strings.Fields(c.args)...); r.code != c.code || !strings.Contains(r.err, c.says) {
+			t.Errorf("%s: exit code %d, want %d: %s", c.args, r.code, c.code, r.err)
+		}
+	}
+	if list := d.must("volume", "list", "-o", "json"); list != "[]\n" {
+		t.Errorf("left: %s", list)
+	}
+	if r := d.run(string(content), "volume", "import", "v", "-", "--size", "4MiB", "--keep-partial"); r.code != exitFailed || !strings.Contains(r.err, "kept") {
+		t.Errorf("keep: exit code %d: %s", r.code, r.err)
+	}
+	d.must("volume", "show", "v")
+	if r := d.run(string(content), "volume", "import", "v", "-"); r.code != exitRefused {
+		t.Errorf("import over a volume: exit code %d: %s", r.code, r.err)
+	}
+}
+
+// A failed export leaves neither a file nor the end of an old one.
+func TestExportThatFailsKeepsTheOldFile(t *testing.T) {
+	d := startDaemon(t)
+	out := filepath.Join(t.TempDir(), "out.raw")
+	if err := os.WriteFile(out, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.run("", "volume", "export", "nope", out); r.code != exitNotFound {
+		t.Errorf("exit code %d: %s", r.code, r.err)
+	}
+	if text, err := os.ReadFile(out); err != nil || string(text) != "precious" {
+		t.Errorf("the file is %q, %v", text, err)
+	}
+}
+
+func TestTokensOpenAndCloseTheDoor(t *testing.T) {
+	d := startDaemon(t)
+	if address := d.server.TCPAddress(); address != "" {
+		t.Fatalf("the door is open at %s without a token", address)
+	}
+	secrets := map[string]string{}
+	for _, scope := range []string{"read", "operate", "admin"} {
+		var made struct{ Token string }
+		if err := json.Unmarshal([]byte(d.must("token", "create", scope, "--scope", scope, "-o", "json")), &made); err != nil {
+			t.Fatal(err)
+		}
+		secrets[scope] = made.Token
+	}
+	address := d.server.TCPAddress()
+	if address == "" {
+		t.Fatal("the door is shut although there is a token")
+	}
+	over := func(scope, args string) result {
+		env := map[string]string{"HV_ENDPOINT": "http://" + address, "HV_TOKEN": secrets[scope]}
+		return runWith(env, "data", strings.Fields(args)...)
+	}
+	for _, c := range []struct {
+		scope, args string
+		code        int
+	}{
+		{"read", "volume list", exitDone},
+		{"read", "volume create r --size 1MiB", exitRefused},
+		{"read", "volume import r -", exitRefused},
+		{"read", "store settle", exitRefused},
+		{"operate", "volume create o --size 1MiB", exitDone},
+		{"operate", "volume import i -", exitDone},
+		{"operate", "volume export i -", exitDone},
+		{"read", "volume export i -", exitRefused},
+		{"operate", "token list", exitRefused},
+		{"operate", "support -f " + filepath.Join(t.TempDir(), "s"), exitRefused},
+		{"admin", "token list", exitDone},
+		{"", "volume list", exitRefused},
+		{"admin", "token revoke read", exitDone},
+		{"read", "volume list", exitRefused},
+		{"admin", "token revoke operate", exitDone},
+		{"admin", "token revoke admin", exitDone},
+		{"admin", "volume list", exitFailed}, // nobody listens any more
+	} {
+		if r := over(c.scope, c.args); r.code != c.code {
+			t.Errorf("%s %s: exit code %d, want %d: %s", c.scope, c.args, r.code, c.code, r.err)
+		}
+	}
+	if address := d.server.TCPAddress(); address != "" {
+		t.Errorf("the door is open at %s without a token", address)
+	}
+}
+
+// Attachments are there again after a restart, for a program that is not ours.
+func TestAttachmentServesRealClientsAfterARestart(t *testing.T) {
+	nbdinfo, err := exec.LookPath("nbdinfo")
+	if err != nil {
+		t.Skip("nbdinfo is not installed (package libnbd-bin)")
+	}
+	d := startDaemon(t)
+	path, content := image(t, 2<<20)
+	d.must("volume", "import", "v", path)
+	uri := strings.TrimSpace(d.must("volume", "attach", "v"))
+	d.stop()
+	d.start()
+	size, err := exec.Command(nbdinfo, "--size", uri).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(size)) != "2097152" {
+		t.Fatalf("nbdinfo: %s, %v", size, err)
+	}
+	nbdcopy, err := exec.LookPath("nbdcopy")
+	if err != nil {
+		t.Skip("nbdcopy is not installed (package libnbd-bin)")
+	}
+	copied := filepath.Join(t.TempDir(), "copied.raw")
+	if text, err := exec.Command(nbdcopy, uri, copied).CombinedOutput(); err != nil {
+		t.Fatalf("nbdcopy: %s, %v", text, err)
+	}
+	if got, err := os.ReadFile(copied); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes, %v; they differ", len(got), err)
+	}
+}
+
+func TestHelpAndCompletion(t *testing.T) {
+	d := startDaemon(t)
+	d.must("volume", "create", "web1", "--size", "1MiB")
+	for _, args := range []string{"--help", "volume", "volume create --help", "completion bash"} {
+		if r := d.run("", strings.Fields(args)...); r.code != exitDone || r.out == "" {
+			t.Errorf("%s: exit code %d, %s", args, r.code, r.err)
+		}
+	}
+	if r := d.run("", "__complete", "volume", "show", ""); !strings.Contains(r.out, "web1") {
+		t.Errorf("completion of volumes: %q", r.out)
+	}
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// The JSON documents are an interface: scripts read them. Each step is one command, its output a golden file.
+func TestJSONOutput(t *testing.T) {
+	d := startDaemon(t)
+	for _, step := range []struct{ name, args string }{
+		{"status", "status --wait 5s"},
+		{"volume-list-empty", "volume list"},
+		{"volume-create", "volume create web1 --size 20GiB"},
+		{"volume-create-durable", "volume create db1 --size 1GiB --chunking fixed:64KiB --mode durable"},
+		{"volume-attach", "volume attach web1"},
+		{"volume-attach-again", "volume attach web1"},
+		{"volume-attach-own", "volume attach db1 --socket-per-volume --mode 0600"},
+		{"volume-show-attached", "volume show web1"},
+		{"volume-detach", "volume detach db1"},
+		{"volume-resize", "volume resize db1 --size 2GiB"},
+		{"volume-rename", "volume rename db1 db2"},
+		{"snapshot-create", "snapshot create web1@s1"},
+		{"snapshot-create-two-words", "snapshot create web1 s2"},
+		{"snapshot-list", "snapshot list web1"},
+		{"volume-clone", "volume clone web1@s1 web2"},
+		{"snapshot-delete", "snapshot delete web1@s2"},
+		{"volume-detach-web1", "volume detach web1"},
+		{"snapshot-rollback", "snapshot rollback web1@s1"},
+		{"volume-list", "volume list"},
+		{"volume-delete", "volume delete web2 --yes"},
+		{"store-settle", "store settle --wait"},
+		{"token-create", "token create ci --scope operate --expires 90d"},
+		{"token-list", "token list"},
+		{"token-revoke", "token revoke ci"},
+		{"version", "version"},
+	} {
+		args := append(strings.Fields(step.args), "-o", "json")
+		r := d.run("", args...)
+		if r.code != exitDone || r.err != "" {
+			t.Fatalf("%s: exit code %d, errors %q", step.args, r.code, r.err)
+		}
+		if !json.Valid([]byte(r.out)) {
+			t.Errorf("%s: no JSON document: %s", step.args, r.out)
+		}
+		compare(t, filepath.Join("testdata", step.name+".json"), d.fixed(r.out))
+	}
+}
+
+func compare(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; go test ./cmd/hv-storage-fabric -update makes it", err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%swant\n%s", path, got, want)
+	}
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/control/config"
+)
+
+func newConfig() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Show, describe and check the configuration"}
+	c.AddCommand(
+		&cobra.Command{
+			Use:   "show",
+			Short: "Print the configuration that would be in effect, as a config file",
+			Args:  cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				loaded, err := config.Load(c.Flags(), os.Getenv)
+				if loaded == nil {
+					return err
+				}
+				return errors.Join(err, loaded.Show(c.OutOrStdout()))
+			},
+		},
+		&cobra.Command{
+			Use:   "schema",
+			Short: "Print the JSON Schema of the config file",
+			Args:  cobra.NoArgs,
+			RunE:  func(c *cobra.Command, _ []string) error { return config.Schema(c.OutOrStdout()) },
+		},
+		&cobra.Command{
+			Use:   "check",
+			Short: "Check the configuration that would be in effect, and start nothing",
+			Args:  cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				loaded, err := config.Load(c.Flags(), os.Getenv)
+				if err != nil {
+					return err
+				}
+				from := "there is no config file"
+				if loaded.File != "" {
+					from = loaded.File
+				}
+				fmt.Fprintf(c.OutOrStdout(), "configuration is good (%s)\n", from)
+				return nil
+			},
+		},
+	)
+	return c
+}
