@@ -48,7 +48,12 @@ type Footer struct {
 	RawBytes    uint64 // of all chunks
 	StoredBytes uint64 // of all frames, as stored
 	DataCRC     uint32 // CRC32C of header and frames: all bytes before the directory
+
+	fileSize int64 // not stored: where the footer was found, or put
 }
+
+// FileSize returns the length of the segment in bytes: its footer ends there.
+func (f *Footer) FileSize() uint64 { return uint64(f.fileSize) }
 
 func appendFooter(dst []byte, f *Footer) []byte {
 	at := len(dst)
@@ -94,6 +99,7 @@ func parseFooter(b []byte, size int64) (Footer, error) {
 		Codecs: b[sfCodecs], Frames: le.Uint32(b[sfFrames:]), Chunks: le.Uint32(b[sfChunks:]),
 		DirOff: le.Uint32(b[sfDirOff:]), DirLen: le.Uint32(b[sfDirLen:]), DirCRC: le.Uint32(b[sfDirCRC:]),
 		RawBytes: le.Uint64(b[sfRaw:]), StoredBytes: le.Uint64(b[sfStored:]), DataCRC: le.Uint32(b[sfDataCRC:]),
+		fileSize: size,
 	}
 	switch {
 	case !f.Class.valid() || f.Codecs >= 1<<(Zstd+1):

@@ -56,6 +56,13 @@ type FrameChunk struct {
 	RawOff, RawLen uint32 // bytes in the decoded frame
 }
 
+// FrameTakes reports whether a frame of the warm class that holds raw bytes should take one more chunk of next bytes, or be closed before it: at
+// most half the target more than the target, unless a single chunk is larger. A 4 KiB read pays for the whole frame, so that a small chunk in front of
+// a large one is better off alone.
+func FrameTakes(raw, next int) bool {
+	return raw == 0 || raw < FrameRawTarget && raw+next <= FrameRawTarget*3/2
+}
+
 // EncodeFrame appends one frame with the given chunks to dst and returns it. The payload is stored raw when compression would save less than
 // 5 % or a probe says that it is not worth trying. No chunks, an empty chunk, or more than fits a frame is block.ErrInvalid. With dst and enc
 // at their working size it does not allocate.

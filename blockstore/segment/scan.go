@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -65,10 +66,13 @@ func (s *scanner) window(n uint32) ([]byte, error) {
 	if uint32(cap(s.buf)) < want {
 		s.buf = make([]byte, want)
 	}
-	s.buf, s.off = s.buf[:want], s.at
-	if err := readAt(s.r, s.buf, int64(s.at)); err != nil {
-		s.buf = s.buf[:0]
+	got, err := s.r.ReadAt(s.buf[:want], int64(s.at))
+	s.buf, s.off = s.buf[:got], s.at
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
+	}
+	if uint32(got) < n { // the file is shorter than it should be; what there is of the window may still hold frames
+		return nil, &block.CorruptError{Source: "segment", Offset: int64(s.at), Want: fmt.Sprintf("%d B", n), Got: fmt.Sprintf("%d B", got)}
 	}
 	return s.buf, nil
 }

@@ -58,7 +58,9 @@ func (d *dirBuilder) finish(meta Meta, end uint32, minSize int64) ([]byte, Foote
 	if pad := minSize - int64(end) - int64(len(tail)) - footerSize; pad > 0 {
 		tail = append(tail, make([]byte, pad)...)
 	}
-	return appendFooter(tail, f), *f
+	tail = appendFooter(tail, f)
+	f.fileSize = int64(end) + int64(len(tail))
+	return tail, *f
 }
 
 // NewWriter writes the header of a new segment to sink, which must be empty.
