@@ -122,5 +122,5 @@ func (m *metaBatch) delete(key []byte) {
 func (m *metaBatch) addJob(n nodeID, s extentmap.Subtree) {
 	row := extentmap.EncodeJob(extentmap.Job{Kind: extentmap.JobSubtree, Subtree: s})
 	_ = m.b.Set(extentmap.JobKey(block.VolumeID(n), m.nextRow()), row, nil)
-	m.s.worker.noteJobs(1)
+	m.s.worker.noteJob()
 }

@@ -13,7 +13,7 @@ const extentsPerStep = 20_000
 
 // stepJobs frees a part of the oldest subtree that was cut off, and reports whether there was one.
 func (s *Store) stepJobs(ctx context.Context) (bool, error) {
-	if s.worker.jobs.Load() == 0 {
+	if !s.worker.jobs.Load() {
 		return false, nil
 	}
 	m := s.beginMeta()
@@ -25,8 +25,8 @@ func (s *Store) stepJobs(ctx context.Context) (bool, error) {
 		return false, nil
 	})
 	if err != nil || n == 0 {
+		s.worker.jobs.Store(err != nil)
 		m.abort()
-		s.worker.jobs.Store(0)
 		return false, err
 	}
 	done, err := m.freeSubtree(ctx, n, &job)
@@ -37,7 +37,6 @@ func (s *Store) stepJobs(ctx context.Context) (bool, error) {
 	key := extentmap.JobKey(block.VolumeID(n), num)
 	if done {
 		m.delete(key)
-		m.onApply = append(m.onApply, func() { s.worker.jobs.Add(-1) })
 	} else if err := m.b.Set(key, extentmap.EncodeJob(job), nil); err != nil {
 		m.abort()
 		return false, err

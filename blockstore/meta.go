@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -109,7 +110,15 @@ func (m *metaBatch) commit() error {
 	s.tree.Lock()
 	captured := m.captureTreeLocked()
 	s.tree.Unlock()
-	if err := m.b.Set(countersKey, m.c.encode(), nil); err != nil {
+	err := m.b.Set(countersKey, m.c.encode(), nil)
+	if durable, _ := s.log.Durable(); err == nil && durable < m.c.AppliedSeq {
+		// Rows must not show an operation that a power loss would take from the log, with the writes before it.
+		err = s.log.Sync(context.Background())
+	}
+	if err != nil {
+		s.tree.Lock()
+		s.dirty.putBack(captured)
+		s.tree.Unlock()
 		return err
 	}
 	if err := m.b.Commit(pebble.Sync); err != nil {

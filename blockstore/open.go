@@ -142,6 +142,9 @@ func (s *Store) createSuper() (*superblock, error) {
 			return nil, &block.CorruptError{Source: s.path("super.0"), Want: "a superblock beside " + part, Got: "none; restore super.0 or super.1, or use another directory"}
 		}
 	}
+	if err := s.syncParents(); err != nil {
+		return nil, err
+	}
 	key, err := dedup.NewDomainKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -150,6 +153,20 @@ func (s *Store) createSuper() (*superblock, error) {
 		return nil, fmt.Errorf("write domain key: %w", err)
 	}
 	return &superblock{StoreID: block.UUID(uuid.New()), DomainID: key.ID(), Created: s.opts.Now().UnixNano(), Cut: s.opts.Chunking}, nil
+}
+
+// syncParents makes the way to a new data directory durable, as far as this user may.
+func (s *Store) syncParents() error {
+	for dir := s.opts.Dir; ; {
+		parent := s.fs.PathDir(dir)
+		if parent == dir {
+			return nil
+		}
+		if err := syncDir(s.fs, parent); err != nil && !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("sync %s: %w", parent, err)
+		}
+		dir = parent
+	}
 }
 
 // openDomain reads the key that chunk identities are keyed with.

@@ -42,6 +42,10 @@ func (s *Store) recover() (RecoveryInfo, error) {
 	}
 	info.Duration = s.opts.Now().Sub(began)
 	if s.super.Flags&flagInitialized == 0 {
+		// An initialized store must have its counters: from here on their absence is damage.
+		if err := s.beginMeta().commit(); err != nil {
+			return info, err
+		}
 		s.super.Flags |= flagInitialized
 		return info, writeSuper(s.fs, s.opts.Dir, s.super)
 	}

@@ -12,6 +12,7 @@ import (
 // log is synced up to that moment before anything is released, since a slot that was replaced by a record that is not yet durable is not counted any more.
 func (s *Store) releaseLog(ctx context.Context) error {
 	next := s.log.NextPos()
+	s.drainOps()
 	s.drainWriters()
 	low := s.oldestLayerPos(next)
 	if low.File() == s.watermark().File() {
@@ -31,6 +32,13 @@ func (s *Store) releaseLog(ctx context.Context) error {
 	}
 	s.space.released()
 	return nil
+}
+
+// drainOps returns when every control operation that was between append and apply when it was called has been applied: no row and no layer shows one before.
+func (s *Store) drainOps() {
+	s.ops.Lock()
+	//lint:ignore SA2001 the lock is only waited for
+	s.ops.Unlock()
 }
 
 func (s *Store) watermark() journal.Pos { return s.counted.Load().Watermark }

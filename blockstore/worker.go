@@ -11,13 +11,17 @@ import (
 type worker struct {
 	s    *Store
 	wake chan struct{}
-	jobs atomic.Int64 // job rows that exist
+	jobs atomic.Bool  // there may be job rows
 	idle atomic.Bool  // nothing was left to do at the end of the last round
 }
 
 const workerTick = time.Second
 
-func newWorker(s *Store) *worker { return &worker{s: s, wake: make(chan struct{}, 1)} }
+func newWorker(s *Store) *worker {
+	w := &worker{s: s, wake: make(chan struct{}, 1)}
+	w.jobs.Store(true) // an earlier run may have left some
+	return w
+}
 
 func (w *worker) kick() {
 	w.idle.Store(false)
@@ -27,7 +31,8 @@ func (w *worker) kick() {
 	}
 }
 
-func (w *worker) noteJobs(n int64) { w.jobs.Add(n) }
+// noteJob says that a batch holds a job row. Store.meta is held.
+func (w *worker) noteJob() { w.jobs.Store(true) }
 
 // run works until ctx ends.
 func (w *worker) run(ctx context.Context) {
