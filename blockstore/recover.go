@@ -117,9 +117,10 @@ func (s *Store) loadTree() error {
 		}
 		v := s.volumes[r.Volume]
 		if v == nil {
-			// A deleted volume, some of whose states are still needed or not yet freed.
+			// A deleted volume, some of whose states are still needed or not yet freed. How its data was cut is not known any more: what is left of it in the log is
+			// cut as the store does by default.
 			if v = hidden[r.Volume]; v == nil {
-				v = &Volume{s: s, id: r.Volume}
+				v = &Volume{s: s, id: r.Volume, cut: s.super.Cut}
 				v.gone.Store(true)
 				hidden[r.Volume] = v
 			}
