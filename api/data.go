@@ -136,12 +136,17 @@ type lateBody struct {
 
 // Write implements io.Writer.
 func (b *lateBody) Write(p []byte) (int, error) {
-	if !b.begun {
+	first := !b.begun
+	if first {
 		b.begun = true
 		b.w.Header().Set("Content-Type", b.contentType)
 		b.w.Header().Set("Cache-Control", "no-store")
 	}
-	return b.w.Write(p)
+	n, err := b.w.Write(p)
+	if first && err == nil {
+		err = http.NewResponseController(b.w).Flush() // what follows may take a while: the client should know that it is well
+	}
+	return n, err
 }
 
 // finish answers with an error, or cuts the connection if it is too late for that: a body must never look complete when it is not.

@@ -207,6 +207,9 @@ func (c *Control) listenOwn(a *attachment) error {
 		return err
 	}
 	path := c.socket(a.record)
+	if err := unixsock.CheckPath(path); err != nil {
+		return fmt.Errorf("%w; set nbd.volume-socket-dir to a shorter path", err)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return fmt.Errorf("make the directory of volume sockets: %w", err)
 	}

@@ -10,7 +10,7 @@ import (
 // Settling is the state of the last settle.
 type Settling struct {
 	Running   bool
-	Done      bool // the last one ended well
+	Done      bool   // the last one ended well
 	Phase     string // of the one that runs
 	DoneBytes uint64 // of the phase
 	LeftBytes uint64 // of the phase, as far as known

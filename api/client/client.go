@@ -81,6 +81,9 @@ func (c *Client) do(r *http.Request) (*http.Response, error) {
 	}
 	response, err := c.http.Do(r)
 	var urlError *url.Error
+	if cause := context.Cause(r.Context()); err != nil && cause != nil {
+		return nil, cause
+	}
 	if errors.As(err, &urlError) {
 		return nil, &UnreachableError{c.endpoint, urlError.Err}
 	}

@@ -39,12 +39,15 @@ func run(ctx context.Context, a *app, args []string) int {
 	if err == nil {
 		return exitDone
 	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%s: interrupted", command.CommandPath())
+	}
 	code, hint := judge(command, err)
 	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	if hint != "" {
 		line += "; " + hint
 	}
-	fmt.Fprintf(a.err, "hv-storage-fabric: %s\n", line)
+	fmt.Fprintf(a.err, "hv-storage-fabric: %s\n", strings.TrimPrefix(line, "hv-storage-fabric "))
 	return code
 }
 

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -245,5 +247,27 @@ func TestHelpAndCompletion(t *testing.T) {
 	}
 	if r := d.run("", "__complete", "volume", "show", ""); !strings.Contains(r.out, "web1") {
 		t.Errorf("completion of volumes: %q", r.out)
+	}
+}
+
+// An interrupt ends a command with one line, and an import with nothing left behind.
+func TestInterruptedImportLeavesNothing(t *testing.T) {
+	d := startDaemon(t)
+	ctx, interrupt := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	var out, errs bytes.Buffer
+	a := newApp(r, &out, &errs, func(name string) string { return map[string]string{"HV_ENDPOINT": d.endpoint}[name] })
+	code := make(chan int)
+	go func() { code <- run(ctx, a, []string{"volume", "import", "v", "-"}) }()
+	if _, err := w.Write(make([]byte, 3<<20)); err != nil { // the command has read a part of it when this returns
+		t.Fatal(err)
+	}
+	interrupt()
+	w.Close()
+	if got := <-code; got != exitFailed || !strings.Contains(errs.String(), "interrupted") || strings.Count(errs.String(), "\n") != 1 {
+		t.Errorf("exit code %d: %q", got, errs.String())
+	}
+	if list := d.must("volume", "list", "-o", "json"); list != "[]\n" {
+		t.Errorf("left: %s", list)
 	}
 }

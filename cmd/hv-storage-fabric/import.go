@@ -124,9 +124,6 @@ func (a *app) importFrom(ctx context.Context, api *client.Client, opts client.Im
 		}
 		return nil
 	})
-	if err != nil && ctx.Err() != nil {
-		return volume, fmt.Errorf("import volume %q: interrupted", opts.Name)
-	}
 	return volume, err
 }
 

@@ -102,6 +102,9 @@ Volumes that are cut by content (cdc) and volumes with fixed chunks share no dat
 			if err != nil {
 				return err
 			}
+			if reply.CreateVolume.Chunking != "cdc" {
+				a.note("note: a volume with fixed chunks shares no data with volumes that are cut by content")
+			}
 			return a.showVolume("created", reply.CreateVolume)
 		},
 	}

@@ -157,6 +157,8 @@ func SendStream(ctx context.Context, w *Writer, r io.Reader, sizeBytes uint64, p
 			return fmt.Errorf("read the input at %d: %w", w.Offset(), err)
 		case sizeBytes != UnknownSize && w.Offset() < sizeBytes:
 			return fmt.Errorf("input ended after %d of %d bytes: %w", w.Offset(), sizeBytes, ErrCut)
+		case ctx.Err() != nil:
+			return ctx.Err() // what interrupts this command ends the one that feeds it too
 		default:
 			return w.End()
 		}
