@@ -382,18 +382,15 @@ func (d *destager) loadAll(ctx context.Context, batch []candidate, maxPos journa
 
 // resolveNodes marks closed nodes whose layer is empty: all of them is in the map, and their children may be destaged.
 func (s *Store) resolveNodes(nodes []*node) (int, error) {
-	var done []*node
-	s.tree.Lock()
-	for _, n := range nodes {
-		if n.flags&nodeClosed != 0 && n.flags&nodeResolved == 0 && n.layer.Empty() {
-			done = append(done, n)
-		}
-	}
-	s.tree.Unlock()
-	if len(done) == 0 {
+	if len(s.emptied(nodes)) == 0 {
 		return 0, nil
 	}
 	m := s.beginMeta()
+	done := s.emptied(nodes) // again, now that none can be purged: the row of one that was must not come back
+	if len(done) == 0 {
+		m.abort()
+		return 0, nil
+	}
 	for _, n := range done {
 		if n.root.Load() == nil {
 			m.roots[n] = n.effectiveRoot()
@@ -407,6 +404,18 @@ func (s *Store) resolveNodes(nodes []*node) (int, error) {
 	}
 	s.tree.Unlock()
 	return len(done), m.commit()
+}
+
+// emptied returns those of the nodes that are closed, were not known to be resolved, and have nothing left in the log.
+func (s *Store) emptied(nodes []*node) (done []*node) {
+	s.tree.RLock()
+	defer s.tree.RUnlock()
+	for _, n := range nodes {
+		if s.nodes[n.id] == n && n.flags&nodeClosed != 0 && n.flags&nodeResolved == 0 && !n.abandonedLocked() && n.layer.Empty() {
+			done = append(done, n)
+		}
+	}
+	return done
 }
 
 // ageOf says how long ago a position was written, to the precision of a destage tick.
