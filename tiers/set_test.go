@@ -349,7 +349,7 @@ func readAndDelete(t *testing.T, b *watched) {
 		})
 	}
 	for id := block.SegmentID(1); id <= segments; id++ {
-		for seen := reads.Load(); reads.Load() < seen+200; {
+		for seen := reads.Load(); reads.Load() < seen+60; {
 			if t.Failed() {
 				break
 			}
