@@ -11,7 +11,9 @@
 // Names with a leading dot are its own: ".import-…" is a volume that is still being filled, ".export-…" a snapshot that a running export
 // reads. What a crash leaves of them is deleted at the next start.
 //
-// Goroutines: one per NBD socket, and one for a running settle. Close ends all of them. Locks: names (names.go) are held over a whole
-// operation and are not a mutex; Control.mu and Tokens.mu guard tables and are never held over I/O or a call into the engine, but for
-// Tokens.saving, which orders the writers of one small file. Attachment.mu is held while its device opens.
+// Goroutines: one per NBD socket, and one for a running settle. Close ends all of them and waits for imports and exports.
+//
+// Locks: reservations of names (reserve.go) are held over a whole operation and are not a mutex. Control.mu and Tokens.mu guard tables and
+// are never held over I/O or a call into the engine; Control.saving and Tokens.saving order the writers of one small file each, and are
+// taken before them. An attachment's own mu is held while its device opens or closes, and no other is taken under it.
 package control
