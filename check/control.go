@@ -1,0 +1,62 @@
+package check
+
+import (
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// Kinds of control records (docs/format/control-records.md).
+const (
+	opCreate         = 16
+	opDelete         = 17
+	opRename         = 18
+	opResize         = 19
+	opSnapshot       = 20
+	opDeleteSnapshot = 21
+	opRollback       = 22
+	opClone          = 23
+)
+
+var recordNames = map[uint8]string{
+	kindWrite: "write", kindTrim: "trim", kindZeroRec: "zero",
+	opCreate: "create", opDelete: "delete", opRename: "rename", opResize: "resize", opSnapshot: "snapshot", opDeleteSnapshot: "delete-snapshot", opRollback: "rollback", opClone: "clone",
+}
+
+// control is the payload of a control record.
+type control struct {
+	Mode uint8  `json:"mode,omitempty"`
+	Node uint64 `json:"node,omitempty"`
+	Size uint64 `json:"size,omitempty"`
+	UUID string `json:"uuid,omitempty"`
+	Cut  *cut   `json:"cut,omitempty"`
+	Name string `json:"name,omitempty"`
+}
+
+func parseControl(rec *logRecord) (*control, error) {
+	if rec.Kind < opCreate || rec.Kind > opClone {
+		return nil, faultf(-recordHeader+4, "a known kind of control record", "%d", rec.Kind)
+	}
+	f := &fields{b: rec.payload}
+	f.version(1)
+	c := &control{Mode: f.u8()}
+	f.reserved(6)
+	c.Node, c.Size = f.u64(), f.u64()
+	id := block.UUID(f.take(16))
+	makes := rec.Kind == opCreate || rec.Kind == opClone
+	if makes {
+		p := f.cut()
+		c.Cut, c.UUID = &p, id.String()
+	} else {
+		f.reserved(20)
+	}
+	f.reserved(20)
+	at := f.at
+	c.Name = f.text()
+	named := makes || rec.Kind == opRename || rec.Kind == opSnapshot
+	f.rule(named && nameOK(c.Name) || !named && c.Name == "", at, "a name where the kind has one", "%q", c.Name)
+	f.rule(c.Mode <= 1, 1, "a known write mode", "%d", c.Mode)
+	f.rule((makes || rec.Kind == opResize) == (c.Size != 0) && (c.Size == 0 || sizeOK(c.Size)), 16, "a size where the kind has one", "%d", c.Size)
+	f.rule((rec.Kind >= opDeleteSnapshot) == (c.Node != 0), 8, "a node where the kind has one", "%d", c.Node)
+	f.rule(makes || id == block.UUID{}, 24, "no UUID", "%v", id)
+	f.rule(rec.Kind == opResize || rec.Off == 0 && rec.Len == 0, -recordHeader+32, "no range", "%d+%d", rec.Off, rec.Len)
+	return c, f.end()
+}

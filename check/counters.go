@@ -1,0 +1,29 @@
+package check
+
+import "fmt"
+
+// checkCounters looks at each chunk's count once more, for those without a row of it, and at the totals.
+func (r *run) checkCounters() error {
+	shared := uint64(0)
+	err := r.meta.table(tableChunk, func(key, value []byte) error {
+		id := keyField(key, 0)
+		n := r.refs.get(id)
+		if !r.counted.has(id) {
+			r.expect(n == 1, unit64(tableRef, id), 0, fmt.Sprintf("%d references, as the maps have it", n), "no row, which means 1")
+		}
+		if row, err := parseChunkRow(value); err == nil && n > 1 {
+			shared += uint64(row.RawLen)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	r.rep.Totals.SharedBytes = shared
+	c, t := &r.tree.counters, &r.rep.Totals
+	r.expect(c.Unique == t.ChunkBytes, countersUnit, 64, fmt.Sprintf("%d B of chunks", t.ChunkBytes), c.Unique)
+	r.expect(c.Shared == shared, countersUnit, 72, fmt.Sprintf("%d B of shared chunks", shared), c.Shared)
+	r.expect(c.NextVolume > 0, countersUnit, 48, "a next volume", c.NextVolume)
+	r.expect(c.AppliedSeq <= r.logEnd, countersUnit, 8, fmt.Sprintf("a record of the log, which ends with %d", r.logEnd), c.AppliedSeq)
+	return nil
+}
