@@ -22,6 +22,8 @@ func (s *Store) releaseLog(ctx context.Context) error {
 		return err
 	}
 	m := s.beginMeta()
+	// A slot may lie in the middle of a record, which replay knows by its beginning: replay starts where the file does.
+	low = journal.Pos(low.File()) << 32
 	m.c.Watermark = max(m.c.Watermark, low)
 	low = m.c.Watermark
 	if err := m.commit(); err != nil {
