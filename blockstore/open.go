@@ -189,7 +189,7 @@ func (s *Store) openMeta() error {
 	cache := pebble.NewCache(s.plan.pebble)
 	defer cache.Unref()
 	opts := &pebble.Options{
-		FS: s.fs, Cache: cache, MemTableSize: uint64(s.plan.memtbl), MemTableStopWritesThreshold: 3,
+		FS: metaFS{s.fs}, Cache: cache, MemTableSize: uint64(s.plan.memtbl), MemTableStopWritesThreshold: 3,
 		L0CompactionThreshold: 4, MaxOpenFiles: 512, Logger: quietLogger{},
 		FormatMajorVersion:         pebble.FormatNewest,
 		ErrorIfNotExists:           s.super.Flags&flagInitialized != 0,
