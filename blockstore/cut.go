@@ -84,7 +84,11 @@ func (w *regionWork) recut(s *Store, root extentmap.Root) (bool, error) {
 // loadWhole makes one piece of the region: its map content with the dirty blocks laid over it.
 func (w *regionWork) loadWhole(s *Store, root extentmap.Root, base uint64) error {
 	r := &reader{s: s, ctx: s.ctx, p: w.buf, off: base}
-	if err := r.fromMap(root, block.Range{Off: base, Len: block.RegionSize}); err != nil {
+	_, err := r.settle(nil, func() error {
+		// The root stays while it is being destaged into, but chunks under it move when segments are rewritten.
+		return r.fromMap(root, block.Range{Off: base, Len: block.RegionSize})
+	})
+	if err != nil {
 		return fmt.Errorf("read region %d for cutting it anew: %w", w.snap.Region, err)
 	}
 	for slots := w.snap.Slots; len(slots) > 0; {

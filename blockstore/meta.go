@@ -121,6 +121,8 @@ func (m *metaBatch) commit() error {
 		s.tree.Unlock()
 		return err
 	}
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
 	if err := m.b.Commit(pebble.Sync); err != nil {
 		s.tree.Lock()
 		s.dirty.putBack(captured)

@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -73,6 +74,15 @@ func decodeOp(kind journal.Kind, volume block.VolumeID, b []byte) (*op, error) {
 	return o, d.end("control record")
 }
 
+// appendControl appends a record that may use the log's reserve, or returns errLogFull.
+func (s *Store) appendControl(rec *journal.Record) error {
+	err := s.log.AppendControl(rec)
+	if errors.Is(err, block.ErrNoSpace) {
+		return errLogFull
+	}
+	return err
+}
+
 // logOp appends the record of an operation and fills in its place. The caller holds Store.ops, and Volume.mu where the operation closes a head.
 func (s *Store) logOp(o *op) error {
 	s.tree.RLock()
@@ -82,7 +92,7 @@ func (s *Store) logOp(o *op) error {
 	}
 	s.tree.RUnlock()
 	rec := journal.Record{Kind: o.Kind, Volume: o.Volume, MapEpoch: epoch, Off: o.Gone.Off, Len: o.Gone.Len, Payload: [][]byte{o.encode()}}
-	if err := s.log.AppendControl(&rec); err != nil {
+	if err := s.appendControl(&rec); err != nil {
 		return err
 	}
 	o.Seq, o.Time, o.Pos = rec.Seq, rec.Time, rec.Pos

@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -60,6 +61,21 @@ func (s *Store) cutOf(c Chunking) (cdc.Params, error) {
 // op runs one control operation: prepare validates under Store.tree and fills in the record; the record is logged and applied. Its effect survives the death of the
 // process at once, and a power loss after the next sync, which is started here but not waited for.
 func (s *Store) op(v *Volume, closesHead bool, prepare func() (*op, error)) (*op, error) {
+	for {
+		o, err := s.tryOp(v, closesHead, prepare)
+		if !errors.Is(err, errLogFull) {
+			return o, err
+		}
+		if err := s.space.waitForRoom(s.ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// errLogFull says that even the log's reserve is used up for now. Whoever waits for room must hold no lock that destage needs.
+var errLogFull = errors.New("the log is full")
+
+func (s *Store) tryOp(v *Volume, closesHead bool, prepare func() (*op, error)) (*op, error) {
 	s.ops.Lock()
 	defer s.ops.Unlock()
 	if s.closed.Load() {

@@ -46,15 +46,23 @@ func (s *Store) read(ctx context.Context, n *node, p []byte, off uint64, holes [
 	defer readerPool.Put(r)
 	r.s, r.ctx, r.try, r.p, r.off = s, ctx, try, p, off
 	defer func() { r.p, r.ctx, r.holes = nil, nil, nil }()
+	return r.settle(holes, func() error { return r.once(n) })
+}
 
+// settle runs one attempt at a read until the map holds still for it.
+func (r *reader) settle(holes []block.Range, once func() error) ([]block.Range, error) {
+	s, try := r.s, r.try
 	for attempt := 0; ; attempt++ {
 		r.holes = holes
-		err := r.once(n)
+		err := once()
 		if err == nil {
 			return r.holes, nil
 		}
 		// A page or chunk row that is gone means that the map moved between the look at the root and the look at the row: the next look finds the new one.
 		moved := errors.Is(err, block.ErrNotFound)
+		if moved && try {
+			return holes, block.ErrWouldBlock
+		}
 		if !moved || attempt >= maxReadRetries {
 			if moved {
 				err = fmt.Errorf("the map does not come to rest: %w: %w", block.ErrCorrupt, err)
@@ -64,6 +72,9 @@ func (s *Store) read(ctx context.Context, n *node, p []byte, off uint64, holes [
 			}
 			return holes, err
 		}
+		s.publishing.RLock()
+		//lint:ignore SA2001 the lock is only waited for
+		s.publishing.RUnlock()
 	}
 }
 

@@ -65,23 +65,29 @@ func (g *spaceGate) admit(ctx context.Context, n int64) error {
 		if g.fill.Load() < fillHard {
 			return g.pause(ctx, n)
 		}
-		g.mu.Lock()
-		changed := g.changed
-		g.mu.Unlock()
-		g.measure()
-		if g.fill.Load() < fillHard {
-			continue
-		}
-		select {
-		case <-changed:
-		case <-time.After(100 * time.Millisecond): // the file system's state may have changed
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if g.s.closed.Load() {
-			return block.ErrClosed
+		if err := g.waitForRoom(ctx); err != nil {
+			return err
 		}
 	}
+}
+
+// waitForRoom returns when log files were released, or after a while, since what else makes room tells nobody.
+func (g *spaceGate) waitForRoom(ctx context.Context) error {
+	g.mu.Lock()
+	changed := g.changed
+	g.mu.Unlock()
+	g.s.destager.kick()
+	select {
+	case <-changed:
+	case <-time.After(100 * time.Millisecond):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if g.s.closed.Load() {
+		return block.ErrClosed
+	}
+	g.measure()
+	return nil
 }
 
 // pause slows one writer of n bytes down by what the fill asks for: nothing at the soft mark, n bytes at a quarter of the pace of destage just below the hard mark. Short

@@ -51,6 +51,10 @@ type Store struct {
 	c       counters
 	counted atomic.Pointer[counters]
 
+	// publishing is held from the moment rows change until the roots that fit them are published. A reader that meets a row that is gone waits for it: a row is visible
+	// as deleted some milliseconds before its deletion is durable.
+	publishing sync.RWMutex
+
 	// tree guards the forest of nodes, the table of volumes, what of both is not yet in rows, and the fields of Volume and node that say so.
 	tree       sync.RWMutex
 	volumes    map[block.VolumeID]*Volume

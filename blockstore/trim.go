@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -12,7 +13,7 @@ import (
 // are zeroed by read-modify-write, otherwise they keep their bytes.
 func (v *Volume) discard(ctx context.Context, kind journal.Kind, off, n uint64, edges, sync bool) error {
 	if err := v.checkRange(off, n); err != nil {
-		return fmt.Errorf("%v volume %d at %d+%d B: %w", kind, v.id, off, n, err)
+		return fmt.Errorf("discard volume %d at %d+%d B: %w", v.id, off, n, err)
 	}
 	if n == 0 {
 		return nil
@@ -71,14 +72,26 @@ func (v *Volume) appendDiscard(ctx context.Context, kind journal.Kind, first, co
 		return err
 	}
 	defer v.releaseRMW(own)
+	for {
+		err := v.tryDiscard(kind, first, count)
+		if !errors.Is(err, errLogFull) {
+			return err
+		}
+		if err := v.s.space.waitForRoom(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (v *Volume) tryDiscard(kind journal.Kind, first, count uint64) error {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.gone.Load() {
-		return fmt.Errorf("%v volume %d: %w", kind, v.id, block.ErrClosed)
+		return fmt.Errorf("discard of volume %d: %w", v.id, block.ErrClosed)
 	}
 	rec := journal.Record{Kind: kind, Volume: v.id, MapEpoch: v.mapEpoch, Off: first * block.Size, Len: count * block.Size}
-	if err := v.s.log.AppendControl(&rec); err != nil {
-		return fmt.Errorf("%v volume %d: %w", kind, v.id, err)
+	if err := v.s.appendControl(&rec); err != nil {
+		return fmt.Errorf("discard of volume %d: %w", v.id, err)
 	}
 	v.head.Load().layer.PublishZero(first, count, uint64(rec.Pos))
 	return nil

@@ -110,11 +110,16 @@ func (v *Volume) appendWrites(ctx context.Context, batch []block.Write, own *rmw
 		if err := v.s.space.admit(ctx, batchBytes(batch)); err != nil {
 			return err
 		}
-		err := v.append(batch, own, false)
-		if err != errRMWConflict {
-			return err
-		}
-		if err := v.waitRMW(ctx, batch); err != nil {
+		switch err := v.append(batch, own, false); err {
+		case errRMWConflict:
+			if err := v.waitRMW(ctx, batch); err != nil {
+				return err
+			}
+		case block.ErrWouldBlock:
+			if err := v.s.space.waitForRoom(ctx); err != nil {
+				return err
+			}
+		default:
 			return err
 		}
 	}
@@ -123,7 +128,7 @@ func (v *Volume) appendWrites(ctx context.Context, batch []block.Write, own *rmw
 var errRMWConflict = errors.New("a read-modify-write overlaps")
 
 // append logs a batch of whole-block writes and publishes it in the overlay of the head. This is the acknowledge path: one pwritev, no allocation, no wait but for the
-// log's mutex. With try, ErrWouldBlock means that the log has no file ready and nothing was applied.
+// log's mutex. ErrWouldBlock means that the log is full or, with try, has no file ready, and that nothing was applied.
 func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	sc := writePool.Get().(*writeScratch)
 	defer writePool.Put(sc)
@@ -153,8 +158,8 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 		appendTo = v.s.log.TryAppend
 	}
 	if err := appendTo(recs); err != nil {
-		if err == block.ErrWouldBlock {
-			return err
+		if err == block.ErrWouldBlock || errors.Is(err, block.ErrNoSpace) {
+			return block.ErrWouldBlock // the log is full for now: destage makes room
 		}
 		return fmt.Errorf("write volume %d: %w", v.id, err)
 	}
