@@ -84,6 +84,7 @@ func (c *chunkReader) read(ctx context.Context, e extentmap.Extent, p []byte, tr
 	if [8]byte(row.Hash[:8]) != e.Hash8 || uint64(e.ChunkOff)+uint64(len(p)) > uint64(row.RawLen) {
 		return &block.CorruptError{Source: fmt.Sprintf("chunk %d for volume offset %d", e.Chunk, e.Off), Want: fmt.Sprintf("hash %x", e.Hash8), Got: fmt.Sprintf("%x, %d bytes", row.Hash[:8], row.RawLen)}
 	}
+	c.s.at(afterChunkRow)
 	f, err := c.frame(ctx, e.Chunk, row, try)
 	if err != nil {
 		return err

@@ -259,6 +259,7 @@ func (d *destager) detachRanges(nodes []*node, maxPos journal.Pos) (int, error) 
 		if err := m.commit(); err != nil {
 			return count, err
 		}
+		d.s.at(afterPublishRoots)
 		for _, t := range tombs {
 			n.layer.DropTombstone(t)
 		}
@@ -323,6 +324,7 @@ func (d *destager) batch(ctx context.Context, batch []candidate, maxPos journal.
 	if err := m.commit(); err != nil {
 		return bytes, err
 	}
+	s.at(afterPublishRoots)
 	for i := range snaps {
 		snaps[i].n.layer.DropRegion(&snaps[i].snap)
 	}

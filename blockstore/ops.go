@@ -94,6 +94,7 @@ func (s *Store) tryOp(v *Volume, closesHead bool, prepare func() (*op, error)) (
 	if err := s.logOp(o); err != nil {
 		return nil, err
 	}
+	s.at(afterControl)
 	s.tree.Lock()
 	err = s.applyLocked(o, s.log.NextPos())
 	s.tree.Unlock()

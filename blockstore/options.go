@@ -39,6 +39,9 @@ type Options struct {
 	Events Events
 	// ReduceOff stores chunks without lookup and compression, to measure what reduction costs.
 	ReduceOff bool
+
+	// atMoment is set by tests that stop the engine between two steps (moment.go).
+	atMoment func(moment)
 }
 
 // Events are called, if set, from the engine's goroutines; they must not block.

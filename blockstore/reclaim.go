@@ -174,6 +174,7 @@ func (s *Store) dropSegment(id block.SegmentID) error {
 	if err := m.commit(); err != nil {
 		return err
 	}
+	s.at(beforeUnlink)
 	for _, p := range row.Placement {
 		err = errors.Join(err, s.tiers.Delete(p))
 	}

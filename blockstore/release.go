@@ -29,6 +29,7 @@ func (s *Store) releaseLog(ctx context.Context) error {
 	if err := m.commit(); err != nil {
 		return err
 	}
+	s.at(beforeRelease)
 	if err := s.log.ReleaseBefore(low); err != nil {
 		return err
 	}

@@ -93,6 +93,7 @@ func (v *Volume) tryDiscard(kind journal.Kind, first, count uint64) error {
 	if err := v.s.appendControl(&rec); err != nil {
 		return fmt.Errorf("discard of volume %d: %w", v.id, err)
 	}
+	v.s.at(afterAppend)
 	v.head.Load().layer.PublishZero(first, count, uint64(rec.Pos))
 	return nil
 }

@@ -11,8 +11,8 @@ import (
 type worker struct {
 	s    *Store
 	wake chan struct{}
-	jobs atomic.Bool  // there may be job rows
-	idle atomic.Bool  // nothing was left to do at the end of the last round
+	jobs atomic.Bool // there may be job rows
+	idle atomic.Bool // nothing was left to do at the end of the last round
 }
 
 const workerTick = time.Second

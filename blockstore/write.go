@@ -163,6 +163,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 		}
 		return fmt.Errorf("write volume %d: %w", v.id, err)
 	}
+	v.s.at(afterAppend)
 	layer := v.head.Load().layer
 	for i := range recs {
 		r := &recs[i]
