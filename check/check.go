@@ -3,6 +3,8 @@ package check
 import (
 	"context"
 	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
 )
 
 // Options bound and watch a check. The zero value works.
@@ -75,12 +77,15 @@ func (r *run) all() error {
 		f    func() error
 	}{
 		{"metadata", r.checkRows}, {"tree", r.checkTree}, {"log", r.checkLog}, {"segments", r.checkSegments}, {"chunks", r.checkChunks},
-		{"maps", r.checkMaps}, {"deadlists", r.checkInheritance}, {"references", r.checkReferences}, {"counters", r.checkCounters},
+		{"maps", r.checkMaps}, {"deadlists", r.checkInheritance}, {"sizes of maps", r.checkMapped}, {"references", r.checkReferences}, {"counters", r.checkCounters},
 	} {
 		if err := r.progress(step.name); err != nil {
 			return err
 		}
-		if err := step.f(); err != nil {
+		err := step.f()
+		if pebble.IsCorruptionError(err) {
+			r.fail("meta", 0, "metadata files that pass their checksums, needed for: "+step.name, err.Error())
+		} else if err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}

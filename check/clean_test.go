@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"os"
 	"testing"
 )
 
@@ -40,9 +41,25 @@ func TestCleanStages(t *testing.T) {
 
 // TestCleanRandom does seeded operations and checks the store closed, settled, and as an unclean stop leaves it.
 func TestCleanRandom(t *testing.T) {
-	for seed := range uint64(6) {
-		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) { randomRun(t, 100+seed, 120) })
+	for _, seed := range seeds(t, 4) {
+		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) { randomRun(t, seed, 120) })
 	}
+}
+
+// seeds returns the first n, or the one of the environment: HV_CHECK_SEED=112 go test -run TestCleanRandom ./check. HV_CHECK_SEED=200-260 is a range.
+func seeds(t *testing.T, n uint64) (all []uint64) {
+	first, last := uint64(100), 99+n
+	if s := os.Getenv("HV_CHECK_SEED"); s != "" {
+		if k, err := fmt.Sscanf(s, "%d-%d", &first, &last); k == 1 {
+			last = first
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ; first <= last; first++ {
+		all = append(all, first)
+	}
+	return all
 }
 
 func randomRun(t *testing.T, seed uint64, steps int) {

@@ -79,8 +79,14 @@ func parseJob(b []byte) (j subtreeJob, err error) {
 	f.rule(j.ref.ID > 0 && j.ref.Birth > 0 && j.ref.Level <= maxLevel, 16, "a subtree", "%+v", j.ref)
 	f.rule(j.ref.Level > maxLevel || j.region < regionCount && j.region%span(j.ref.Level) == 0, 24, "a region of its level", "%d", j.region)
 	f.rule(snapshot == 0 && previous == 0, 40, "zeroes", "%d, %d", snapshot, previous)
-	f.rule(j.cursor&7 <= maxLevel && j.cursor <= cursorAfter(j.ref.Level, j.region), 56, "a position in the subtree", "%d", j.cursor)
+	f.rule(j.cursor == 0 || j.cursorOK(), 56, "a position behind something in the subtree", "%d", j.cursor)
 	return j, f.end()
+}
+
+// cursorOK reports whether the cursor is behind a page or node that may be in the subtree.
+func (j *subtreeJob) cursorOK() bool {
+	level, end := uint8(j.cursor&7), j.cursor>>3
+	return level <= j.ref.Level && end%span(level) == 0 && end > j.region && end <= j.region+span(j.ref.Level)
 }
 
 // cursorAfter is the position of a walk behind all of a subtree.

@@ -204,12 +204,24 @@ func (r *run) logRest(rest, live []*logFile) {
 			r.warn(lf.path, 88, fmt.Sprintf("a file that follows %08x", tail.id), "one that does not; the next start removes it")
 		}
 	}
-	mark := r.tree.counters.Watermark
-	r.expect(tail.id > uint32(mark>>32) || tail.id == uint32(mark>>32) && tail.end >= int64(uint32(mark)) || tail == live[0],
-		countersUnit, 16, fmt.Sprintf("a watermark before the end of the log at %08x:%d", tail.id, tail.end), fmt.Sprintf("%08x:%d", mark>>32, uint32(mark)))
+	if r.rep.Clean {
+		h := tail.header
+		r.expect(h.BootEpoch == r.super.BootEpoch && h.OwnerEpoch == r.super.OwnerEpoch, tail.path, 40,
+			fmt.Sprintf("the last file of boot epoch %d, owner epoch %d, which closed the store", r.super.BootEpoch, r.super.OwnerEpoch), fmt.Sprint(h.BootEpoch, ", ", h.OwnerEpoch))
+	}
+	r.checkWatermark(rest, tail)
 	if tail.footer == nil {
 		r.tailClaims(tail)
 	}
+}
+
+// checkWatermark checks that replay begins before the end of the log. The header of the file that the watermark names may be lost with a power loss; the file, or a later
+// one, is there.
+func (r *run) checkWatermark(rest []*logFile, tail *logFile) {
+	mark := r.tree.counters.Watermark
+	id, off := uint32(mark>>32), int64(uint32(mark))
+	ok := id < tail.id || id == tail.id && off <= tail.end || !r.rep.Clean && rest[len(rest)-1].id >= id
+	r.expect(ok, countersUnit, 16, fmt.Sprintf("a watermark before the end of the log at %08x:%d", tail.id, tail.end), fmt.Sprintf("%08x:%d", id, off))
 }
 
 func (r *run) lostEnd(tail *logFile, claim uint64) {

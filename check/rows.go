@@ -111,6 +111,7 @@ func (f *fields) placements(s *segmentRow) {
 	n := int(f.u8())
 	f.reserved(2)
 	f.rule(1 <= n && n <= 16, at, "1 to 16 copies", "%d", n)
+	live := false
 	for i := 0; i < n && f.err == nil; i++ {
 		at := f.at
 		tier, key := int(f.u8()), int(f.u16())
@@ -120,9 +121,16 @@ func (f *fields) placements(s *segmentRow) {
 		f.rule(1 <= p.State && p.State <= 4, at+3, "a known state", "%d", p.State)
 		f.rule(p.Generation == s.Generation, at+4, fmt.Sprint("generation ", s.Generation), "%d", p.Generation)
 		f.rule(p.Tier != localTier || p.Key == segmentKey(s.ID, s.Generation), at+16, "key "+segmentKey(s.ID, s.Generation), "%q", p.Key)
-		s.Copies = append(s.Copies, p)
+		if f.err == nil {
+			s.Copies = append(s.Copies, p)
+			live = live || p.State == copyLive
+		}
 	}
+	f.rule(live, at, "a live copy", "none")
 }
+
+// copyLive is the state of a copy that is read.
+const copyLive = 1
 
 // localTier is the tier in the data directory itself.
 const localTier = "local"

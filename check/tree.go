@@ -129,7 +129,7 @@ func (r *run) checkNode(n *treeNode) {
 	if b := n.base(); b != nil {
 		bound = b.ID
 	}
-	r.expect(n.Bound == bound, n.unit(), 80, fmt.Sprintf("bound %d, the nearest older state", bound), n.Bound)
+	r.expect(n.Bound == bound, n.unit(), 72, fmt.Sprintf("bound %d, the nearest older state", bound), n.Bound)
 	if p := n.parent; p != nil {
 		r.expect(p.is(nodeClosed) && p.Closed <= n.ID, n.unit(), 24, "a parent that was closed before", fmt.Sprintf("node %d, closed by %d", p.ID, p.Closed))
 		r.expect(!n.is(nodeStarted) || p.is(nodeResolved), n.unit(), 1, "a map only over a resolved parent", fmt.Sprintf("flags %02x", n.Flags))
@@ -158,7 +158,7 @@ func (r *run) checkNode(n *treeNode) {
 func (r *run) checkSnapshotName(n *treeNode) {
 	k := snapshotName{n.Volume, n.Name}
 	if other, twice := r.tree.names[k]; twice {
-		r.fail(n.unit(), 96, "a name of its own", fmt.Sprintf("%q, as node %d", n.Name, other))
+		r.fail(n.unit(), 88, "a name of its own", fmt.Sprintf("%q, as node %d", n.Name, other))
 	}
 	r.tree.names[k] = n.ID
 }

@@ -1,0 +1,224 @@
+package check
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// rowKind is a table of which a test damages a row, field by field.
+type rowKind struct {
+	table  byte
+	fields []field
+	fix    func(b []byte)               // puts the row's own checksum right
+	pick   func(key, value []byte) bool // which row; nil is the first
+	// gone says whether a missing row is an error. A hint may go: that costs savings, not data.
+	gone bool
+}
+
+func rowKinds() []rowKind {
+	short := func(b []byte) { fixRow(b, 12) }
+	long := func(b []byte) { fixRow(b, 44) }
+	node := []field{
+		{"version", 0, 1}, {"flags", 1, 1}, {"level", 2, 1}, {"reserved", 3, 1}, {"map epoch", 4, 4}, {"id", 8, 8}, {"volume", 16, 8}, {"parent", 24, 8}, {"root", 32, 8}, {"birth", 40, 8}, {"size", 48, 8},
+		{"closed", 56, 8}, {"bound", 72, 8}, {"mapped", 80, 8}, {"name length", 88, 2},
+	}
+	started := func(flags uint8) func(key, value []byte) bool {
+		return func(key, value []byte) bool {
+			n, err := parseNodeRow(keyField(key, 0), value)
+			return err == nil && n.Flags == flags && (n.Parent != 0 || n.is(nodeClosed)) && n.Root.ID != 0
+		}
+	}
+	return []rowKind{
+		{table: tableVolume, gone: true, fields: []field{
+			{"version", 0, 1}, {"mode", 1, 1}, {"reserved 1", 2, 2}, {"map epoch", 4, 4}, {"id", 8, 8}, {"uuid version", 22, 1}, {"size", 32, 8}, {"head", 40, 8}, {"cut kind", 56, 4}, {"cut min", 60, 4},
+			{"cut avg", 64, 4}, {"cut max", 68, 4}, {"cut table", 72, 4}, {"reserved 2", 76, 44}, {"name length", 120, 2}, {"name", 122, 1},
+		}},
+		{table: tableNode, gone: true, fields: node, pick: started(nodeStarted)},
+		{table: tableNode, gone: true, fields: append(node, field{"name", 90, 1}), pick: started(nodeStarted | nodeClosed | nodeResolved)},
+		{table: tableNode, gone: true, fields: slices.DeleteFunc(slices.Clone(node), func(f field) bool { return f.name == "mapped" }), pick: func(key, value []byte) bool { return value[1]&nodePurging != 0 }},
+		{table: tableSegment, gone: true, fields: []field{
+			{"version", 0, 1}, {"class", 1, 1}, {"state", 2, 1}, {"reserved 1", 3, 1}, {"generation", 4, 4}, {"id", 8, 8}, {"size", 16, 8}, {"total raw", 24, 8}, {"live raw", 32, 8}, {"total chunks", 40, 4},
+			{"live chunks", 44, 4}, {"parity", 48, 16}, {"placement version", 64, 1}, {"copies", 65, 1}, {"reserved 2", 66, 2}, {"tier length", 68, 1}, {"key length", 69, 2}, {"placement state", 71, 1},
+			{"placement generation", 72, 4}, {"tier", 84, 5}, {"key", 89, 20},
+		}},
+		{table: tableChunk, gone: true, fields: []field{
+			{"segment", 0, 8}, {"frame offset", 8, 4}, {"frame length", 12, 4}, {"raw offset", 16, 4}, {"raw length", 20, 3}, {"flags", 23, 1}, {"hash", 24, 16}, {"base", 40, 8},
+		}},
+		{table: tableHint, fields: []field{{"chunk", 0, 8}}},
+		{table: tableRef, gone: true, fields: []field{{"count", 0, 8}}},
+		{table: tablePage, gone: true, fix: long, fields: []field{
+			{"magic", 0, 4}, {"version", 4, 2}, {"reserved 1", 6, 2}, {"id", 8, 8}, {"birth", 16, 8}, {"region", 24, 8}, {"count", 32, 4}, {"reserved 2", 36, 8}, {"crc", 44, 4}, {"offset", 48, 4}, {"length", 52, 4},
+			{"kind", 56, 1}, {"flags", 57, 1}, {"reserved 3", 58, 2}, {"chunk offset", 60, 4}, {"chunk", 64, 8}, {"extent birth", 72, 8}, {"hash", 80, 8},
+		}},
+		{table: tableRadix, gone: true, fix: long, fields: []field{
+			{"magic", 0, 4}, {"version", 4, 2}, {"level", 6, 1}, {"reserved 1", 7, 1}, {"id", 8, 8}, {"birth", 16, 8}, {"region", 24, 8}, {"count", 32, 2}, {"reserved 2", 34, 10}, {"crc", 44, 4}, {"present", 48, 32},
+			{"child", 80, 8}, {"child birth", 88, 8},
+		}},
+		{table: tableDead, gone: true, fix: short, fields: []field{
+			{"magic", 0, 4}, {"version", 4, 2}, {"count", 6, 2}, {"reserved", 8, 4}, {"crc", 12, 4}, {"kind", 16, 1}, {"level", 17, 1}, {"region", 18, 6}, {"id", 24, 8},
+		}},
+		{table: tableJob, gone: true, fix: short, fields: []field{
+			{"magic", 0, 4}, {"version", 4, 2}, {"kind", 6, 1}, {"level", 7, 1}, {"reserved", 8, 4}, {"crc", 12, 4}, {"id", 16, 8}, {"region", 24, 8}, {"birth", 32, 8}, {"snapshot", 40, 8}, {"previous", 48, 8},
+			{"cursor", 56, 8},
+		}},
+		{table: tableMeta, gone: true, fields: []field{
+			{"version", 0, 1}, {"reserved 1", 1, 7}, {"applied", 8, 8}, {"watermark", 16, 8}, {"chunk", 24, 8}, {"page", 32, 8}, {"segment", 40, 8}, {"volume", 48, 8}, {"row", 56, 8}, {"unique", 64, 8},
+			{"shared", 72, 8}, {"reserved 2", 80, 40},
+		}},
+	}
+}
+
+func TestDamagedRows(t *testing.T) {
+	dir := richStore(t)
+	mustBeClean(t, dir, "as it was made")
+	for i, k := range rowKinds() {
+		t.Run(fmt.Sprintf("%c%d", k.table, i), func(t *testing.T) { damageRow(t, dir, &k) })
+	}
+	mustBeClean(t, dir, "after all was put back")
+}
+
+// damageRow sets each field of one row to a neighbour of its value and to one far away.
+func damageRow(t *testing.T, dir string, k *rowKind) {
+	var key, was []byte
+	editRows(t, dir, func(db *pebble.DB, _ *pebble.Batch) {
+		err := (&meta{db}).table(k.table, func(rowKey, value []byte) error {
+			if key == nil && (k.pick == nil || k.pick(rowKey, value)) {
+				key, was = slices.Clone(rowKey), slices.Clone(value)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if key == nil {
+		t.Fatal("no such row")
+	}
+	write := func(value []byte) {
+		editRows(t, dir, func(_ *pebble.DB, b *pebble.Batch) { set(t, b, key, value) })
+	}
+	for _, f := range k.fields {
+		for name, change := range changes(f.n) {
+			bad := slices.Clone(was)
+			change(bad[f.off : f.off+f.n])
+			if k.fix != nil && f.name != "crc" {
+				k.fix(bad)
+			}
+			if bytes.Equal(bad, was) || harmless(k.table, f.name, was, bad) {
+				continue
+			}
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				write(bad)
+				if rep := checkAnyway(t, dir); rep.Errors+rep.Warnings == 0 {
+					t.Errorf("silence about row %s: %x is now %x", unit(key), was[f.off:f.off+f.n], bad[f.off:f.off+f.n])
+				}
+			})
+		}
+	}
+	for name, bad := range map[string][]byte{"short": was[:len(was)-1], "long": append(slices.Clone(was), 0), "empty": nil} {
+		t.Run(name, func(t *testing.T) {
+			write(bad)
+			if rep := checkAnyway(t, dir); rep.Errors == 0 {
+				t.Error("silence")
+			}
+		})
+	}
+	t.Run("missing", func(t *testing.T) {
+		editRows(t, dir, func(_ *pebble.DB, b *pebble.Batch) {
+			if err := b.Delete(key, nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if rep := checkAnyway(t, dir); (rep.Errors > 0) != k.gone {
+			t.Errorf("%d errors", rep.Errors)
+		}
+	})
+	t.Run("doubled", func(t *testing.T) {
+		write(was)
+		other := slices.Clone(key)
+		other[len(other)-2] ^= 0x40
+		editRows(t, dir, func(_ *pebble.DB, b *pebble.Batch) { set(t, b, other, was) })
+		rep := checkAnyway(t, dir)
+		editRows(t, dir, func(_ *pebble.DB, b *pebble.Batch) {
+			if err := b.Delete(other, nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if rep.Errors == 0 {
+			t.Error("silence")
+		}
+	})
+}
+
+func changes(n int) map[string]func(p []byte) {
+	return map[string]func(p []byte){
+		"plus one": func(p []byte) { p[0]++ },
+		"large":    func(p []byte) { p[n-1] ^= 0x41 },
+	}
+}
+
+// harmless knows the values that make another row that is as good as the one before: nothing else in the store says what it should be.
+func harmless(table byte, name string, was, bad []byte) bool {
+	le := binary.LittleEndian
+	if table == tableNode && was[1]&nodePurging != 0 && slices.Contains([]string{"level", "root", "birth", "volume", "map epoch"}, name) {
+		return true // what this node's map was is the job's now, and the volume is gone
+	}
+	switch string(table) + " " + name {
+	case "V mode":
+		return bad[1] <= 1
+	case "V size":
+		return sizeOK(le.Uint64(bad[32:]))
+	case "V name", "S name":
+		at := map[byte]int{tableVolume: 122, tableNode: 90}[table]
+		return nameOK(string(bad[at:]))
+	case "V uuid version":
+		return bad[22]>>4 == was[22]>>4
+	case "V cut avg", "V cut min", "V cut max":
+		v, err := parseVolumeRow(le.Uint64(was[8:]), bad)
+		return err == nil && v.Cut.Avg > 0
+	case "V cut kind", "V cut table":
+		return false
+	case "S flags": // a snapshot that was deleted, as many are
+		return bad[1] == was[1]|nodeDeleted
+	case "S size":
+		return le.Uint64(was[56:]) != 0 && sizeOK(le.Uint64(bad[48:]))
+	case "S map epoch":
+		return le.Uint32(bad[4:]) < le.Uint32(was[4:]) || was[1]&(nodeClosed|nodeDeleted) != 0 && le.Uint32(bad[4:]) <= 1
+	case "S mapped": // an upper bound
+		return le.Uint64(bad[80:]) > le.Uint64(was[80:]) || le.Uint64(was[80:])-le.Uint64(bad[80:]) < 4096
+	case "S closed":
+		return le.Uint64(was[56:]) != 0 && le.Uint64(bad[56:]) > le.Uint64(was[8:]) && le.Uint64(bad[56:]) <= le.Uint64(was[56:])
+	case "M applied":
+		return le.Uint64(bad[8:]) > 0
+	case "M chunk", "M page", "M segment", "M volume", "M row":
+		at := map[string]int{"chunk": 24, "page": 32, "segment": 40, "volume": 48, "row": 56}[name]
+		return le.Uint64(bad[at:]) > le.Uint64(was[at:])
+	case "M watermark":
+		return le.Uint64(bad[16:])>>32 == le.Uint64(was[16:])>>32
+	}
+	return false
+}
+
+// TestUnknownRows puts rows into the metadata that belong to no table.
+func TestUnknownRows(t *testing.T) {
+	l := newLab(t, 3)
+	l.create("a", 1<<20)
+	l.close()
+	for _, key := range []string{"X", "Z|1", "C", "C12345678x", "Mx", "Mcc", "P1234567"} {
+		editRows(t, l.dir, func(_ *pebble.DB, b *pebble.Batch) { set(t, b, []byte(key), []byte("value")) })
+		if rep := checkAnyway(t, l.dir); rep.Errors == 0 {
+			t.Errorf("silence about key %q", key)
+		}
+		editRows(t, l.dir, func(_ *pebble.DB, b *pebble.Batch) {
+			if err := b.Delete([]byte(key), nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	mustBeClean(t, l.dir, "without them")
+}
