@@ -24,6 +24,7 @@ type gate struct {
 	m       moment
 	reached chan struct{} // gets a value when the engine is there
 	goOn    chan struct{} // closed to let it, and all that come later, pass
+	once    sync.Once     // closes goOn
 
 	mu    sync.Mutex
 	armed bool
@@ -39,6 +40,9 @@ func (g *gate) arm() {
 	defer g.mu.Unlock()
 	g.armed = true
 }
+
+// release lets the engine go on. It may be called again.
+func (g *gate) release() { g.once.Do(func() { close(g.goOn) }) }
 
 func (g *gate) pass(m moment) {
 	g.mu.Lock()
@@ -57,6 +61,7 @@ func (g *gate) pass(m moment) {
 type race struct {
 	*gate
 	t        *testing.T
+	also     *gate // a second moment, if not nil
 	mem      *vfs.MemFS
 	s        *Store
 	problems crashProblems
@@ -64,16 +69,39 @@ type race struct {
 
 func newRace(t *testing.T, m moment) *race {
 	r := &race{gate: newGate(m), t: t, mem: newCrashMem(t)}
-	opts := crashOptions(r.mem, "data/store", &r.problems)
-	opts.DestageAfter = time.Hour // only Settle destages
-	opts.atMoment = r.pass
-	r.s = openTest(t, opts)
 	t.Cleanup(func() {
 		if err := r.problems.get(); err != nil {
 			t.Error(err)
 		}
 	})
+	r.open()
 	return r
+}
+
+// open opens the store, for the first time or again.
+func (r *race) open() {
+	r.t.Helper()
+	opts := r.options(r.mem)
+	opts.atMoment = func(m moment) {
+		r.pass(m)
+		if r.also != nil {
+			r.also.pass(m)
+		}
+	}
+	r.s = openTest(r.t, opts)
+	r.t.Cleanup(func() { // before the store closes, which waits for what stands at the gate
+		r.release()
+		if r.also != nil {
+			r.also.release()
+		}
+	})
+}
+
+// options are those of a store where only Settle destages.
+func (r *race) options(mem *vfs.MemFS) Options {
+	opts := crashOptions(mem, "data/store", &r.problems)
+	opts.DestageAfter = time.Hour
+	return opts
 }
 
 // wait returns when the engine has stopped.
@@ -124,7 +152,16 @@ func (r *race) died() *Store {
 	r.t.Helper()
 	left := r.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
 	setUsage(left)
-	return openTest(r.t, crashOptions(left, "data/store", &r.problems))
+	return openTest(r.t, r.options(left))
+}
+
+// waitWatermark returns when the watermark has moved after f, or could have.
+func (r *race) waitWatermark(f func()) {
+	before := r.s.watermark()
+	f()
+	for end := time.Now().Add(grace); time.Now().Before(end) && r.s.watermark() == before; {
+		time.Sleep(time.Millisecond) // a wrong engine needs a moment for it; nothing tells when a right one will not do it
+	}
 }
 
 func filled(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
@@ -139,24 +176,31 @@ func (r *race) fillLog(d *Device, b byte) {
 	}
 }
 
-// TestRaceReleaseOfUnpublishedWrite: a write that is in the log and not yet in the overlay must not have its log file released. Naive: take the oldest position of the
-// overlays without waiting for writers.
+// TestRaceReleaseOfUnpublishedWrite: a write that is in the log and not yet in the overlay must not have its log file released, when the destager has chosen its work
+// before. Naive: take the oldest position of the overlays without waiting for writers.
 func TestRaceReleaseOfUnpublishedWrite(t *testing.T) {
-	r := newRace(t, afterAppend)
+	r := newRace(t, afterPublishRoots)
+	appended := newGate(afterAppend)
+	r.also = appended
 	d, other := createTest(t, r.s, "a", 8<<20), createTest(t, r.s, "b", 8<<20)
+	r.fillLog(other, 1)
 	r.arm()
+	settle := start(r.settle)
+	r.wait()
+	appended.arm()
 	write := start(func() error {
 		return d.Write(context.Background(), []block.Write{{Off: 4096, Data: filled(7, 4096)}}, false)
 	})
-	r.wait()
-	r.fillLog(other, 1)
-	settle := during(r.settle)
+	<-appended.reached
 	r.fillLog(other, 2)
-	close(r.goOn)
+	r.fillLog(other, 3) // all that is left of these lies in later files than the write
+	r.waitWatermark(func() { r.release() })
+	appended.release()
 	r.finish(write)
-	r.finish(settle)
 	expect(t, d, 4096, filled(7, 4096))
 	expect(t, deviceTest(t, r.died(), "a", ""), 4096, filled(7, 4096))
+	r.finish(settle)
+	expect(t, d, 4096, filled(7, 4096))
 }
 
 // TestRaceWriteIntoSnapshot: a write that comes between a snapshot's record and the change of the head belongs to the head, in memory as in replay. Naive: snapshot without
@@ -172,7 +216,7 @@ func TestRaceWriteIntoSnapshot(t *testing.T) {
 		return d.Write(context.Background(), []block.Write{{Off: 0, Data: filled(2, 4096)}}, false)
 	})
 	trim := during(func() error { return d.Trim(context.Background(), block.Range{Off: 4096, Len: 4096}, false) })
-	close(r.goOn)
+	r.release()
 	r.finish(snap)
 	r.finish(write)
 	r.finish(trim)
@@ -194,19 +238,16 @@ func TestRaceReleaseOfUnappliedControl(t *testing.T) {
 	})
 	r.wait()
 	r.fillLog(d, 1)
-	before := r.s.watermark()
-	settle := during(r.settle)
-	for end := time.Now().Add(grace); time.Now().Before(end) && r.s.watermark() == before; {
-		time.Sleep(time.Millisecond) // a wrong engine needs a moment for it; nothing tells when a right one will not
-	}
+	var settle chan error
+	r.waitWatermark(func() { settle = start(r.settle) })
 	r.s.meta.Lock() // the rows must not save what the log has lost
-	close(r.goOn)
+	r.release()
 	r.finish(create)
 	died := r.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
 	r.s.meta.Unlock()
 	r.finish(settle)
 	setUsage(died)
-	s := openTest(t, crashOptions(died, "data/store", &r.problems))
+	s := openTest(t, r.options(died))
 	if _, err := s.Volume("b"); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +281,7 @@ func TestRaceOverwriteBeforeDrop(t *testing.T) {
 				clear(want)
 			}
 			died := r.died()
-			close(r.goOn)
+			r.release()
 			r.finish(settle)
 			expect(t, d, 0, want)
 			expect(t, deviceTest(t, died, "a", ""), 0, want)
@@ -250,8 +291,25 @@ func TestRaceOverwriteBeforeDrop(t *testing.T) {
 	}
 }
 
-// TestRaceReadDuringRelease: files before a durable watermark go only when no reader is in them, and a process that dies in between finds all. Naive: release without pins,
-// or before the watermark is durable.
+// TestRaceDeathBeforeRelease: a process that dies when the watermark is durable and the log files before it are still there finds all. Naive: release the files first.
+func TestRaceDeathBeforeRelease(t *testing.T) {
+	r := newRace(t, beforeRelease)
+	d, other := createTest(t, r.s, "a", 8<<20), createTest(t, r.s, "b", 8<<20)
+	r.fillLog(d, 3)
+	r.arm()
+	settle := start(r.settle)
+	r.wait()
+	for b := range byte(6) {
+		r.fillLog(other, b+1) // takes more files than the log keeps spare
+	}
+	died := r.died()
+	expect(t, deviceTest(t, died, "a", ""), 0, filled(3, 1<<20))
+	expect(t, deviceTest(t, died, "b", ""), 0, filled(6, 1<<20))
+	r.release()
+	r.finish(settle)
+}
+
+// TestRaceReadDuringRelease: a log file that a reader has pinned is not overwritten. Naive: recycle at once.
 func TestRaceReadDuringRelease(t *testing.T) {
 	r := newRace(t, beforeRelease)
 	d := createTest(t, r.s, "a", 8<<20)
@@ -261,20 +319,16 @@ func TestRaceReadDuringRelease(t *testing.T) {
 	if len(runs) != 1 || len(sums) != 1 {
 		t.Fatalf("%d runs, %d sums of one block", len(runs), len(sums))
 	}
-	r.arm()
-	settle := start(r.settle)
-	r.wait()
-	died := r.died()
-	expect(t, deviceTest(t, died, "a", ""), 0, filled(3, 1<<20))
-	close(r.goOn)
-	r.finish(settle)
-	r.fillLog(d, 4) // takes recycled files, if there are any
+	r.finish(start(r.settle))
+	for b := range byte(6) {
+		r.fillLog(d, b+4)
+	}
 	got := make([]byte, block.Size)
 	if err := r.s.log.ReadAt(got, journal.Pos(runs[0].Pos), sums); err != nil || !bytes.Equal(got, filled(3, block.Size)) {
 		t.Fatalf("a pinned slot reads %x…, %v", got[:4], err)
 	}
 	pin.Release()
-	expect(t, d, 0, filled(4, 1<<20))
+	expect(t, d, 0, filled(9, 1<<20))
 }
 
 // TestRaceMoveUnderReader: a reader that knows where a chunk lies finds it still when the chunk moves to another segment and the old one is removed. Naive: report the
@@ -292,9 +346,7 @@ func TestRaceMoveUnderReader(t *testing.T) {
 		if err := r.s.Close(); err != nil { // the open segment is sealed by the next open
 			t.Fatal(err)
 		}
-		opts := crashOptions(r.mem, "data/store", &r.problems)
-		opts.atMoment = r.pass
-		r.s = openTest(t, opts)
+		r.open()
 		d = deviceTest(t, r.s, "a", "")
 		settleTest(t, r.s) // of what the log still had
 		old := slices.MaxFunc(r.s.segments.all(), func(a, b segmentRow) int { return cmp.Compare(a.TotalRaw, b.TotalRaw) })
@@ -318,7 +370,7 @@ func TestRaceMoveUnderReader(t *testing.T) {
 		if _, still := r.s.segments.get(old.ID); still {
 			t.Fatal("the chunk did not change its place")
 		}
-		close(r.goOn)
+		r.release()
 		r.finish(read)
 		if !bytes.Equal(got, keep) {
 			t.Fatal("other bytes")
@@ -326,7 +378,8 @@ func TestRaceMoveUnderReader(t *testing.T) {
 	}
 }
 
-// TestRaceDeathBeforeUnlink: a segment whose row is gone and whose file is not is removed by the next start, and nothing is missed. Naive: unlink before the row goes.
+// TestRaceDeathBeforeUnlink: a segment whose row is gone and whose file is not is removed by the next start, and nothing is missed. Naive: a start that trusts
+// the directory.
 func TestRaceDeathBeforeUnlink(t *testing.T) {
 	r := newRace(t, beforeUnlink)
 	d := createTest(t, r.s, "a", 16<<20)
@@ -336,9 +389,7 @@ func TestRaceDeathBeforeUnlink(t *testing.T) {
 	if err := r.s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	opts := crashOptions(r.mem, "data/store", &r.problems)
-	opts.atMoment = r.pass
-	r.s = openTest(t, opts)
+	r.open()
 	d = deviceTest(t, r.s, "a", "")
 	data := guestData(rng, 4<<20)
 	r.arm()
@@ -356,7 +407,7 @@ func TestRaceDeathBeforeUnlink(t *testing.T) {
 	if err != nil || rows != files {
 		t.Fatalf("%d rows of segments, %d files, %v", rows, files, err)
 	}
-	close(r.goOn)
+	r.release()
 	r.finish(settle)
 	expect(t, d, 0, data)
 }
