@@ -1,0 +1,42 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// hvdPath and fabricPath are the programs under test, built once by TestMain.
+var hvdPath, fabricPath string
+
+func TestMain(m *testing.M) {
+	os.Exit(buildAndRun(m))
+}
+
+func buildAndRun(m *testing.M) int {
+	bin, err := os.MkdirTemp("", "hv-e2e-bin")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(bin)
+	build := exec.Command("go", "build", "-o", bin, "./cmd/hvd", "./cmd/hv-storage-fabric")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, text)
+		return 1
+	}
+	// Other users run them too, and no daemon of this machine shall be meant by accident.
+	if err := os.Chmod(bin, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for _, name := range []string{"HV_ENDPOINT", "HV_TOKEN", "HV_CONFIG", "NOTIFY_SOCKET"} {
+		os.Unsetenv(name)
+	}
+	hvdPath, fabricPath = filepath.Join(bin, "hvd"), filepath.Join(bin, "hv-storage-fabric")
+	return m.Run()
+}

@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// packages of Debian that bring the programs.
+var packages = map[string]string{
+	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "fio": "fio",
+	"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs",
+}
+
+// missing ends a test that cannot run here: skipped on a developer's machine, failed in CI, which can provide everything.
+func missing(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// needs ends a test that cannot run without these programs.
+func needs(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			missing(t, "%s is not installed (Debian: apt install %s)", name, packages[name])
+		}
+	}
+}
+
+// needsRoot ends a test that cannot run as a plain user.
+func needsRoot(t *testing.T, why string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "only root can %s", why)
+	}
+}
+
+// tool runs a program that must succeed and returns its standard output.
+func tool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	got := tryTool(t, name, args...)
+	if got.code != 0 {
+		t.Fatalf("%s %s ended with %d\n%s%s", name, strings.Join(args, " "), got.code, got.stdout, got.stderr)
+	}
+	return got.stdout
+}
+
+func tryTool(t *testing.T, name string, args ...string) result {
+	t.Helper()
+	needs(t, name)
+	return execute(t, nil, name, args...)
+}
