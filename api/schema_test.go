@@ -9,6 +9,7 @@ import (
 
 	"github.com/vektah/gqlparser/v2"
 	"github.com/vektah/gqlparser/v2/ast"
+	"github.com/vektah/gqlparser/v2/validator/rules"
 
 	"github.com/hyper-nixos/hyper-nixos/api/generated"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -42,7 +43,7 @@ func TestDepth(t *testing.T) {
 		return "{ __type(name: \"Volume\") " + strings.Repeat("{ ofType ", n-1) + "{ name } " + strings.Repeat("} ", n-1) + "}"
 	}
 	for depth, want := range map[int]bool{2: false, maxDepth - 1: false, maxDepth: true, 100: true} {
-		query, err := gqlparser.LoadQuery(schema, nested(depth))
+		query, err := gqlparser.LoadQueryWithRules(schema, nested(depth), rules.NewDefaultRules())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,7 +51,7 @@ func TestDepth(t *testing.T) {
 			t.Errorf("%d levels under the root: refused %v, want %v", depth, got, want)
 		}
 	}
-	query, err := gqlparser.LoadQuery(schema, "{ ...a } fragment a on Query { ... on Query { volumes { name } } }")
+	query, err := gqlparser.LoadQueryWithRules(schema, "{ ...a } fragment a on Query { ... on Query { volumes { name } } }", rules.NewDefaultRules())
 	if err != nil {
 		t.Fatal(err)
 	}

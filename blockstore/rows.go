@@ -27,8 +27,6 @@ func key64(prefix byte, id uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{prefix}, id)
 }
 
-func hintKey(h *block.Hash) []byte { return append([]byte{keyHint}, h[:16]...) }
-
 // chunkRow says where a chunk's bytes lie. 48 bytes.
 type chunkRow struct {
 	Segment  block.SegmentID

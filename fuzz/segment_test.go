@@ -12,7 +12,9 @@ import (
 )
 
 // refusal reports whether err is what a decoder may say about bytes it does not accept.
-func refusal(err error) bool { return errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrVersion) }
+func refusal(err error) bool {
+	return errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrVersion)
+}
 
 // FuzzFrame: no bytes make the frame decoder panic, return more than a frame may hold, or accept what it would not write.
 func FuzzFrame(f *testing.F) {

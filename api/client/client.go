@@ -1,4 +1,3 @@
-// Package client speaks to hvd: GraphQL through the functions that genqlient made of operations.graphql, and streams of volume data.
 package client
 
 import (

@@ -69,7 +69,6 @@ type state struct {
 	prepErr  error    // why there is none
 	nextID   uint32
 	indexes  [][]byte // buffers for the index of the next files
-	sealing  bool     // the sealer has work in hand
 	stopping bool     // the sealer ends when nothing is left to do
 }
 

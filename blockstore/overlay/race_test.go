@@ -88,8 +88,8 @@ func (c *racer) read(rng *rand.Rand, runs []Run, sums []uint32) error {
 // destage does one round in the engine's order.
 func (c *racer) destage(snap *RegionSnapshot) error {
 	maxPos := c.pos.Load()
-	c.volume.Lock() // every publish up to maxPos has returned
-	c.volume.Unlock()
+	c.volume.Lock()
+	c.volume.Unlock() //lint:ignore SA2001 who gets the lock knows that every publish up to maxPos has returned
 	for _, t := range c.layer.Tombstones(nil) {
 		if t.Pos > maxPos {
 			continue

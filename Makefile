@@ -1,0 +1,73 @@
+# The house of Hyper-NixOS. `make help` lists what there is; a line that starts with a target and has ## in it is its help.
+
+SHELL := /bin/sh
+GO ?= go
+GUEST ?= busybox
+FUZZTIME ?= 30s
+HV_CRASH_ROUNDS ?= 10
+SOAKTIME ?= 1h
+BENCHTIME ?= 1s
+# VERSION comes from the last tag; a tree without git, or without a tag, has the commit or this word.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+
+programs := hvd hv-storage-fabric
+# What the race detector has something to find in.
+concurrent := ./api/... ./blockstore/... ./control/... ./dedup/... ./internal/unixsock ./nbd/... ./tiers/...
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build run demo test check lint race fuzz crash e2e bench soak generate fmt
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1	/p' Makefile | while IFS='	' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+
+setup: ## install by apt what demo and tests need, and only what is missing (SETUP=no: only look)
+	@GUEST=$(GUEST) SETUP=$(SETUP) scripts/setup
+
+build: ## put static programs into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(programs))
+
+run: build ## run hvd in the foreground with its defaults
+	exec bin/hvd
+
+demo: setup build ## boot a real guest from a volume, kill hvd under it, show what is left (GUEST=debian: a whole Debian)
+	@exec $(GO) run ./cmd/hv-demo --guest $(GUEST) --bin bin
+
+test: setup lint ## the whole suite: lint, unit, model, crash and end-to-end tests
+	$(GO) test -timeout 10m ./...
+
+check: lint ## what to run before a commit: lint and the short tests
+	$(GO) test -short -timeout 5m ./...
+
+lint: ## gofmt, vet, staticcheck, import rule and the other house rules
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 ./internal/lint
+
+race: ## short tests of the concurrent packages under the race detector (needs a C compiler)
+	@SETUP=$(SETUP) scripts/setup cc
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(concurrent)
+
+fuzz: ## each fuzz target in turn, FUZZTIME each
+	@for target in $$($(GO) test -list '^Fuzz' ./fuzz | grep '^Fuzz'); do \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./fuzz || exit 1; \
+	done
+
+crash: ## killed processes and power cuts, HV_CRASH_ROUNDS times the usual rounds
+	HV_CRASH_ROUNDS=$(HV_CRASH_ROUNDS) $(GO) test -count=1 -timeout 2h -run 'Crash|Kill|Power|Torn' ./blockstore/... ./internal/crashtest/... ./e2e/...
+
+e2e: setup ## tests with real clients and real guests
+	$(GO) test -count=1 -timeout 20m ./nbd ./internal/guest ./cmd/... ./e2e/...
+
+bench: ## Go benchmarks, then the comparison in bench/
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m ./...
+	@for script in bench/*.sh; do [ ! -x "$$script" ] || "$$script" || exit 1; done
+
+soak: ## model and crash tests with new seeds until SOAKTIME is over
+	@GO=$(GO) scripts/soak $(SOAKTIME)
+
+generate: ## generated code: GraphQL server and client
+	$(GO) generate ./...
+
+fmt: ## gofmt all Go files
+	@git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l -w
