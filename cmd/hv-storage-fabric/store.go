@@ -13,7 +13,7 @@ import (
 
 func newStore(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "store", Short: "Look at the store under the volumes"})
-	c.AddCommand(newStoreStats(a), newStoreSettle(a))
+	c.AddCommand(newStoreStats(a), newStoreSettle(a), newStoreCheck(a), newStoreDump(a))
 	return c
 }
 

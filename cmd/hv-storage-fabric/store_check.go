@@ -1,0 +1,166 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/check"
+)
+
+func newStoreCheck(a *app) *cobra.Command {
+	var most int
+	c := &cobra.Command{
+		Use:   "check DATA_DIR",
+		Short: "Read a whole store that no daemon has open, and say what is damaged",
+		Long: `Read a whole store, log, metadata and segments, and say what is not as it should be, where, and which volumes that affects.
+Nothing is changed. hvd must be stopped. The exit code is 0 when the store is whole and 1 when it is not; warnings do not count.`,
+		Example: "  systemctl stop hvd && hv-storage-fabric store check /var/lib/hyper-nixos\n  hv-storage-fabric store check ./data -o json | jq '.findings[].unit'",
+		Args:    exactly("DATA_DIR"),
+		RunE: func(c *cobra.Command, args []string) error {
+			rep, err := check.Run(c.Context(), args[0], check.Options{MaxFindings: most})
+			if err != nil {
+				return locked(err)
+			}
+			if err := a.showDump(rep, &rep); err != nil {
+				return err
+			}
+			if !rep.OK() {
+				return fmt.Errorf("store %s is damaged: %d errors; restore what is affected from a backup before hvd is started again", args[0], rep.Errors)
+			}
+			return nil
+		},
+	}
+	c.Flags().IntVar(&most, "max-findings", 1000, "print at most so many findings; the others are counted")
+	return c
+}
+
+// texter is what check.Dump* returns.
+type texter interface{ WriteText(w io.Writer) error }
+
+// showDump prints one document, as JSON or as the texts of its parts.
+func (a *app) showDump(value any, parts ...texter) error {
+	var failed error
+	err := a.show(value, func() {
+		for _, p := range parts {
+			failed = errors.Join(failed, p.WriteText(a.out))
+		}
+	})
+	return errors.Join(err, failed)
+}
+
+// locked marks a store in use as something that was refused.
+func locked(err error) error {
+	if errors.Is(err, block.ErrLocked) {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return err
+}
+
+func newStoreDump(a *app) *cobra.Command {
+	c := group(&cobra.Command{Use: "dump", Short: "Show what is on disk, decoded: superblocks, log, segments, pages, volumes"})
+	c.AddCommand(
+		a.dump("super", "", "Both superblocks", "", func(dir, _ string) error {
+			d, err := check.DumpSuper(dir)
+			if err != nil {
+				return err
+			}
+			return a.showDump(d, d)
+		}),
+		a.dump("log", "FILE", "The files of the log; with the id of one, as in its name, its records", "0000001a", a.dumpLog),
+		a.dump("segment", "ID", "All segments; with the id of one, its frames and chunks", "17", a.dumpSegment),
+		a.dump("page", "ID", "A region page or radix node of a map", "4711", func(dir, id string) error {
+			n, err := dumpID(id)
+			if err != nil {
+				return err
+			}
+			d, err := check.DumpPage(dir, n)
+			if err != nil {
+				return err
+			}
+			return a.showDump(d, d)
+		}),
+		a.dump("volume", "NAME", "Volumes, their states and the counters of the store; with a name, one of them", "web1", func(dir, name string) error {
+			d, err := check.DumpVolumes(dir, name)
+			if err != nil {
+				return err
+			}
+			return a.showDump(d, d)
+		}),
+	)
+	return c
+}
+
+// dump makes the command for one kind of thing. which names the argument that chooses one of them; "" if there is none. Of pages there are too many to show all.
+func (a *app) dump(kind, which, short, example string, f func(dir, id string) error) *cobra.Command {
+	use, least, most := kind+" DATA_DIR", 1, 1
+	switch {
+	case kind == "page":
+		use, least, most = use+" "+which, 2, 2
+	case which != "":
+		use, most = use+" ["+which+"]", 2
+	}
+	lines := "  hv-storage-fabric store dump " + kind + " /var/lib/hyper-nixos"
+	if which != "" {
+		lines += " " + example
+	}
+	return &cobra.Command{
+		Use: use, Short: short, Example: lines + "\n" + lines + " -o json",
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) < least || len(args) > most {
+				return usagef("%s needs %s, got %d arguments", c.CommandPath(), use[len(kind)+1:], len(args))
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error { return locked(f(args[0], append(args, "")[1])) },
+	}
+}
+
+func (a *app) dumpLog(dir, id string) error {
+	n := uint32(0)
+	if id != "" {
+		var err error
+		if n, err = check.ParseLogID(id); err != nil {
+			return err
+		}
+	}
+	all, err := check.DumpLog(dir, n)
+	if err != nil {
+		return err
+	}
+	return a.showDump(all, texts(all)...)
+}
+
+func (a *app) dumpSegment(dir, id string) error {
+	n := uint64(0)
+	if id != "" {
+		var err error
+		if n, err = dumpID(id); err != nil {
+			return err
+		}
+	}
+	all, err := check.DumpSegments(dir, n)
+	if err != nil {
+		return err
+	}
+	return a.showDump(all, texts(all)...)
+}
+
+func texts[T texter](all []T) (parts []texter) {
+	for _, d := range all {
+		parts = append(parts, d)
+	}
+	return parts
+}
+
+func dumpID(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || n == 0 {
+		return 0, usagef("%q is no id: want a number from 1 on", s)
+	}
+	return n, nil
+}
