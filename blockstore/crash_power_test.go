@@ -106,7 +106,7 @@ func newCrashMem(t testing.TB) *vfs.MemFS {
 
 // TestPowerLoss cuts the power again and again while clients write, flush, snapshot, clone, roll back and delete, and judges what is left.
 func TestPowerLoss(t *testing.T) {
-	for _, seed := range crashSeeds(t, 4) {
+	for _, seed := range crashSeeds(t, 2) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			defer func() {
 				if t.Failed() {

@@ -101,7 +101,7 @@ func (d *destager) once(ctx context.Context) (bool, error) {
 	if limit == 0 {
 		return false, nil
 	}
-	maxPos, err := s.settledPos(ctx)
+	maxPos, err := s.settledPos(ctx, d.all.Load() > 0)
 	if err != nil {
 		return false, err
 	}
@@ -162,17 +162,23 @@ func (d *destager) limit() journal.Pos {
 	return old
 }
 
-// settledPos returns a position up to which every record is durable and published: what may be destaged.
-func (s *Store) settledPos(ctx context.Context) (journal.Pos, error) {
-	// Publishes that are under way began before NextPos was read, or lie after it.
+// settledPos returns a position up to which every record is durable and published: what may be destaged. It syncs the log only when somebody wants all of it down; else
+// the log's own syncs set the pace.
+func (s *Store) settledPos(ctx context.Context, all bool) (journal.Pos, error) {
+	// Of the last durable record only the first sector's position is known; when nothing at all is unsynced, the rest of it counts too.
 	next := s.log.NextPos()
-	s.drainWriters()
-	if _, durable := s.log.Durable(); durable < next {
+	_, durable := s.log.Durable()
+	if all || s.log.Usage().Unsynced == 0 {
+		durable = next - 1
+	}
+	if all {
 		if err := s.log.Sync(ctx); err != nil {
 			return 0, fmt.Errorf("sync the log before destage: %w", err)
 		}
 	}
-	return next - 1, nil
+	// Whoever appended a record up to there and has not published it yet holds its volume's lock.
+	s.drainWriters()
+	return durable, nil
 }
 
 // drainWriters returns when every write that was between append and publish when it was called has been published.

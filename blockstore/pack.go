@@ -105,7 +105,7 @@ func (p *packer) chunk(m *metaBatch, c *cutChunk) (block.ChunkID, error) {
 
 // add puts a chunk into the frame that is being filled. Its bytes are borrowed until drain.
 func (p *packer) add(m *metaBatch, c packChunk) error {
-	if p.raw+len(c.Raw) > segment.MaxFrameRaw {
+	if !segment.FrameTakes(p.raw, len(c.Raw)) {
 		if err := p.closeFrame(m); err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
@@ -38,17 +37,6 @@ func (s storeEngine) OpenDevice(volume, snapshot string) (Device, error) {
 		return nil, err // and not a nil *Device in an interface
 	}
 	return device, nil
-}
-
-// SnapshotFrees implements Engine.
-func (s storeEngine) SnapshotFrees(ctx context.Context, volume, name string) (uint64, error) {
-	engine, ok := any(s.Store).(interface {
-		SnapshotFrees(ctx context.Context, volume, name string) (uint64, error)
-	})
-	if !ok {
-		return 0, fmt.Errorf("this store cannot tell what deleting snapshot %s@%s would free: %w", volume, name, ErrRefused)
-	}
-	return engine.SnapshotFrees(ctx, volume, name)
 }
 
 // engineEvents logs what an operator should know of the engine.
