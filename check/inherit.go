@@ -137,12 +137,11 @@ func (d *differ) listed(o *treeNode) error {
 	lower, upper := append(key64(tableDead, 0), key64(0, o.ID)[1:]...), append(key64(tableDead, 0), key64(0, o.ID+1)[1:]...)
 	err := d.r.meta.scan(lower, upper, func(key, value []byte) error {
 		entries, err := parseDead(value)
-		birth := keyField(key, 2)
-		if err != nil || birth > d.n.Bound {
-			return nil
+		if err != nil {
+			return nil // checkDeadlists has said so
 		}
 		for _, e := range entries {
-			if err := d.listedEntry(unit(key), e, birth); err != nil {
+			if err := d.listedEntry(o, unit(key), e, keyField(key, 2)); err != nil {
 				return err
 			}
 		}
@@ -159,12 +158,19 @@ func (d *differ) listed(o *treeNode) error {
 	return nil
 }
 
-func (d *differ) listedEntry(u string, e dead, birth uint64) error {
-	if e.Kind != deadSubtree {
+// listedEntry books an entry. One that was born after the bound waits to be freed and is no matter of the older state; but a subtree becomes a job then, which will list what
+// the subtree was given.
+func (d *differ) listedEntry(o *treeNode, u string, e dead, birth uint64) error {
+	x := ref{e.ID, e.Level, birth}
+	switch {
+	case e.Kind == deadSubtree && birth > d.n.Bound:
+		return d.listedJob(o, &subtreeJob{unit: u, ref: x, region: e.Region})
+	case e.Kind == deadSubtree:
+		return d.expand(u, x, e.Region)
+	case birth <= d.n.Bound:
 		d.bal.add(element{e.Kind, e.ID, birth}, -1)
-		return nil
 	}
-	return d.expand(u, ref{e.ID, e.Level, birth}, e.Region)
+	return nil
 }
 
 // expand books all that is under a subtree, whatever its birth.
