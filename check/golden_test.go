@@ -1,0 +1,53 @@
+package check
+
+import (
+	"bytes"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// readGolden reads bytes that the engine promises to read for ever: hexadecimal, in lines.
+func readGolden(t *testing.T, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../blockstore", path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := hex.DecodeString(string(bytes.Join(bytes.Fields(text), nil)))
+	if err != nil {
+		t.Fatal(path, err)
+	}
+	return b
+}
+
+// TestGolden reads the engine's golden bytes with the decoders here, and compares some fields of each with what the documents and the engine's test say.
+func TestGolden(t *testing.T) {
+	check := func(name string, err error, ok bool) {
+		t.Helper()
+		if err != nil || !ok {
+			t.Errorf("%s: read otherwise, or not at all: %v", name, err)
+		}
+	}
+	s, err := parseSuper(readGolden(t, "testdata/super.golden"))
+	check("super", err, err == nil && s.Generation == 5 && s.BootEpoch == 3 && s.OwnerEpoch == 2 && s.Flags == superClean|superReady && s.Cut.Avg == 16<<10 && s.StoreID[15] == 0x1f && s.DomainID[0] == 0x20)
+	v, err := parseVolumeRow(7, readGolden(t, "testdata/volume.golden"))
+	check("volume", err, v.Size == 20<<30 && v.MapEpoch == 2 && v.Mode == 1 && v.Head == 99 && v.Cut == cut{2, 64 << 10, 64 << 10, 64 << 10, 0} && v.Name == "web1")
+	n, err := parseNodeRow(99, readGolden(t, "testdata/node.golden"))
+	check("node", err, n.Volume == 7 && n.Parent == 90 && n.Root == ref{55, 2, 99} && n.Flags == 15 && n.Size == 20<<30 && n.Closed == 123 && n.Bound == 80 && n.Mapped == 1<<30 && n.Name == "before-upgrade")
+	g, err := parseSegmentRow(0x12f, readGolden(t, "testdata/segment.golden"))
+	check("segment", err, g.Class == 2 && g.State == segmentSealed && g.Size == 60<<20 && g.TotalRaw == 100<<20 && g.LiveRaw == 90<<20 && g.TotalChunks == 6000 && g.LiveChunks == 5500 && len(g.Copies) == 1 && g.Copies[0].State == copyLive)
+	c, err := parseChunkRow(readGolden(t, "testdata/chunk.golden"))
+	check("chunk", err, c.Segment == 0x12f && c.FrameOff == 4096 && c.FrameLen == 12_345 && c.RawOff == 16_384 && c.RawLen == 20_000 && c.Flags == chunkDamaged && c.Hash[15] == 0x3f)
+	k, err := parseCounters(readGolden(t, "testdata/counters.golden"))
+	check("counters", err, k == counterRow{1000, 5<<32 | 8192, 6000, 77, 0x12f, 8, 12, 90 << 20, 10 << 20})
+	o, err := parseControl(&logRecord{Kind: opClone, payload: readGolden(t, "testdata/op.golden")})
+	check("op", err, err == nil && o.Node == 99 && o.Size == 20<<30 && o.Mode == 1 && o.Name == "web2" && o.Cut.Kind == 1)
+	p, err := parsePage(7, readGolden(t, "extentmap/testdata/page.golden"))
+	check("page", err, err == nil && p.Birth == 40 && p.Region == 3 && len(p.Extents) == 4 && p.Extents[1].Chunk == 513 && p.Extents[1].ChunkOff == 5 && p.Extents[3].Kind == kindDamagedEx)
+	x, err := parseRadix(8, readGolden(t, "extentmap/testdata/node.golden"))
+	check("radix node", err, err == nil && x.Level == 2 && x.Birth == 41 && x.Region == 65536 && x.Children[64] == ref{5, 1, 2} && x.Children[255] == ref{6, 1, 41})
+	d, err := parseDead(readGolden(t, "extentmap/testdata/deadlist.golden"))
+	check("deadlist", err, len(d) == 3 && d[1] == dead{deadSubtree, 2, 65536, 9} && d[2] == dead{Kind: deadChunk, ID: 513})
+}
