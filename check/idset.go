@@ -1,7 +1,5 @@
 package check
 
-import "math/bits"
-
 // blockIDs is how many ids a block of an idSet or of counts holds. Ids are dense, so few blocks are thinly used.
 const blockIDs = 1 << 15
 
@@ -29,15 +27,6 @@ func (s *idSet) add(id uint64) bool {
 func (s *idSet) has(id uint64) bool {
 	b := s.blocks[id/blockIDs]
 	return b != nil && b[id%blockIDs/64]&(1<<(id%64)) != 0
-}
-
-func (s *idSet) len() (n uint64) {
-	for _, b := range s.blocks {
-		for _, w := range b {
-			n += uint64(bits.OnesCount64(w))
-		}
-	}
-	return n
 }
 
 // counts is a table of 32-bit counts by id. Counts beyond are kept in a map.
