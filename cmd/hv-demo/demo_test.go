@@ -179,13 +179,29 @@ func TestParse(t *testing.T) {
 }
 
 func TestNonZero(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "image")
-	body := make([]byte, 3<<20+100)
-	body[5000], body[2<<20], body[3<<20+50] = 1, 1, 1
-	if err := os.WriteFile(path, body, 0o644); err != nil {
+	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := nonZero(t.Context(), path); err != nil || n != 2*4096+100 {
-		t.Errorf("got %d, %v, want two blocks and the 100 bytes of the last", n, err)
+	defer f.Close()
+	write := func(off int64, p ...byte) {
+		if _, err := f.WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0, make([]byte, 3<<20+100)...) // zeroes
+	write(5000, 1)
+	write(2<<20, 1)
+	write(3<<20+50, 1)
+	want := uint64(2*4096 + 100) // two blocks, and what there is of the third
+	if n, err := nonZero(t.Context(), f.Name()); err != nil || n != want {
+		t.Errorf("got %d, %v, want %d", n, err, want)
+	}
+	write(64<<20+4097, 1) // behind a hole, which fills up the block before it
+	if err := f.Truncate(128 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := nonZero(t.Context(), f.Name()); err != nil || n != 4*4096 {
+		t.Errorf("with holes: got %d, %v, want four blocks", n, err)
 	}
 }
