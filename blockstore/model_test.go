@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -105,14 +104,6 @@ func (m *model) step() {
 	ctx := context.Background()
 	v := m.pick()
 	k := m.rng.IntN(100)
-	for os.Getenv("MODEL_SKIP") != "" {
-		lo, hi := 0, 0
-		fmt.Sscanf(os.Getenv("MODEL_SKIP"), "%d-%d", &lo, &hi)
-		if k < lo || k > hi {
-			break
-		}
-		k = m.rng.IntN(100)
-	}
 	m.t.Logf("step %d on %s (%d B, %d snapshots)", k, v.name, len(v.data), len(v.snaps))
 	switch {
 	case k < 55:
@@ -184,7 +175,7 @@ func (m *model) client(d *Device, data []byte, lo, hi int, rng *rand.Rand) {
 		return err != nil
 	}
 	for range 3 + rng.IntN(12) {
-		if hi-lo < 16384 {
+		if hi-lo < block.SectorSize {
 			return
 		}
 		off, n := clientRange(rng, lo, hi)
@@ -215,11 +206,6 @@ func (m *model) client(d *Device, data []byte, lo, hi int, rng *rand.Rand) {
 			}
 			if i := firstDiff(got, part); i >= 0 {
 				m.t.Errorf("client read at %d: byte %d is %02x, want %02x", off, off+i, got[i], part[i])
-				again := make([]byte, n)
-				_, err := d.ReadAt(ctx, again, r.Off, nil)
-				b := uint64(off+i) / block.Size
-				h := d.v.head.Load()
-				m.t.Logf("again %d %v; block %d region %d runs %+v root %+v parent %v", firstDiff(again, part), err, b, b/4096, runsOf(h, b), h.root.Load(), h.parent.Load() != nil)
 				return
 			}
 		default:
@@ -253,13 +239,6 @@ func clientRange(rng *rand.Rand, lo, hi int) (off, n int) {
 	off = lo + rng.IntN((hi-lo-n)/512+1)*512
 	if aligned := off &^ 4095; rng.IntN(3) > 0 && aligned >= lo {
 		off = aligned
-	}
-	if os.Getenv("MODEL_ALIGN") != "" {
-		lo = (lo + 4095) &^ 4095
-		off, n = max(off&^4095, lo), n&^4095
-		if n == 0 || off+n > hi {
-			off, n = lo, 4096
-		}
 	}
 	return off, n
 }
@@ -338,5 +317,3 @@ func (m *model) deleteAll() {
 		m.t.Fatalf("after deleting everything: unique %d, shared %d, non-zero %d bytes, %d nodes", st.UniqueBytes, st.SharedBytes, st.NonZeroBytes, len(m.s.nodes))
 	}
 }
-
-func runsOf(h *node, b uint64) any { r, _ := h.layer.LookupInto(nil, nil, b, 1); return r }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -172,5 +174,45 @@ func TestSnapshotCloneRollback(t *testing.T) {
 	expect(t, deviceTest(t, s, "a", "s1"), 0, one)
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestKeyFileIsPrivate(t *testing.T) {
+	opts := testOptions(t, vfs.Default, t.TempDir())
+	openTest(t, opts)
+	info, err := os.Stat(filepath.Join(opts.Dir, "domain.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm() != 0o600 {
+		t.Fatalf("domain.key has mode %v, want 0600", info.Mode())
+	}
+}
+
+func TestSnapshotFreesWhatItHoldsAlone(t *testing.T) {
+	ctx := context.Background()
+	s := openTest(t, testOptions(t, vfs.Default, t.TempDir()))
+	d := createTest(t, s, "a", 32<<20)
+	rng := rand.New(rand.NewPCG(8, 8))
+	writeTest(t, d, 0, guestData(rng, 16<<20))
+	if _, err := s.CreateSnapshot(ctx, "a", "s1"); err != nil {
+		t.Fatal(err)
+	}
+	if frees, err := s.SnapshotFrees(ctx, "a", "s1"); err != nil || frees != 0 {
+		t.Fatalf("a snapshot that equals the volume frees %d, %v", frees, err)
+	}
+	writeTest(t, d, 0, guestData(rng, 16<<20))
+	settleTest(t, s)
+	before := s.Stats().UniqueBytes
+	frees, err := s.SnapshotFrees(ctx, "a", "s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteSnapshot(ctx, "a", "s1"); err != nil {
+		t.Fatal(err)
+	}
+	settleTest(t, s)
+	if got := before - s.Stats().UniqueBytes; got != frees || frees != 16<<20 {
+		t.Fatalf("dry run said %d B, the deletion freed %d B, want both %d", frees, got, 16<<20)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sys/unix"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
@@ -180,12 +181,18 @@ func writeSuper(fs vfs.FS, dir string, s *superblock) error {
 	return nil
 }
 
-// writeFileAtomic replaces path with the given bytes: temporary file, sync, rename, sync of the folder.
+// writeFileAtomic replaces path with the given bytes, for its owner alone: temporary file, sync, rename, sync of the folder.
 func writeFileAtomic(fs vfs.FS, dir, path string, b []byte) error {
 	tmp := path + ".tmp"
 	f, err := fs.Create(tmp, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
+	}
+	// A file in memory has no descriptor, and nobody else to hide from. The key must not be readable for a moment: the mode comes before the bytes.
+	if fd := f.Fd(); fd != vfs.InvalidFd {
+		if err := unix.Fchmod(int(fd), 0o600); err != nil {
+			return errors.Join(err, f.Close())
+		}
 	}
 	if _, err := f.Write(b); err != nil {
 		return errors.Join(err, f.Close())
