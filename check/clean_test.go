@@ -41,7 +41,7 @@ func TestCleanStages(t *testing.T) {
 
 // TestCleanRandom does seeded operations and checks the store closed, settled, and as an unclean stop leaves it.
 func TestCleanRandom(t *testing.T) {
-	for _, seed := range seeds(t, 4) {
+	for _, seed := range seeds(t, 2) {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) { randomRun(t, seed, 120) })
 	}
 }
