@@ -173,7 +173,6 @@ func (d *demo) importFirst(ctx context.Context) (string, error) {
 }
 
 func (d *demo) importSecond(ctx context.Context) (string, error) {
-	d.began = time.Now()
 	return d.importDisk(ctx, secondVolume, d.second)
 }
 
@@ -183,11 +182,11 @@ func (d *demo) importDisk(ctx context.Context, name string, image *guest.Image) 
 	if err != nil {
 		return "", err
 	}
-	start := time.Now()
+	d.began = time.Now()
 	if _, err := d.fabric.run(ctx, "volume", "import", name, image.Disk); err != nil {
 		return "", err
 	}
-	took := time.Since(start).Seconds()
+	took := time.Since(d.began).Seconds()
 	return fmt.Sprintf("%s: %s not zero, durable after %.2f s, %.0f MB/s", name, units.Size(data).Human(), took, float64(data)/took/1e6), nil
 }
 
