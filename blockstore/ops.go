@@ -290,7 +290,7 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string) (Volum
 	}
 	hidden := ""
 	if snapshot == "" {
-		hidden = "clone-" + uuid.NewString()
+		hidden = ".clone-" + uuid.NewString()
 		if _, err := s.CreateSnapshot(ctx, volume, hidden); err != nil {
 			return fail(err)
 		}

@@ -9,7 +9,7 @@
 // everything.
 //
 // Names with a leading dot are its own: ".import-…" is a volume that is still being filled, ".export-…" a snapshot that a running export
-// reads. What a crash leaves of them is deleted at the next start.
+// reads, ".clone-…" one that the engine makes to clone a volume as it is. What a crash leaves of them is deleted at the next start.
 //
 // Goroutines: one per NBD socket, and one for a running settle. Close ends all of them and waits for imports and exports.
 //

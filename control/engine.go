@@ -23,14 +23,14 @@ type Engine interface {
 	RenameVolume(ctx context.Context, name, newName string) error
 	// ResizeVolume sets the size of a volume, also of an open one. What lies beyond a smaller size is discarded.
 	ResizeVolume(ctx context.Context, name string, sizeBytes uint64) error
-	// DeleteVolume deletes a volume and its snapshots. ErrInUse while a device of it is open or a clone depends on one of its snapshots.
+	// DeleteVolume deletes a volume and its snapshots. ErrInUse while a device of it is open. Clones stay whole.
 	DeleteVolume(ctx context.Context, name string) error
 
 	// CreateSnapshot freezes the volume as it is: every write that was replied is in it.
 	CreateSnapshot(ctx context.Context, volume, name string) (blockstore.SnapshotInfo, error)
 	// Snapshots lists the snapshots of a volume, oldest first.
 	Snapshots(volume string) ([]blockstore.SnapshotInfo, error)
-	// DeleteSnapshot deletes a snapshot. ErrInUse while a device of it is open or a clone depends on it.
+	// DeleteSnapshot deletes a snapshot. ErrInUse while a device of it is open. Clones stay whole.
 	DeleteSnapshot(ctx context.Context, volume, name string) error
 	// SnapshotFrees is the number of stored bytes that deleting the snapshot now would free.
 	SnapshotFrees(ctx context.Context, volume, name string) (uint64, error)

@@ -54,7 +54,7 @@ func (c *Control) SnapshotFrees(ctx context.Context, volume, name string) (freed
 	return freed, err
 }
 
-// DeleteSnapshot deletes a snapshot on which no clone depends.
+// DeleteSnapshot deletes a snapshot. Clones of it stay whole.
 func (c *Control) DeleteSnapshot(ctx context.Context, volume, name string) error {
 	return c.onSnapshot(ctx, "delete", volume, name, func() error {
 		return c.engine.DeleteSnapshot(ctx, volume, name)

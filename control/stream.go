@@ -212,7 +212,7 @@ func send(ctx context.Context, device Device, w io.Writer) error {
 	return nil
 }
 
-// removeLeftovers deletes what imports and exports left that were cut short by the death of the process.
+// removeLeftovers deletes what imports, exports and clones left that were cut short by the death of the process.
 func (c *Control) removeLeftovers(ctx context.Context) error {
 	for _, v := range c.engine.Volumes() {
 		if strings.HasPrefix(v.Name, importPrefix) {
@@ -225,24 +225,25 @@ func (c *Control) removeLeftovers(ctx context.Context) error {
 		if v.Snapshots == 0 {
 			continue
 		}
-		if err := c.removeExportSnapshots(ctx, v.Name); err != nil {
+		if err := c.removeHiddenSnapshots(ctx, v.Name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Control) removeExportSnapshots(ctx context.Context, volume string) error {
+// removeHiddenSnapshots deletes those that an export or a clone of a volume's present content made.
+func (c *Control) removeHiddenSnapshots(ctx context.Context, volume string) error {
 	snapshots, err := c.engine.Snapshots(volume)
 	if err != nil {
 		return fmt.Errorf("list snapshots of %q: %w", volume, err)
 	}
 	for _, s := range snapshots {
-		if !strings.HasPrefix(s.Name, exportPrefix) {
+		if !hidden(s.Name) {
 			continue
 		}
 		if err := c.engine.DeleteSnapshot(ctx, volume, s.Name); err != nil {
-			return fmt.Errorf("delete the snapshot %s@%s of an unfinished export: %w", volume, s.Name, err)
+			return fmt.Errorf("delete the snapshot %s@%s of unfinished work: %w", volume, s.Name, err)
 		}
 	}
 	return nil

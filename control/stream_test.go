@@ -173,7 +173,7 @@ func TestLeftoversAreRemoved(t *testing.T) {
 	if err := engine.RenameVolume(t.Context(), "w", importPrefix+"x"); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"mine", exportPrefix + "x"} {
+	for _, name := range []string{"mine", exportPrefix + "x", ".clone-x"} {
 		if _, err := engine.CreateSnapshot(t.Context(), "v", name); err != nil {
 			t.Fatal(err)
 		}

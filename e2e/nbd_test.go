@@ -31,7 +31,15 @@ type optionError struct{ reply uint32 }
 
 func (e *optionError) Error() string { return fmt.Sprintf("NBD option was refused with %#x", e.reply) }
 
+// repErrUnknown is NBD_REP_ERR_UNKNOWN: no such export.
 const repErrUnknown = 1<<31 + 6
+
+// Errors as NBD numbers them, which are Linux's numbers.
+const (
+	errIO      = syscall.EIO
+	errInvalid = syscall.EINVAL
+	errNoSpace = syscall.ENOSPC
+)
 
 // nbdClient speaks NBD with simple replies. One request is under way at a time, except where send and receive are used directly.
 type nbdClient struct {

@@ -50,8 +50,11 @@ func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx c
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(interruptTime, cancel) })()
 	body := &sendBody{ctx: ctx, send: send, result: make(chan error, 1)}
-	address := c.base + "/v1/volumes/" + url.PathEscape(opts.Name) + "/data?" + query.Encode()
-	request, err := http.NewRequestWithContext(requestCtx, http.MethodPut, address, io.NopCloser(body))
+	path, err := dataPath(opts.Name, query)
+	if err != nil {
+		return Imported{}, err
+	}
+	request, err := http.NewRequestWithContext(requestCtx, http.MethodPut, c.base+path, io.NopCloser(body))
 	if err != nil {
 		return Imported{}, err
 	}
@@ -125,7 +128,11 @@ func (c *Client) Export(ctx context.Context, volume, snapshot string) (*transfer
 	if snapshot != "" {
 		query.Set("snapshot", snapshot)
 	}
-	body, err := c.get(ctx, "/v1/volumes/"+url.PathEscape(volume)+"/data?"+query.Encode())
+	path, err := dataPath(volume, query)
+	if err != nil {
+		return nil, nil, err
+	}
+	body, err := c.get(ctx, path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -134,6 +141,14 @@ func (c *Client) Export(ctx context.Context, volume, snapshot string) (*transfer
 		return nil, nil, errors.Join(fmt.Errorf("read the stream of volume %q: %w", volume, err), body.Close())
 	}
 	return stream, body, nil
+}
+
+// dataPath is where a volume's data streams to and from. hvd judges the name, but for those that a path cannot carry.
+func dataPath(volume string, query url.Values) (string, error) {
+	if volume == "" || volume == "." || volume == ".." {
+		return "", &Error{Code: CodeInvalid, Message: fmt.Sprintf("volume name %q: want letters, digits, '.', '_' and '-', beginning with a letter or a digit", volume)}
+	}
+	return "/v1/volumes/" + url.PathEscape(volume) + "/data?" + query.Encode(), nil
 }
 
 // Support opens the support bundle, a gzipped tar. The caller closes it.

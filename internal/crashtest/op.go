@@ -189,7 +189,7 @@ func (o *Op) resizeEffects(old uint64) (all []effect) {
 }
 
 // hiddenSnapshot stands for the name of the snapshot that a clone of a volume's present content makes and removes.
-const hiddenSnapshot = "clone-"
+const hiddenSnapshot = ".clone-"
 
 // cloneEffects are those of a Clone. One of the present content makes a snapshot, clones that, and removes it.
 func (o *Op) cloneEffects() []effect {
