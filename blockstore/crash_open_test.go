@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -18,9 +19,12 @@ func TestPowerLossDuringCreation(t *testing.T) {
 	for _, seed := range crashSeeds(t, 1) {
 		rng := rand.New(rand.NewPCG(seed, 79))
 		mem := newCrashMem(t)
+		var mu sync.Mutex
 		var clones []*vfs.MemFS
 		var what []string
 		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpFileClose {
 				percent := []int{0, 50, 100}[len(clones)%3]
 				clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng}))

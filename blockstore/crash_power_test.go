@@ -133,7 +133,7 @@ func powerLoss(t *testing.T, seed uint64) {
 	c.begin(ctx, 25, r.Mark)
 	done := make(chan error, 1)
 	go func() {
-		err := crashWork(ctx, s, r, 250)
+		err := crashWork(ctx, s, r, crashSteps)
 		stop()
 		done <- err
 	}()

@@ -376,6 +376,9 @@ func (d *destager) loadAll(ctx context.Context, batch []candidate, maxPos journa
 		}
 		if err := w.load(d.s); err != nil {
 			free <- w
+			if errors.Is(err, block.ErrNotFound) && d.s.removed(c.n) {
+				continue // the map went with its node
+			}
 			return err
 		}
 		select {

@@ -88,16 +88,26 @@ func (s *Store) beginMeta() *metaBatch {
 
 // abort forgets the batch. Ids that it took are not given again: caches and frames already written may know them.
 func (m *metaBatch) abort() {
-	m.s.c.NextPage, m.s.c.NextChunk, m.s.c.NextSegment = m.c.NextPage, m.c.NextChunk, m.c.NextSegment
+	m.keepIDs()
 	_ = m.b.Close()
 	m.s.meta.Unlock()
 }
 
+func (m *metaBatch) keepIDs() {
+	m.s.c.NextPage, m.s.c.NextChunk, m.s.c.NextSegment = m.c.NextPage, m.c.NextChunk, m.c.NextSegment
+}
+
 // commit makes the batch durable, publishes it in memory and ends it. The segments it refers to must be synced.
-func (m *metaBatch) commit() error {
+func (m *metaBatch) commit() (err error) {
 	s := m.s
 	defer s.meta.Unlock()
 	defer m.b.Close()
+	defer func() {
+		if err != nil {
+			m.keepIDs()
+			s.packer.forget()
+		}
+	}()
 	if err := m.refs.Resolve(s.db, m.b, m.refChange); err != nil {
 		return fmt.Errorf("count references: %w", err)
 	}
@@ -106,30 +116,46 @@ func (m *metaBatch) commit() error {
 			return err
 		}
 	}
-
 	s.tree.Lock()
 	captured := m.captureTreeLocked()
 	s.tree.Unlock()
-	err := m.b.Set(countersKey, m.c.encode(), nil)
-	if durable, _ := s.log.Durable(); err == nil && durable < m.c.AppliedSeq {
-		// Rows must not show an operation that a power loss would take from the log, with the writes before it.
-		err = s.log.Sync(context.Background())
-	}
-	if err != nil {
+	if err := m.write(); err != nil {
 		s.tree.Lock()
 		s.dirty.putBack(captured)
+		for n, by := range m.grown {
+			n.mapped = uint64(int64(n.mapped) - by)
+		}
 		s.tree.Unlock()
 		return err
 	}
+	m.publish(captured)
+	s.publishing.Unlock()
+	return nil
+}
+
+// write makes the batch durable. When it returns nil, Store.publishing is held.
+func (m *metaBatch) write() error {
+	s := m.s
+	if err := m.b.Set(countersKey, m.c.encode(), nil); err != nil {
+		return err
+	}
+	if durable, _ := s.log.Durable(); durable < m.c.AppliedSeq {
+		// Rows must not show an operation that a power loss would take from the log, with the writes before it.
+		if err := s.log.Sync(context.Background()); err != nil {
+			return err
+		}
+	}
 	s.publishing.Lock()
-	defer s.publishing.Unlock()
 	if err := m.b.Commit(pebble.Sync); err != nil {
-		s.tree.Lock()
-		s.dirty.putBack(captured)
-		s.tree.Unlock()
+		s.publishing.Unlock()
 		return fmt.Errorf("commit metadata: %w", err)
 	}
+	return nil
+}
 
+// publish shows the committed batch to readers.
+func (m *metaBatch) publish(captured capturedDirty) {
+	s := m.s
 	s.c = m.c
 	s.counted.Store(&m.c)
 	s.segments.apply(m.segs)
@@ -146,7 +172,6 @@ func (m *metaBatch) commit() error {
 	for _, f := range m.onApply {
 		f()
 	}
-	return nil
 }
 
 // captureTreeLocked writes the rows of all volumes and nodes that changed since the last commit, as they are now, and the sequence number of the last control record

@@ -67,6 +67,13 @@ func (n *node) readyLocked() bool {
 // abandonedLocked reports whether nothing needs the node's layer any more: it is deleted and no other node lies over it. Store.tree is held.
 func (n *node) abandonedLocked() bool { return n.flags&nodeDeleted != 0 && n.children == 0 }
 
+// removed reports whether a node is gone or about to go with all that it has.
+func (s *Store) removed(n *node) bool {
+	s.tree.RLock()
+	defer s.tree.RUnlock()
+	return n.abandonedLocked() || s.nodes[n.id] != n
+}
+
 // visibleLocked reports whether the node is a snapshot that a user may name. Store.tree is held.
 func (n *node) visibleLocked() bool {
 	return n.flags&nodeClosed != 0 && n.flags&nodeDeleted == 0 && n.name != ""

@@ -191,7 +191,13 @@ func (s *Store) openMeta() error {
 	opts := &pebble.Options{
 		FS: metaFS{s.fs}, Cache: cache, MemTableSize: uint64(s.plan.memtbl), MemTableStopWritesThreshold: 3,
 		L0CompactionThreshold: 4, MaxOpenFiles: 512, Logger: quietLogger{},
-		FormatMajorVersion:         pebble.FormatNewest,
+		FormatMajorVersion: pebble.FormatNewest,
+		// Without a listener Pebble would end the process: damage of one table is an error of the reads that need it.
+		EventListener: &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) {
+			if f := s.opts.Events.Corruption; f != nil {
+				f(fmt.Errorf("metadata: %w: %v", block.ErrCorrupt, i))
+			}
+		}},
 		ErrorIfNotExists:           s.super.Flags&flagInitialized != 0,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 	}

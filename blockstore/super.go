@@ -116,9 +116,11 @@ func decodeSuper(b []byte, source string) (*superblock, error) {
 		at := b[136+24*i:]
 		s.Checkpoints[i] = checkpointPointer{block.SegmentID(le.Uint64(at)), le.Uint64(at[8:]), le.Uint64(at[16:])}
 	}
-	for i := 184; i < superCrcAt; i++ {
-		if b[i] != 0 {
-			return nil, corrupt(int64(i), "zero in a reserved byte", fmt.Sprint(b[i]))
+	for _, reserved := range [][2]int{{12, 16}, {113, 116}, {129, 136}, {184, superCrcAt}} {
+		for i := reserved[0]; i < reserved[1]; i++ {
+			if b[i] != 0 {
+				return nil, corrupt(int64(i), "zero in a reserved byte", fmt.Sprint(b[i]))
+			}
 		}
 	}
 	if s.Incompat&^knownIncompat != 0 || s.ROCompat&^knownROCompat != 0 {
