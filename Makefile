@@ -54,16 +54,17 @@ fuzz: ## each fuzz target in turn, FUZZTIME each
 	done
 
 crash: ## killed processes and power cuts, HV_CRASH_ROUNDS times the usual rounds
-	HV_CRASH_ROUNDS=$(HV_CRASH_ROUNDS) $(GO) test -count=1 -timeout 2h -run 'Crash|Kill|Power|Torn' ./blockstore/... ./internal/crashtest/... ./e2e/...
+	HV_CRASH_ROUNDS=$(HV_CRASH_ROUNDS) $(GO) test -count=1 -timeout 2h -run 'Crash|Kill|Power|Torn|Race' ./blockstore/... ./internal/crashtest ./e2e
 
 e2e: setup ## tests with real clients and real guests
 	$(GO) test -count=1 -timeout 20m ./nbd ./internal/guest ./cmd/... ./e2e/...
 
-bench: ## Go benchmarks, then the comparison in bench/
+bench: build ## Go benchmarks, then the comparison in bench/
+	@SETUP=$(SETUP) scripts/setup bench
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m ./...
 	@for script in bench/*.sh; do [ ! -x "$$script" ] || "$$script" || exit 1; done
 
-soak: ## model and crash tests with new seeds until SOAKTIME is over
+soak: ## model, crash and check tests with new seeds until SOAKTIME is over
 	@GO=$(GO) scripts/soak $(SOAKTIME)
 
 generate: ## generated code: GraphQL server and client
