@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -55,6 +56,7 @@ type memory struct {
 	free    sync.Pool           // of *lease
 	buffers [maxBufferShift - minBufferShift + 1]sync.Pool
 	relieve func() // called now and then while somebody waits
+	waiting atomic.Int64
 }
 
 // relieveEvery is how often a waiter asks for relief.
@@ -140,6 +142,8 @@ func (m *memory) wait(ctx context.Context, sem *semaphore.Weighted, n int64) err
 	if sem.TryAcquire(n) {
 		return nil
 	}
+	m.waiting.Add(1)
+	defer m.waiting.Add(-1)
 	done := make(chan struct{})
 	var relief sync.WaitGroup
 	relief.Go(func() {

@@ -18,8 +18,8 @@ type Options struct {
 	MaxSlow int
 	// HandshakeTimeout is the time a client has from connecting to the end of the handshake. Default 10 s.
 	HandshakeTimeout time.Duration
-	// StallTimeout is the time a client may leave a reply unread or a request unfinished while others wait for the memory that it
-	// holds. Without such pressure a client may stall for ever. Default 10 s.
+	// StallTimeout is the time a client may leave a reply unread or a request unfinished while another waits for the memory that it
+	// holds; an nth of it while n others wait, at least a fifth. Without such pressure a client may stall for ever. Default 10 s.
 	StallTimeout time.Duration
 	// Events are told what happens. Default: nobody is.
 	Events Events

@@ -204,9 +204,11 @@ func drainAll(ctx context.Context, conns []*conn) error {
 	return err
 }
 
-// evictStalled drops the connections that hold memory and have made no progress for StallTimeout.
+// evictStalled drops the connections that hold memory and have made no progress for StallTimeout, or less while many wait: those that
+// stall one after the other must not add up to minutes for a client that works.
 func (s *Server) evictStalled() {
-	before := time.Now().Add(-s.opts.StallTimeout).UnixNano()
+	patience := s.opts.StallTimeout / time.Duration(min(max(s.memory.waiting.Load(), 1), mostHaste))
+	before := time.Now().Add(-patience).UnixNano()
 	s.mu.Lock()
 	var stalled []*conn
 	for c := range s.mu.conns {
@@ -223,6 +225,9 @@ func (s *Server) evictStalled() {
 		}
 	}
 }
+
+// mostHaste divides StallTimeout at most.
+const mostHaste = 5
 
 func (s *Server) isClosing() bool {
 	s.mu.Lock()
