@@ -7,7 +7,7 @@ buildGo126Module {
   src = lib.cleanSource ../.;
 
   # Of the folder that `go mod vendor` makes. After a change of go.mod: scripts/vendor-hash prints it.
-  vendorHash = "@VENDOR@";
+  vendorHash = "sha256-6TFERcybNnl6AYbJyg9ltzSuMYG9+Nj1T5VhkDsXvBA=";
 
   subPackages = [ "cmd/hvd" "cmd/hv-storage-fabric" ];
   env.CGO_ENABLED = 0;
