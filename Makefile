@@ -14,6 +14,9 @@ programs := hvd hv-storage-fabric
 # What the race detector has something to find in.
 concurrent := ./api/... ./blockstore/... ./control/... ./dedup/... ./internal/unixsock ./nbd/... ./tiers/...
 
+# An ordinary user's PATH lacks the folders of e2fsck on Debian.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
 .DEFAULT_GOAL := help
 .PHONY: help setup build run demo test check lint race fuzz crash e2e bench soak generate fmt
 

@@ -32,11 +32,11 @@ func needs(t *testing.T, names ...string) {
 	}
 }
 
-// needsRoot ends a test that cannot run as a plain user.
+// needsRoot ends a test that cannot run as a plain user, which is no fault of the machine: CI may be one.
 func needsRoot(t *testing.T, why string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		missing(t, "only root can %s", why)
+		t.Skipf("only root can %s", why)
 	}
 }
 
