@@ -90,7 +90,20 @@ func (s *Store) beginMeta() *metaBatch {
 func (m *metaBatch) abort() {
 	m.keepIDs()
 	_ = m.b.Close()
+	m.dropNewSegments()
 	m.s.meta.Unlock()
+}
+
+// dropNewSegments removes the segments that only this batch knows. They would lie there until the next start, and on a full disk every repeat would leave one more.
+func (m *metaBatch) dropNewSegments() {
+	for id, row := range m.segs {
+		if _, known := m.s.segments.get(id); known {
+			continue
+		}
+		for _, p := range row.Placement {
+			_ = m.s.tiers.Delete(p) // what stays is removed by the next start
+		}
+	}
 }
 
 func (m *metaBatch) keepIDs() {

@@ -38,7 +38,8 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, err
 	}
 	if s.lock, err = s.fs.Lock(s.path("lock")); err != nil {
-		if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
+		var file *os.PathError // the file could not be opened at all, as on a read-only file system
+		if errors.As(err, &file) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%w (%v); is another hvd running on it?", block.ErrLocked, err)

@@ -224,7 +224,7 @@ func (p *packer) roll(m *metaBatch) error {
 	}
 	w, err := segment.NewWriter(file, segment.Meta{StoreID: p.s.super.StoreID, ID: id, Generation: 1, Class: segment.Warm, DomainID: p.s.super.DomainID})
 	if err != nil {
-		return errors.Join(err, file.Close())
+		return errors.Join(err, file.Close(), p.s.tiers.Delete(placement))
 	}
 	p.w, p.file, p.id = w, file, id
 	m.segs[id] = &segmentRow{ID: id, Generation: 1, Class: segment.Warm, State: segmentOpen, Placement: tiers.PlacementList{placement}}

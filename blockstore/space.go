@@ -29,6 +29,7 @@ type spaceGate struct {
 	s *Store
 
 	since atomic.Int64 // bytes admitted since the fill was measured
+	left  atomic.Int64 // bytes that may be admitted before the disk must be looked at again
 	fill  atomic.Int64 // of log or overlay, whichever is fuller, in parts of 1000
 	state atomic.Int32 // SpaceState
 	free  atomic.Int64 // bytes of the file system that writers may use
@@ -42,7 +43,12 @@ func newSpaceGate(s *Store) *spaceGate { return &spaceGate{s: s, changed: make(c
 
 // tryAdmit admits n bytes at once or says why not: ErrWouldBlock when the writer should wait, ErrNoSpace when waiting would not help.
 func (g *spaceGate) tryAdmit(n int64) error {
-	if SpaceState(g.state.Load()) == SpaceFull {
+	if g.left.Add(-n) < 0 {
+		if err := g.checkDisk(); err != nil {
+			return err
+		}
+	}
+	if SpaceState(g.state.Load()) == SpaceFull || g.free.Load() < n {
 		return fmt.Errorf("admit %d B: only the reserve is left on %s; delete or trim something, or make the file system larger: %w", n, g.s.opts.Dir, block.ErrNoSpace)
 	}
 	if g.since.Add(n) >= measureEvery {
@@ -133,7 +139,8 @@ func (g *spaceGate) released() {
 	g.mu.Unlock()
 }
 
-// checkDisk reads how full the file system is. The state is full when what is in the log and not yet in segments might no longer fit beside the reserve.
+// checkDisk is called once a second and whenever as much was admitted as might have filled the disk: a client writes more than the reserve in less than a second. It
+// reads how full the file system is. The state is full when what is in the log and not yet in segments might no longer fit beside the reserve.
 func (g *spaceGate) checkDisk() error {
 	usage, err := g.s.fs.GetDiskUsage(g.s.opts.Dir)
 	if err != nil {
@@ -142,6 +149,7 @@ func (g *spaceGate) checkDisk() error {
 	reserve := g.s.reserve(usage.TotalBytes)
 	free := int64(usage.AvailBytes) - reserve - g.s.undestaged()
 	g.free.Store(max(0, free))
+	g.left.Store(free / 2) // a byte in the log takes room there, and will take room in a segment
 	state := SpaceOK
 	switch {
 	case free <= 0:
