@@ -50,7 +50,7 @@ func fillDisk(t *testing.T, d *daemon, export string, size int) {
 	t.Helper()
 	c := openNBD(t, d.nbdSocket(), export)
 	for off := 0; off < size; off += 4 << 20 {
-		if err := c.write(randomBytes(byte(off>>22), min(4<<20, size-off)), uint64(off)); err != nil {
+		if err := c.write(randomBytes(off>>22, min(4<<20, size-off)), uint64(off)); err != nil {
 			t.Fatalf("write %s at %d: %v", export, off, err)
 		}
 	}

@@ -11,9 +11,9 @@ import (
 )
 
 // randomBytes returns n bytes that no compression and no dedup makes smaller. A seed always gives the same.
-func randomBytes(seed byte, n int) []byte {
+func randomBytes(seed, n int) []byte {
 	p := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{seed}).Read(p) // documented never to fail
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(p) // documented never to fail
 	return p
 }
 

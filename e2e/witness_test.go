@@ -52,7 +52,7 @@ func (w *witness) halt() {
 func (w *witness) once(c *nbdClient) error {
 	began := time.Now()
 	w.runs++
-	data := randomBytes(byte(w.runs), 64<<10)
+	data := randomBytes(w.runs, 64<<10)
 	back := make([]byte, len(data))
 	off := uint64(w.runs%64) << 16
 	if err := errors.Join(c.write(data, off), c.flush(), c.read(back, off)); err != nil {
