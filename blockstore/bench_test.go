@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 
@@ -85,8 +86,10 @@ func BenchmarkIngest(b *testing.B) {
 	off := uint64(0)
 	b.SetBytes(size)
 	for b.Loop() {
+		for at := 0; at < size; at += 512 {
+			binary.LittleEndian.PutUint64(data[at:], off+uint64(at)) // new content in every chunk
+		}
 		for at := 0; at < size; at += 1 << 20 {
-			data[at] ^= byte(off>>20) + 1
 			writeTest(b, d, off+uint64(at), data[at:at+1<<20])
 		}
 		off += size

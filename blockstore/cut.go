@@ -16,6 +16,8 @@ import (
 const (
 	recutDirtyBlocks = block.BlocksPerRegion / 4
 	recutFragments   = 2 * block.RegionSize / (16 << 10)
+	// recutFragmentsPressed is the bound while the log is filling up: no more than if every block were an extent of its own.
+	recutFragmentsPressed = 2 * block.BlocksPerRegion
 )
 
 // piece is a run of bytes of a region that destage replaces: by chunks that cover it, or by nothing.
@@ -78,6 +80,9 @@ func (w *regionWork) recut(s *Store, root extentmap.Root) (bool, error) {
 		return false, err
 	}
 	extents := page.Len()
+	if s.space.fill.Load() >= fillDestage && extents+w.snap.Data <= recutFragmentsPressed {
+		return false, nil // guests wait for room in the log: the dirty blocks alone are several times less work
+	}
 	return extents > 0 && (w.snap.Data >= recutDirtyBlocks || extents+w.snap.Data > recutFragments), nil
 }
 
