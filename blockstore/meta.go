@@ -30,6 +30,8 @@ type counters struct {
 	// Totals in bytes, kept so that no query ever scans.
 	Unique uint64 // raw lengths of all chunks
 	Shared uint64 // raw lengths of chunks with more than one reference
+
+	StoreID block.UUID // of the store whose metadata this is
 }
 
 func (c *counters) encode() []byte {
@@ -39,7 +41,8 @@ func (c *counters) encode() []byte {
 	for _, v := range []uint64{c.AppliedSeq, uint64(c.Watermark), c.NextChunk, c.NextPage, c.NextSegment, c.NextVolume, c.NextRow, c.Unique, c.Shared} {
 		e.u64(v)
 	}
-	e.zero(40)
+	e.bytes(c.StoreID[:])
+	e.zero(24)
 	return e.b
 }
 
@@ -54,7 +57,8 @@ func decodeCounters(b []byte) (c counters, err error) {
 	for _, p := range []*uint64{&c.NextChunk, &c.NextPage, &c.NextSegment, &c.NextVolume, &c.NextRow, &c.Unique, &c.Shared} {
 		*p = d.u64()
 	}
-	d.zero(40)
+	copy(c.StoreID[:], d.take(16))
+	d.zero(24)
 	return c, d.end("counters row")
 }
 

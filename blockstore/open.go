@@ -133,6 +133,10 @@ func (s *Store) openSuper() error {
 	s.clean = super.Flags&flagClean != 0
 	super.Flags &^= flagClean
 	super.BootEpoch++
+	// Both copies: with the boot epoch of an earlier run alone, the log of this one could not be told from an older one.
+	if err := writeSuper(s.fs, s.opts.Dir, super); err != nil {
+		return err
+	}
 	return writeSuper(s.fs, s.opts.Dir, super)
 }
 
@@ -173,6 +177,9 @@ func (s *Store) syncParents() error {
 // openDomain reads the key that chunk identities are keyed with.
 func (s *Store) openDomain() error {
 	b, err := readSmallFile(s.fs, s.path("domain.key"), dedup.DomainKeySize)
+	if errors.Is(err, os.ErrNotExist) {
+		return &block.CorruptError{Source: s.path("domain.key"), Want: "the key of domain " + s.super.DomainID.String(), Got: "no file"}
+	}
 	if err != nil {
 		return fmt.Errorf("read domain key: %w", err)
 	}
@@ -180,7 +187,7 @@ func (s *Store) openDomain() error {
 		return fmt.Errorf("read domain key %s: %w", s.path("domain.key"), err)
 	}
 	if got := s.domain.ID(); got != s.super.DomainID {
-		return &block.CorruptError{Source: s.path("domain.key"), Want: fmt.Sprintf("the key of domain %x", s.super.DomainID), Got: fmt.Sprintf("that of %x", got)}
+		return &block.CorruptError{Source: s.path("domain.key"), Want: "the key of domain " + s.super.DomainID.String(), Got: "that of " + got.String()}
 	}
 	return nil
 }
@@ -209,6 +216,9 @@ func (s *Store) openMeta() error {
 	db, err := pebble.Open(s.path("meta"), opts)
 	if errors.Is(err, pebble.ErrDBDoesNotExist) {
 		return &block.CorruptError{Source: s.path("meta"), Want: "the metadata of this store", Got: "none"}
+	}
+	if errors.Is(err, os.ErrNotExist) || pebble.IsCorruptionError(err) {
+		return fmt.Errorf("open metadata %s: %w: %w", s.path("meta"), err, block.ErrCorrupt)
 	}
 	if err != nil {
 		return fmt.Errorf("open metadata: %w", err)

@@ -56,7 +56,7 @@ func (s *Store) loadCounters() error {
 	v, closer, err := s.db.Get(countersKey)
 	if errors.Is(err, pebble.ErrNotFound) && s.super.Flags&flagInitialized == 0 {
 		s.nextVolume = 1
-		s.c.NextVolume = 1
+		s.c.NextVolume, s.c.StoreID = 1, s.super.StoreID
 		s.counted.Store(&counters{})
 		return nil
 	}
@@ -66,6 +66,9 @@ func (s *Store) loadCounters() error {
 	defer closer.Close()
 	if s.c, err = decodeCounters(v); err != nil {
 		return err
+	}
+	if s.c.StoreID != s.super.StoreID {
+		return &block.CorruptError{Source: s.path("meta"), Want: "the metadata of store " + s.super.StoreID.String(), Got: "that of " + s.c.StoreID.String()}
 	}
 	c := s.c
 	s.counted.Store(&c)

@@ -38,15 +38,16 @@ func parseChunkRow(b []byte) (chunkRow, error) {
 
 // counterRow is M|c.
 type counterRow struct {
-	AppliedSeq uint64 `json:"appliedSeq"`
-	Watermark  uint64 `json:"watermark"`
-	Chunk      uint64 `json:"lastChunk"`
-	Page       uint64 `json:"lastPage"`
-	Segment    uint64 `json:"lastSegment"`
-	NextVolume uint64 `json:"nextVolume"`
-	Row        uint64 `json:"lastRow"`
-	Unique     uint64 `json:"uniqueBytes"`
-	Shared     uint64 `json:"sharedBytes"`
+	AppliedSeq uint64     `json:"appliedSeq"`
+	Watermark  uint64     `json:"watermark"`
+	Chunk      uint64     `json:"lastChunk"`
+	Page       uint64     `json:"lastPage"`
+	Segment    uint64     `json:"lastSegment"`
+	NextVolume uint64     `json:"nextVolume"`
+	Row        uint64     `json:"lastRow"`
+	Unique     uint64     `json:"uniqueBytes"`
+	Shared     uint64     `json:"sharedBytes"`
+	StoreID    block.UUID `json:"-"`
 }
 
 func parseCounters(b []byte) (c counterRow, err error) {
@@ -56,7 +57,8 @@ func parseCounters(b []byte) (c counterRow, err error) {
 	for _, p := range []*uint64{&c.AppliedSeq, &c.Watermark, &c.Chunk, &c.Page, &c.Segment, &c.NextVolume, &c.Row, &c.Unique, &c.Shared} {
 		*p = f.u64()
 	}
-	f.reserved(40)
+	c.StoreID = block.UUID(f.take(16))
+	f.reserved(24)
 	return c, f.end()
 }
 
