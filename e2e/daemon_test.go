@@ -158,16 +158,6 @@ func (d *daemon) wait() int {
 	return code
 }
 
-// dead reports whether the daemon ended by itself.
-func (d *daemon) dead() bool {
-	select {
-	case <-d.exited:
-		return true
-	default:
-		return false
-	}
-}
-
 // refusesToStart expects an end with the given exit code, with one line that holds all of says and is the last one.
 func (d *daemon) refusesToStart(code int, says ...string) {
 	d.t.Helper()
