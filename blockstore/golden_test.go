@@ -41,7 +41,7 @@ func goldens() []golden {
 	seg := &segmentRow{ID: 0x12f, Generation: 1, Class: segment.Warm, State: segmentSealed, Size: 60 << 20, TotalRaw: 100 << 20, LiveRaw: 90 << 20, TotalChunks: 6000, LiveChunks: 5500,
 		Placement: tiers.PlacementList{{Tier: "local", Key: "000000000000012f.00000001.seg", Generation: 1, State: tiers.Live, VerifiedAt: 1_700_000_000_000_000_004}}}
 	chunk := chunkRow{Segment: 0x12f, FrameOff: 4096, FrameLen: 12_345, RawOff: 16_384, RawLen: 20_000, Hash: goldenHash, Flags: chunkDamaged}
-	count := counters{AppliedSeq: 1000, Watermark: 5<<32 | 8192, NextChunk: 6000, NextPage: 77, NextSegment: 0x12f, NextVolume: 8, NextRow: 12, Unique: 90 << 20, Shared: 10 << 20, StoreID: goldenUUID}
+	count := counters{AppliedSeq: 1000, Watermark: 5<<32 | 8192, NextChunk: 6000, NextPage: 77, NextSegment: 0x12f, NextVolume: 8, NextRow: 12, Unique: 90 << 20, Shared: 10 << 20, StoreID: goldenUUID, Segments: 300, Nodes: 9}
 	clone := &op{Kind: opClone, Volume: 8, Node: 99, UUID: goldenUUID, Size: 20 << 30, Mode: ModeDurable, Cut: cdc.Default(), Name: "web2"}
 	return []golden{
 		{"super", super, super.encode(), func(b []byte) (any, error) { return decodeSuper(b, "golden") }},

@@ -32,6 +32,10 @@ type counters struct {
 	Shared uint64 // raw lengths of chunks with more than one reference
 
 	StoreID block.UUID // of the store whose metadata this is
+
+	// How many rows there are, so that a start sees when some are lost: Pebble itself takes a damaged end of its manifest for one that was never written.
+	Segments uint64
+	Nodes    uint64
 }
 
 func (c *counters) encode() []byte {
@@ -42,7 +46,9 @@ func (c *counters) encode() []byte {
 		e.u64(v)
 	}
 	e.bytes(c.StoreID[:])
-	e.zero(24)
+	e.u64(c.Segments)
+	e.u64(c.Nodes)
+	e.zero(8)
 	return e.b
 }
 
@@ -58,7 +64,8 @@ func decodeCounters(b []byte) (c counters, err error) {
 		*p = d.u64()
 	}
 	copy(c.StoreID[:], d.take(16))
-	d.zero(24)
+	c.Segments, c.Nodes = d.u64(), d.u64()
+	d.zero(8)
 	return c, d.end("counters row")
 }
 
@@ -131,6 +138,9 @@ func (m *metaBatch) commit() (err error) {
 	for id, row := range m.segs {
 		if err := m.b.Set(key64(keySegment, uint64(id)), row.encode(), nil); err != nil {
 			return err
+		}
+		if _, known := s.segments.get(id); !known {
+			m.c.Segments++
 		}
 	}
 	s.tree.Lock()
@@ -225,6 +235,7 @@ func (m *metaBatch) captureTreeLocked() capturedDirty {
 	}
 	m.c.AppliedSeq = s.appliedSeq
 	m.c.NextVolume = s.nextVolume
+	m.c.Nodes = uint64(len(s.nodes) - len(m.purged))
 	return got
 }
 

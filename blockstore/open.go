@@ -77,7 +77,7 @@ func newStore(opts Options) *Store {
 	s := &Store{
 		opts: opts, plan: planMemory(opts.MemoryBytes), fs: opts.FS,
 		volumes: map[block.VolumeID]*Volume{}, names: map[string]*Volume{}, nodes: map[nodeID]*node{}, dirty: newDirtySet(),
-		started: opts.Now(), frameStats: stats.NewCounter(),
+		started: opts.Now(), frameStats: stats.NewCounter(), cleaner: newMetaCleaner(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.budget = overlay.NewBudget(s.plan.overlay)
@@ -104,6 +104,7 @@ func (s *Store) start() {
 // abandon closes what a failed Open had opened.
 func (s *Store) abandon() {
 	s.cancel()
+	s.cleaner.trust(false)
 	if s.log != nil {
 		_ = s.log.Close()
 	}
@@ -197,7 +198,7 @@ func (s *Store) openMeta() error {
 	cache := pebble.NewCache(s.plan.pebble)
 	defer cache.Unref()
 	opts := &pebble.Options{
-		FS: metaFS{s.fs}, Cache: cache, MemTableSize: uint64(s.plan.memtbl), MemTableStopWritesThreshold: 3,
+		FS: metaFS{s.fs, s.cleaner}, Cache: cache, MemTableSize: uint64(s.plan.memtbl), MemTableStopWritesThreshold: 3,
 		L0CompactionThreshold: 4, MaxOpenFiles: 512, Logger: quietLogger{},
 		FormatMajorVersion: pebble.FormatNewest,
 		// Without a listener Pebble would end the process: damage of one table is an error of the reads that need it.

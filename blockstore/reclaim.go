@@ -170,6 +170,7 @@ func (s *Store) dropSegment(id block.SegmentID) error {
 	}
 	delete(m.segs, id)
 	m.delete(key64(keySegment, uint64(id)))
+	m.c.Segments--
 	m.onApply = append(m.onApply, func() { s.segments.remove(id) })
 	if err := m.commit(); err != nil {
 		return err

@@ -26,6 +26,10 @@ func (s *Store) recover() (RecoveryInfo, error) {
 	if err := s.loadSegments(); err != nil {
 		return info, err
 	}
+	if n, k := uint64(len(s.nodes)), uint64(len(s.segments.rows)); n != s.c.Nodes || k != s.c.Segments {
+		return info, &block.CorruptError{Source: s.path("meta"), Want: fmt.Sprintf("rows of %d nodes and %d segments", s.c.Nodes, s.c.Segments), Got: fmt.Sprintf("%d and %d", n, k)}
+	}
+	s.cleaner.trust(true)
 	r := &replayer{s: s, info: &info, histories: map[historyKey][]*node{}}
 	for _, n := range s.nodes {
 		r.note(n)

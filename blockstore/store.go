@@ -67,6 +67,7 @@ type Store struct {
 
 	destager *destager
 	worker   *worker
+	cleaner  *metaCleaner
 	started  time.Time
 	closed   atomic.Bool
 	clean    bool            // the store had been closed in order

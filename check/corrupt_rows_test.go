@@ -68,7 +68,7 @@ func rowKinds() []rowKind {
 		}},
 		{table: tableMeta, gone: true, fields: []field{
 			{"version", 0, 1}, {"reserved 1", 1, 7}, {"applied", 8, 8}, {"watermark", 16, 8}, {"chunk", 24, 8}, {"page", 32, 8}, {"segment", 40, 8}, {"volume", 48, 8}, {"row", 56, 8}, {"unique", 64, 8},
-			{"shared", 72, 8}, {"store", 80, 16}, {"reserved 2", 96, 24},
+			{"shared", 72, 8}, {"store", 80, 16}, {"segments", 96, 8}, {"nodes", 104, 8}, {"reserved 2", 112, 8},
 		}},
 	}
 }

@@ -24,6 +24,8 @@ func (r *run) checkCounters() error {
 	r.expect(c.Unique == t.ChunkBytes, countersUnit, 64, fmt.Sprintf("%d B of chunks", t.ChunkBytes), c.Unique)
 	r.expect(c.Shared == shared, countersUnit, 72, fmt.Sprintf("%d B of shared chunks", shared), c.Shared)
 	r.expect(c.StoreID == r.super.StoreID, countersUnit, 80, "store "+r.super.StoreID.String(), c.StoreID)
+	r.expect(c.Nodes == uint64(t.Nodes), countersUnit, 104, fmt.Sprintf("%d rows of nodes", t.Nodes), c.Nodes)
+	r.expect(c.Segments == uint64(len(r.segments)), countersUnit, 96, fmt.Sprintf("%d rows of segments", len(r.segments)), c.Segments)
 	r.expect(c.NextVolume > 0, countersUnit, 48, "a next volume", c.NextVolume)
 	r.expect(c.AppliedSeq <= r.logEnd, countersUnit, 8, fmt.Sprintf("a record of the log, which ends with %d", r.logEnd), c.AppliedSeq)
 	return nil

@@ -41,7 +41,7 @@ func TestGolden(t *testing.T) {
 	c, err := parseChunkRow(readGolden(t, "testdata/chunk.golden"))
 	check("chunk", err, c.Segment == 0x12f && c.FrameOff == 4096 && c.FrameLen == 12_345 && c.RawOff == 16_384 && c.RawLen == 20_000 && c.Flags == chunkDamaged && c.Hash[15] == 0x3f)
 	k, err := parseCounters(readGolden(t, "testdata/counters.golden"))
-	check("counters", err, k.StoreID[15] == 0x1f && k == counterRow{1000, 5<<32 | 8192, 6000, 77, 0x12f, 8, 12, 90 << 20, 10 << 20, k.StoreID})
+	check("counters", err, k.StoreID[15] == 0x1f && k == counterRow{1000, 5<<32 | 8192, 6000, 77, 0x12f, 8, 12, 90 << 20, 10 << 20, k.StoreID, 300, 9})
 	o, err := parseControl(&logRecord{Kind: opClone, payload: readGolden(t, "testdata/op.golden")})
 	check("op", err, err == nil && o.Node == 99 && o.Size == 20<<30 && o.Mode == 1 && o.Name == "web2" && o.Cut.Kind == 1)
 	p, err := parsePage(7, readGolden(t, "extentmap/testdata/page.golden"))

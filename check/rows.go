@@ -48,6 +48,8 @@ type counterRow struct {
 	Unique     uint64     `json:"uniqueBytes"`
 	Shared     uint64     `json:"sharedBytes"`
 	StoreID    block.UUID `json:"-"`
+	Segments   uint64     `json:"segments"`
+	Nodes      uint64     `json:"nodes"`
 }
 
 func parseCounters(b []byte) (c counterRow, err error) {
@@ -58,7 +60,8 @@ func parseCounters(b []byte) (c counterRow, err error) {
 		*p = f.u64()
 	}
 	c.StoreID = block.UUID(f.take(16))
-	f.reserved(24)
+	c.Segments, c.Nodes = f.u64(), f.u64()
+	f.reserved(8)
 	return c, f.end()
 }
 
