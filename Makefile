@@ -5,12 +5,16 @@ GO ?= go
 GUEST ?= busybox
 FUZZTIME ?= 30s
 HV_CRASH_ROUNDS ?= 10
-SOAKTIME ?= 1h
+SOAKTIME ?= 30m
+# A soak takes its seed from the clock and says it; with SOAKDIR it leaves the store and the log of hvd there when it fails.
+SOAKSEED ?= 0
+SOAKDIR ?=
 BENCHTIME ?= 1s
+BENCHFLAGS ?= --job all --markdown bench-nbd.md --json bench-nbd.json
 # VERSION comes from the last tag; a tree without git, or without a tag, has the commit or this word.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 
-programs := hvd hv-storage-fabric
+programs := hvd hv-storage-fabric hv-backup
 # What the race detector has something to find in.
 concurrent := ./api/... ./blockstore/... ./control/... ./dedup/... ./internal/unixsock ./nbd/... ./tiers/...
 
@@ -18,10 +22,10 @@ concurrent := ./api/... ./blockstore/... ./control/... ./dedup/... ./internal/un
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test check lint race fuzz crash e2e bench soak generate fmt
+.PHONY: help setup build run demo test check lint race fuzz crash e2e bench bench-nbd soak soak-models nightly generate fmt
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1	/p' Makefile | while IFS='	' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## */\1	/p' Makefile | while IFS='	' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
 setup: ## install by apt what demo and tests need, and only what is missing (SETUP=no: only look)
 	@GUEST=$(GUEST) SETUP=$(SETUP) scripts/setup
@@ -37,7 +41,7 @@ demo: setup build ## boot a real guest from a volume, kill hvd under it, show wh
 	@exec $(GO) run ./cmd/hv-demo --guest $(GUEST) --bin bin
 
 test: setup lint ## the whole suite: lint, unit, model, crash and end-to-end tests
-	$(GO) test -timeout 10m ./...
+	HV_REQUIRE_TOOLS=1 $(GO) test -timeout 20m ./...
 
 check: lint ## what to run before a commit: lint and the short tests
 	$(GO) test -short -timeout 5m ./...
@@ -51,10 +55,8 @@ race: ## short tests of the concurrent packages under the race detector (needs a
 	@SETUP=$(SETUP) scripts/setup cc
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(concurrent)
 
-fuzz: ## each fuzz target in turn, FUZZTIME each
-	@for target in $$($(GO) test -list '^Fuzz' ./fuzz | grep '^Fuzz'); do \
-		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./fuzz || exit 1; \
-	done
+fuzz: ## each fuzz target in turn, FUZZTIME each; FUZZ=NBD: only those whose names have that in them
+	@GO=$(GO) scripts/fuzz $(FUZZTIME) $(FUZZ)
 
 crash: ## killed processes and power cuts, HV_CRASH_ROUNDS times the usual rounds
 	HV_CRASH_ROUNDS=$(HV_CRASH_ROUNDS) $(GO) test -count=1 -timeout 2h -run 'Crash|Kill|Power|Torn|Race' ./blockstore/... ./internal/crashtest ./e2e
@@ -62,13 +64,26 @@ crash: ## killed processes and power cuts, HV_CRASH_ROUNDS times the usual round
 e2e: setup ## tests with real clients and real guests
 	$(GO) test -count=1 -timeout 20m ./nbd ./internal/guest ./cmd/... ./e2e/...
 
-bench: build ## Go benchmarks, then the comparison in bench/
+bench: build ## Go benchmarks, then the scripts in bench/
 	@SETUP=$(SETUP) scripts/setup bench
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m ./...
 	@for script in bench/*.sh; do [ ! -x "$$script" ] || "$$script" || exit 1; done
 
-soak: ## model, crash and check tests with new seeds until SOAKTIME is over
-	@GO=$(GO) scripts/soak $(SOAKTIME)
+bench-nbd: build ## hvd against qemu-nbd and nbdkit: some hours alone on the machine; BENCHFLAGS="--job randwrite --pairs 3" for less (--list)
+	@SETUP=$(SETUP) scripts/setup bench
+	$(GO) run ./bench/nbd $(BENCHFLAGS)
+
+soak: ## guests, snapshots, resizes, kills and more on one store for SOAKTIME, then everything is verified and measured (SOAKSEED, SOAKDIR)
+	HV_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -timeout 0 -run '^TestSoak$$' ./e2e -soak.time $(SOAKTIME) -soak.seed $(SOAKSEED) -soak.dir '$(SOAKDIR)'
+
+soak-models: ## model, crash and check tests with new seeds until SOAKTIME is over
+	@GO=$(GO) scripts/soak-models $(SOAKTIME)
+
+nightly: ## what is too long for every commit: xfs and btrfs on volumes, the soak, each fuzz target for 10 minutes
+	@SETUP=$(SETUP) scripts/setup nightly
+	HV_NIGHTLY=1 HV_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -run TestFilesystem ./e2e
+	$(MAKE) soak
+	$(MAKE) fuzz FUZZTIME=10m
 
 generate: ## generated code: GraphQL server and client
 	$(GO) generate ./...

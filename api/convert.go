@@ -11,9 +11,21 @@ func volumeOf(v control.Volume) generated.Volume {
 	if v.Mode == blockstore.ModeDurable.String() {
 		mode = generated.WriteModeDurable
 	}
+	var limits *generated.VolumeLimits
+	if l := v.Limits; !l.Unlimited() {
+		limits = &generated.VolumeLimits{
+			ReadIops: l.ReadIOPS, WriteIops: l.WriteIOPS, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, BurstSeconds: l.Burst.Seconds(),
+		}
+	}
+	var quota *generated.VolumeQuota
+	if q := v.Quota; !q.None() {
+		quota = &generated.VolumeQuota{ReferencedBytes: q.ReferencedBytes, ReservedBytes: q.ReservedBytes, State: v.QuotaState}
+	}
 	return generated.Volume{
 		Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Chunking: v.Chunking, Mode: mode, CreatedAt: v.CreatedAt,
 		SnapshotCount: v.SnapshotCount, OriginVolume: v.OriginVolume, OriginSnapshot: v.OriginSnapshot, Attachment: v.Attachment,
+		Limits: limits, UndestagedBytes: v.UndestagedBytes,
+		Quota: quota, ReferencedBytes: v.ReferencedBytes,
 	}
 }
 
@@ -29,6 +41,10 @@ func statsOf(s blockstore.Stats) generated.Stats {
 		Volumes: s.Volumes, Snapshots: s.Snapshots,
 		LogicalBytes: s.LogicalBytes, NonZeroBytes: s.NonZeroBytes, UniqueBytes: s.UniqueBytes, SharedBytes: s.SharedBytes,
 		StoredBytes: s.StoredBytes, HeldUnusedBytes: s.HeldUnusedBytes, MetadataBytes: s.MetadataBytes,
+		ParityBytes: s.ParityBytes, GuardedBytes: s.GuardedBytes, UnguardedBytes: s.UnguardedBytes,
+		ColdBytes: s.ColdBytes, CoolingBytes: s.CoolingBytes, CooledBytes: s.CooledBytes,
+		SimilarBytes: s.SimilarBytes, SimilarSavedBytes: s.SimilarSaved, SimilarSeconds: s.SimilarWorkerFor.Seconds(),
+		DamageFound: s.DamageFound, DamageMended: s.DamageMended, DamageLost: s.DamageLost, InlineRepairs: s.InlineRepairs,
 		DedupRatio: ratio(s.NonZeroBytes, s.UniqueBytes), CompressionRatio: ratio(s.UniqueBytes, s.StoredBytes),
 		Space: s.Space.String(), FreeBytes: s.FreeBytes, ReserveBytes: s.ReserveBytes,
 		LogCapBytes: s.LogCapBytes, LogUsedBytes: s.LogUsedBytes, LogFill: ratio(s.LogUsedBytes, s.LogCapBytes),

@@ -25,8 +25,28 @@ func (m mutation) RenameVolume(ctx context.Context, name, newName string) (gener
 	return volumeOf(v), err
 }
 
-func (m mutation) ResizeVolume(ctx context.Context, name string, sizeBytes uint64, shrink bool) (generated.Volume, error) {
-	v, err := m.control.ResizeVolume(ctx, name, sizeBytes, shrink)
+func (m mutation) ResizeVolume(ctx context.Context, name string, spec control.ResizeSpec) (generated.Volume, error) {
+	v, err := m.control.ResizeVolume(ctx, name, spec)
+	return volumeOf(v), err
+}
+
+func (m mutation) SetVolumeLimits(ctx context.Context, name string, limits control.LimitsChange) (generated.Volume, error) {
+	v, err := m.control.SetLimits(ctx, name, limits)
+	return volumeOf(v), err
+}
+
+func (m mutation) ClearVolumeLimits(ctx context.Context, name string) (generated.Volume, error) {
+	v, err := m.control.ClearLimits(ctx, name)
+	return volumeOf(v), err
+}
+
+func (m mutation) SetVolumeQuota(ctx context.Context, name string, quota control.QuotaChange) (generated.Volume, error) {
+	v, err := m.control.SetQuota(ctx, name, quota)
+	return volumeOf(v), err
+}
+
+func (m mutation) ClearVolumeQuota(ctx context.Context, name string) (generated.Volume, error) {
+	v, err := m.control.ClearQuota(ctx, name)
 	return volumeOf(v), err
 }
 
@@ -46,6 +66,7 @@ func (m mutation) CloneVolume(ctx context.Context, name string, snapshot *string
 func (m mutation) AttachVolume(ctx context.Context, in generated.AttachVolumeInput) (generated.Attached, error) {
 	a, warning, err := m.control.Attach(ctx, control.AttachSpec{
 		Volume: in.Name, OwnSocket: in.SocketPerVolume, Owner: in.Owner, Mode: in.Mode,
+		TCP: in.TCP, TCPWriteback: in.TCPWriteback, Clients: in.Clients, ReadOnly: in.ReadOnly, Inject: in.Inject, Force: in.Force,
 	})
 	return generated.Attached{Attachment: &a, Warning: warning}, err
 }
@@ -70,7 +91,61 @@ func (m mutation) Rollback(ctx context.Context, volume, snapshot string) (genera
 	return volumeOf(v), err
 }
 
-func (m mutation) Settle(context.Context) (control.Settling, error) { return m.control.StartSettle() }
+func (m mutation) Settle(_ context.Context, cold bool) (control.Settling, error) {
+	return m.control.StartSettle(cold)
+}
+
+func (m mutation) CollectGarbage(context.Context) (control.Garbage, error) {
+	return m.control.CollectGarbage()
+}
+
+func (m mutation) AuditGarbage(context.Context) (control.Garbage, error) {
+	return m.control.AuditGarbage()
+}
+
+func (m mutation) CancelGarbage(context.Context) (control.Garbage, error) {
+	return m.control.CancelGarbage()
+}
+
+func (m mutation) PauseGarbage(context.Context) (control.Garbage, error) {
+	return m.control.PauseGarbage()
+}
+
+func (m mutation) ResumeGarbage(context.Context) (control.Garbage, error) {
+	return m.control.ResumeGarbage()
+}
+
+func (m mutation) Explain(_ context.Context, volume *string) (control.Explaining, error) {
+	name := ""
+	if volume != nil {
+		name = *volume
+	}
+	return m.control.StartExplain(name)
+}
+
+func (m mutation) CancelExplain(context.Context) (control.Explaining, error) {
+	return m.control.CancelExplain(), nil
+}
+
+func (m mutation) StartScrub(_ context.Context, findOnly bool) (control.Scrub, error) {
+	return m.control.StartScrub(findOnly)
+}
+
+func (m mutation) PauseScrub(context.Context) (control.Scrub, error) { return m.control.PauseScrub() }
+
+func (m mutation) ResumeScrub(context.Context) (control.Scrub, error) { return m.control.ResumeScrub() }
+
+func (m mutation) RebuildIndex(context.Context) (control.Index, error) {
+	return m.control.RebuildIndex()
+}
+
+func (m mutation) CancelScrub(context.Context) (control.Scrub, error) { return m.control.CancelScrub() }
+
+func (m mutation) ReplaceDisk(_ context.Context, old, path string) (control.Disks, error) {
+	return m.control.ReplaceDisk(old, path)
+}
+
+func (m mutation) Repair(ctx context.Context) ([]control.Damage, error) { return m.control.Repair(ctx) }
 
 func (m mutation) CreateToken(_ context.Context, in generated.CreateTokenInput) (generated.CreatedToken, error) {
 	if in.LifetimeSeconds > math.MaxInt64/uint64(time.Second) {

@@ -49,11 +49,29 @@ func (q query) Attachments(context.Context) ([]control.Attachment, error) {
 	return q.control.Attachments(), nil
 }
 
+func (q query) SnapshotExport(_ context.Context, volume, snapshot string) (control.Attachment, error) {
+	return q.control.SnapshotExport(volume, snapshot)
+}
+
 func (q query) Stats(context.Context) (generated.Stats, error) {
 	return statsOf(q.control.Stats()), nil
 }
 
 func (q query) Settling(context.Context) (control.Settling, error) { return q.control.Settling(), nil }
+
+func (q query) Garbage(context.Context) (control.Garbage, error) { return q.control.Garbage(), nil }
+
+func (q query) Index(context.Context) (control.Index, error) { return q.control.Index(), nil }
+
+func (q query) Scrub(context.Context) (control.Scrub, error) { return q.control.Scrub(), nil }
+
+func (q query) Disks(context.Context) (control.Disks, error) { return q.control.Disks(), nil }
+
+func (q query) Explaining(context.Context) (control.Explaining, error) {
+	return q.control.Explaining(), nil
+}
+
+func (q query) Damages(context.Context) ([]control.Damage, error) { return q.control.Damages(), nil }
 
 func (q query) Tokens(context.Context) ([]control.Token, error) {
 	return q.control.Tokens().List(), nil

@@ -68,8 +68,13 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	mux.HandleFunc("PUT /v1/volumes/{name}/data", streams.put)
 	mux.HandleFunc("GET /v1/volumes/{name}/data", streams.get)
 	mux.HandleFunc("GET /v1/support", streams.support)
+	mux.HandleFunc("GET /v1/alarms", alarms(c))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusOK, map[string]any{"status": "ok", "problems": c.Status().Problems})
+		status, problems := "ok", c.Status().Problems
+		if len(problems) > 0 {
+			status = "degraded"
+		}
+		reply(w, http.StatusOK, map[string]any{"status": status, "problems": problems})
 	})
 	return mux
 }

@@ -4,13 +4,12 @@ import (
 	"fmt"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
-	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
 
 // applyLocked brings one control record into the tree. It is the only place that does, for live operations and for replay alike, so both have the same effect. It was
 // validated before it was logged; what does not fit is corruption. Store.tree is held; Volume.mu too where a head is closed, except in replay.
-func (s *Store) applyLocked(o *op, next journal.Pos) error {
+func (s *Store) applyLocked(o *op) error {
 	var err error
 	switch o.Kind {
 	case opCreate:
@@ -43,7 +42,7 @@ func (s *Store) applyLocked(o *op, next journal.Pos) error {
 	if err != nil {
 		return err
 	}
-	s.noteOpLocked(o.Seq, o.Pos, next)
+	s.noteOpLocked(o.Seq)
 	return nil
 }
 

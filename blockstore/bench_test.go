@@ -96,3 +96,28 @@ func BenchmarkIngest(b *testing.B) {
 		settleTest(b, s)
 	}
 }
+
+// BenchmarkDestage brings down a stream that lies raw in the log, in writes of 1 MiB: cut, hash, compression, segments and maps.
+func BenchmarkDestage(b *testing.B) {
+	const size = 1 << 30
+	s := openTest(b, Options{Dir: b.TempDir(), FS: vfs.Default})
+	d := createTest(b, s, "v", 1<<40)
+	rng := rand.New(rand.NewPCG(5, 5))
+	data := guestData(rng, 16<<20)
+	off := uint64(0)
+	b.SetBytes(size)
+	for b.Loop() {
+		b.StopTimer()
+		for at := uint64(0); at < size; at += uint64(len(data)) {
+			for k := 0; k < len(data); k += 512 {
+				binary.LittleEndian.PutUint64(data[k:], off+at+uint64(k)) // new content in every chunk
+			}
+			for k := 0; k < len(data); k += 1 << 20 {
+				writeTest(b, d, off+at+uint64(k), data[k:k+1<<20])
+			}
+		}
+		off += size
+		b.StartTimer()
+		settleTest(b, s)
+	}
+}

@@ -134,7 +134,7 @@ func TestLogOfDeletedVolume(t *testing.T) {
 // TestMarkerFollowsManifest: of the two names that Pebble makes durable with one sync, a power loss may keep only the marker's.
 func TestMarkerFollowsManifest(t *testing.T) {
 	mem := newCrashMem(t)
-	fs := metaFS{mem, newMetaCleaner()}
+	fs := metaFS{FS: mem, cleaner: newMetaCleaner()}
 	for _, name := range []string{"data/MANIFEST-000001", "data/marker.manifest.000001.MANIFEST-000001"} {
 		f, err := fs.Create(name, "")
 		if err != nil {

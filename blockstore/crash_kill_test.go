@@ -46,6 +46,11 @@ func TestKill(t *testing.T) {
 	rounds := crashRounds(t, 20)
 	k := &killer{t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(seed, 80)), begin: emptyStates(), first: 1}
 	for i := range rounds {
+		if k.rng.IntN(3) == 0 && i > 0 {
+			if err := loseMeta(vfs.Default, k.dir); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if err := k.round(seed*1000 + uint64(i)); err != nil {
 			t.Fatalf("round %d: %v\nrepeat: go test ./blockstore -run TestKill -crash.seed=%d", i, err, seed)
 		}

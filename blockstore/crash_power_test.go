@@ -185,6 +185,12 @@ func (j *judge) judge(k *cut) error {
 			mem = again
 		}
 	}
+	if j.rng.IntN(3) == 0 {
+		k.what += ", metadata lost"
+		if err := loseMeta(mem, "data/store"); err != nil {
+			return err
+		}
+	}
 	var problems crashProblems
 	s, err := Open(context.Background(), crashOptions(mem, "data/store", &problems))
 	if err != nil {
@@ -252,6 +258,11 @@ func (j *judge) goOn(s **Store, img *crashtest.Image, mem *vfs.MemFS, problems *
 	(&model{t: j.t, s: *s}).audit()
 	if err := (*s).Close(); err != nil {
 		return fmt.Errorf("close after going on: %w", err)
+	}
+	if j.rng.IntN(3) == 0 {
+		if err := loseMeta(mem, "data/store"); err != nil {
+			return err
+		}
 	}
 	again, err := Open(ctx, crashOptions(mem, "data/store", problems))
 	if err != nil {

@@ -399,6 +399,13 @@ func TestRaceDeathBeforeUnlink(t *testing.T) {
 	expect(t, d, 0, data)
 	s := r.died()
 	expect(t, deviceTest(t, s, "a", ""), 0, data)
+	// The file goes when an audit and a delta show that nothing needs it.
+	if err := s.collector.prove(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.checkpoints.delta(); err != nil {
+		t.Fatal(err)
+	}
 	rows, files := len(s.segments.all()), 0
 	backend, err := s.tiers.Backend(defaultTier)
 	if err == nil {

@@ -39,6 +39,7 @@ func crashOptions(fs vfs.FS, dir string, problems *crashProblems) Options {
 	return Options{
 		Dir: dir, FS: fs, LogCapBytes: 64 << 20, LogFileBytes: 256 << 10, MemoryBytes: 32 << 20, ReserveBytes: 1,
 		SyncEvery: 50 * time.Millisecond, DestageAfter: 10 * time.Millisecond, Workers: 2,
+		fullAfterBytes: 32 << 10, metadataSegmentBytes: 64 << 10, checkpointPartBytes: 4 << 10,
 		Events: Events{
 			Corruption:      func(err error) { problems.add(fmt.Errorf("corruption event: %w", err)) },
 			BackgroundError: func(task string, err error) { problems.add(fmt.Errorf("background %s: %w", task, err)) },
@@ -140,12 +141,15 @@ func (c crashTarget) ReadAt(volume, snapshot string, p []byte, off uint64) error
 	return errors.Join(err, d.Close())
 }
 
+// loseMeta takes the metadata of a store away.
+func loseMeta(fs vfs.FS, dir string) error { return fs.RemoveAll(fs.PathJoin(dir, metaDir)) }
+
 // crashImage reads all that a store holds.
 func crashImage(s *Store) (*crashtest.Image, error) {
 	return crashtest.ReadImage(crashTarget{s}, crashClients)
 }
 
-// crashWork runs every client for some steps, and settles in between, until all are done or ctx ends. It returns the first error that is not the end of ctx.
+// crashWork runs every client for some steps, and settles in between, every other time into cold segments, until all are done or ctx ends. It returns the first error that is not the end of ctx.
 func crashWork(ctx context.Context, s *Store, r *crashtest.Recorder, steps int) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -163,8 +167,12 @@ func crashWork(ctx context.Context, s *Store, r *crashtest.Recorder, steps int) 
 		})
 	}
 	gardener.Go(func() {
-		for ctx.Err() == nil {
-			if err := s.Settle(ctx, nil); err != nil && ctx.Err() == nil {
+		for n := 0; ctx.Err() == nil; n++ {
+			settle := s.Settle
+			if n%2 == 1 {
+				settle = s.SettleCold
+			}
+			if err := settle(ctx, nil); err != nil && ctx.Err() == nil {
 				errs <- err
 				stop()
 				return

@@ -16,15 +16,22 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/dedup"
 )
 
-// destager moves what has been in the log long enough into segments: one goroutine that decides, one that reads, cuts and hashes the next region meanwhile.
+// destager moves what has been in the log long enough into segments, pass by pass.
 type destager struct {
 	s       *Store
 	wake    chan struct{}
-	pace    atomic.Int64 // bytes of the log destaged a second, smoothed
+	pace    atomic.Int64 // bytes of the log that are released a second while it fills up, smoothed
 	all     atomic.Int32 // settles that want everything down
 	timesMu sync.Mutex
 	times   []timeMark    // positions of the log by time, oldest first; guarded by timesMu
-	works   []*regionWork // buffers, reused
+	works   []*regionWork // reused; regionBuffers has their buffers
+	buffers regionBuffers
+	fault   fault
+	relog   relogger
+	paced   struct { // what the pace was last measured from
+		at      time.Time
+		emptied int64 // bytes appended to the log and not live any more
+	}
 }
 
 // timeMark says how far the log had come at a moment.
@@ -35,15 +42,20 @@ type timeMark struct {
 
 const (
 	destageTick   = 500 * time.Millisecond
+	paceWindow    = time.Second
 	firstPace     = 100 << 20
 	regionsABatch = 64
 )
 
 func newDestager(s *Store) *destager {
-	d := &destager{s: s, wake: make(chan struct{}, 1)}
+	d := &destager{s: s, wake: make(chan struct{}, 1), relog: newRelogger(s)}
 	d.pace.Store(firstPace)
-	for range 2 {
-		d.works = append(d.works, &regionWork{buf: make([]byte, block.RegionSize), hasher: dedup.NewHasher(s.domain)})
+	for range s.plan.regions {
+		w := &regionWork{}
+		for range s.opts.Workers {
+			w.hashers = append(w.hashers, dedup.NewHasher(s.domain))
+		}
+		d.works = append(d.works, w)
 	}
 	return d
 }
@@ -61,12 +73,14 @@ func (d *destager) run(ctx context.Context) {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		did, err := d.once(ctx)
+		d.fault.note(err)
 		if err != nil {
 			d.s.report("destage", err)
 		}
 		if did && err == nil {
 			continue
 		}
+		d.buffers.idle(d.works, time.Now())
 		select {
 		case <-ctx.Done():
 			return
@@ -105,7 +119,6 @@ func (d *destager) once(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	began := time.Now()
 	nodes := s.readyNodes()
 	did := false
 	tombs, err := d.detachRanges(nodes, maxPos)
@@ -113,13 +126,15 @@ func (d *destager) once(ctx context.Context) (bool, error) {
 	if err != nil {
 		return did, err
 	}
-	batch := d.pick(nodes, limit, maxPos)
-	bytes := int64(0)
-	if len(batch) > 0 {
-		if bytes, err = d.batch(ctx, batch, maxPos); err != nil {
-			return did, err
-		}
-		did = did || bytes >= 0
+	stays, down, old := d.relog.sort(d.pick(nodes, limit, maxPos), limit)
+	batch, full := s.space.fitting(d.upTo(down, passGroups*s.plan.group()))
+	if full != nil {
+		batch, full = s.space.fitting(d.upTo(down, s.plan.batch))
+	}
+	moved, err := d.handle(ctx, stays, batch, old, maxPos)
+	did = did || moved
+	if err != nil {
+		return did, err
 	}
 	if n, err := s.resolveNodes(nodes); err != nil {
 		return did, err
@@ -129,11 +144,31 @@ func (d *destager) once(ctx context.Context) (bool, error) {
 	if err := s.releaseLog(ctx); err != nil {
 		return did, err
 	}
-	if took := time.Since(began); bytes > 0 && took > 0 {
-		now := int64(float64(bytes) / took.Seconds())
-		d.pace.Store(max(1<<20, (3*d.pace.Load()+now)/4))
+	d.measurePace()
+	if !did && full == nil {
+		did, err = d.recutIdle(ctx)
 	}
-	return did, nil
+	return did, errors.Join(err, full)
+}
+
+// handle moves what is old of the regions that stay in the log while it destages the others: the one mostly copies, the other also waits for the device. It reports whether
+// there was anything to do.
+func (d *destager) handle(ctx context.Context, stays, batch []candidate, old, maxPos journal.Pos) (did bool, err error) {
+	var moving sync.WaitGroup
+	var cannot []candidate
+	var moved bool
+	var moveErr error
+	if len(stays) > 0 {
+		moving.Go(func() { cannot, moved, moveErr = d.relog.keepHot(ctx, stays, old, maxPos) })
+	}
+	if len(batch) > 0 {
+		err = d.pass(ctx, batch, maxPos)
+	}
+	moving.Wait()
+	for _, c := range cannot {
+		d.relog.keep.cool(c) // there is no room in the log, or it is not what it was, or damaged
+	}
+	return moved || len(batch) > 0, errors.Join(err, moveErr)
 }
 
 // limit returns the position up to which data shall be destaged now; 0 for none. When the log or the overlays are filling up, or somebody settles, that is everything;
@@ -145,10 +180,6 @@ func (d *destager) limit() journal.Pos {
 	if len(d.times) == 0 || now.Sub(d.times[len(d.times)-1].at) >= destageTick {
 		d.times = append(d.times, timeMark{now, next})
 	}
-	d.s.space.measure()
-	if d.all.Load() > 0 || d.s.space.fill.Load() >= fillDestage {
-		return next
-	}
 	var old journal.Pos
 	cut := now.Add(-d.s.opts.DestageAfter)
 	k := 0
@@ -158,6 +189,10 @@ func (d *destager) limit() journal.Pos {
 	}
 	if k > 1 {
 		d.times = slices.Delete(d.times, 0, k-1)
+	}
+	d.s.space.measure()
+	if d.all.Load() > 0 || d.s.space.fill.Load() >= fillDestage {
+		return next
 	}
 	return old
 }
@@ -209,7 +244,7 @@ func (s *Store) readyNodes() []*node {
 	return ready
 }
 
-// pick chooses the regions of one batch, those with the oldest data first, as many as the memory plan allows.
+// pick returns the regions that are due, those with the oldest data first, at most regionsABatch.
 func (d *destager) pick(nodes []*node, limit, maxPos journal.Pos) []candidate {
 	var all []candidate
 	var infos []overlay.RegionInfo
@@ -222,14 +257,33 @@ func (d *destager) pick(nodes []*node, limit, maxPos journal.Pos) []candidate {
 		}
 	}
 	slices.SortFunc(all, func(a, b candidate) int { return cmp.Compare(a.info.OldestPos, b.info.OldestPos) })
+	return all[:min(len(all), regionsABatch)]
+}
+
+// upTo returns the first of the candidates, as many as hold so many bytes, and one at least.
+func (d *destager) upTo(all []candidate, most int64) []candidate {
 	bytes := int64(0)
 	for i, c := range all {
 		bytes += int64(c.info.Blocks) * block.Size
-		if i+1 == regionsABatch || bytes >= d.s.plan.batch {
+		if bytes >= most {
 			return all[:i+1]
 		}
 	}
 	return all
+}
+
+// measurePace keeps the figure of how fast the log is emptied while it is filling up.
+func (d *destager) measurePace() {
+	now, u := time.Now(), d.s.log.Usage()
+	emptied := u.Appended - u.Live
+	took := now.Sub(d.paced.at)
+	if took < paceWindow {
+		return
+	}
+	if freed := emptied - d.paced.emptied; freed > 0 && took < 4*paceWindow && d.s.space.fill.Load() >= fillDestage {
+		d.pace.Store(max(1<<20, (d.pace.Load()+int64(float64(freed)/took.Seconds()))/2))
+	}
+	d.paced.at, d.paced.emptied = now, emptied
 }
 
 // detachRanges applies the tombstones that cover many regions: each is a cut in the map, whatever lay below it.
@@ -252,8 +306,8 @@ func (d *destager) detachRanges(nodes []*node, maxPos journal.Pos) (int, error) 
 			m.abort()
 			continue
 		}
-		for _, t := range tombs {
-			if err := e.detach(t.First*block.RegionSize, t.N*block.RegionSize); err != nil {
+		for _, r := range joinTombstones(tombs) {
+			if err := e.detach(r.Off, r.Len); err != nil {
 				m.abort()
 				return count, err
 			}
@@ -276,119 +330,17 @@ func (d *destager) detachRanges(nodes []*node, maxPos journal.Pos) (int, error) 
 	return count, nil
 }
 
-// batch destages the given regions in one metadata batch and returns how many bytes of the log that was.
-func (d *destager) batch(ctx context.Context, batch []candidate, maxPos journal.Pos) (int64, error) {
-	s := d.s
-	pin := s.log.Pin()
-	defer pin.Release()
-
-	loaded := make(chan *regionWork)
-	free := make(chan *regionWork, len(d.works))
-	for _, w := range d.works {
-		free <- w
-	}
-	loadCtx, stop := context.WithCancel(ctx)
-	loadErr := make(chan error, 1)
-	go func() {
-		defer close(loaded)
-		loadErr <- d.loadAll(loadCtx, batch, maxPos, free, loaded)
-	}()
-
-	m := s.beginMeta()
-	edits := make(map[*node]*mapEdit)
-	var snaps []dropLater
-	bytes, err := int64(0), error(nil)
-	for w := range loaded {
-		if err == nil {
-			e, known := edits[w.n]
-			if !known {
-				e = m.edit(w.n)
-				edits[w.n] = e
-			}
-			if e != nil {
-				err = s.packer.region(m, e, w)
-				bytes += w.data
-				snaps = append(snaps, dropLater{w.n, w.snap})
-				w.snap = overlay.RegionSnapshot{}
-			}
-		}
-		if err != nil {
-			stop()
-		}
-		free <- w
-	}
-	stop()
-	err = errors.Join(err, <-loadErr)
-	if err == nil {
-		err = finishAll(m, edits)
-	}
-	if err != nil {
-		s.packer.forget()
-		m.abort()
-		return bytes, err
-	}
-	if err := m.commit(); err != nil {
-		return bytes, err
-	}
-	s.at(afterPublishRoots)
-	for i := range snaps {
-		snaps[i].n.layer.DropRegion(&snaps[i].snap)
-	}
-	return bytes, nil
-}
-
-// dropLater is a region whose slots go once its page is published.
-type dropLater struct {
-	n    *node
-	snap overlay.RegionSnapshot
-}
-
-// finishAll writes what the edits changed, after making the frames they refer to durable.
-func finishAll(m *metaBatch, edits map[*node]*mapEdit) error {
-	if err := m.s.packer.sync(m); err != nil {
-		return err
-	}
-	for _, e := range edits {
-		if e == nil {
-			continue
-		}
-		if err := e.finish(); err != nil {
-			return err
+// joinTombstones returns the bytes that tombstones cover, which come by ascending region: a client trims a large volume in many requests, and what is cut off in one piece is one job.
+func joinTombstones(tombs []overlay.Tombstone) (all []block.Range) {
+	for _, t := range tombs {
+		off, n := t.First*block.RegionSize, t.N*block.RegionSize
+		if k := len(all); k > 0 && all[k-1].End() == off {
+			all[k-1].Len += n
+		} else {
+			all = append(all, block.Range{Off: off, Len: n})
 		}
 	}
-	return nil
-}
-
-// loadAll reads, cuts and hashes the regions of a batch, one after the other, each while the one before is being packed.
-func (d *destager) loadAll(ctx context.Context, batch []candidate, maxPos journal.Pos, free, loaded chan *regionWork) error {
-	for _, c := range batch {
-		var w *regionWork
-		select {
-		case w = <-free:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		w.n = c.n
-		c.n.layer.SnapshotRegion(c.info.Region, uint64(maxPos), &w.snap)
-		if w.snap.Empty() {
-			free <- w
-			continue
-		}
-		if err := w.load(d.s); err != nil {
-			free <- w
-			if errors.Is(err, block.ErrNotFound) && d.s.removed(c.n) {
-				continue // the map went with its node
-			}
-			return err
-		}
-		select {
-		case loaded <- w:
-		case <-ctx.Done():
-			free <- w
-			return ctx.Err()
-		}
-	}
-	return nil
+	return all
 }
 
 // resolveNodes marks closed nodes whose layer is empty: all of them is in the map, and their children may be destaged.
@@ -414,7 +366,13 @@ func (s *Store) resolveNodes(nodes []*node) (int, error) {
 		s.touchNodeLocked(n)
 	}
 	s.tree.Unlock()
-	return len(done), m.commit()
+	if err := m.commit(); err != nil {
+		return 0, err
+	}
+	for _, n := range done {
+		n.layer.Release() // what an empty layer holds on to counts, and there is one for each snapshot
+	}
+	return len(done), nil
 }
 
 // emptied returns those of the nodes that are closed, were not known to be resolved, and have nothing left in the log.

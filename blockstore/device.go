@@ -13,6 +13,8 @@ import (
 type Device struct {
 	v *Volume
 	n *node // of a snapshot; nil means the volume's head, whichever that is
+
+	streams streams // sequential readers that met a device
 }
 
 // OpenDevice opens a volume, or one of its snapshots when snapshot is not "".
@@ -40,6 +42,7 @@ func (s *Store) OpenDevice(volume, snapshot string) (*Device, error) {
 // Close lets the volume go. The device must not be used afterwards.
 func (d *Device) Close() error {
 	s := d.v.s
+	d.streams.running.Wait()
 	s.tree.Lock()
 	defer s.tree.Unlock()
 	d.v.users--
@@ -88,8 +91,25 @@ func (d *Device) read(ctx context.Context, p []byte, off uint64, holes []block.R
 	if err := d.check("read", off, uint64(len(p))); err != nil {
 		return holes, err
 	}
+	limited := d.n == nil && len(p) > 0
+	if limited && try && !d.v.mayPass(false, int64(len(p))) {
+		return holes, block.ErrWouldBlock
+	}
+	if limited && !try {
+		if err := d.v.pass(ctx, false, 1, int64(len(p))); err != nil {
+			return holes, err
+		}
+	}
+	if !try {
+		d.advance(off, uint64(len(p)), true)
+	} else if d.streams.active.Load() {
+		d.advance(off, uint64(len(p)), false)
+	}
 	holes, err := d.v.s.read(ctx, d.node(), p, off, holes, try)
 	if err == nil {
+		if limited && try {
+			d.v.passed(false, 1, int64(len(p)))
+		}
 		d.v.counters.reads.Add(1)
 		d.v.counters.readBytes.Add(int64(len(p)))
 	}
@@ -136,8 +156,11 @@ func (d *Device) Flush(ctx context.Context) error {
 	if d.n != nil {
 		return nil
 	}
-	return d.v.s.log.Sync(ctx)
+	return d.v.s.flush(ctx)
 }
+
+// FlushAhead is Flush for a caller that expects to be asked for one. The log remembers a failure, so the Flush to come reports it.
+func (d *Device) FlushAhead(ctx context.Context) { _ = d.Flush(ctx) }
 
 // Prefetch reads a range into the caches.
 func (d *Device) Prefetch(ctx context.Context, r block.Range) error {
@@ -148,6 +171,11 @@ func (d *Device) Prefetch(ctx context.Context, r block.Range) error {
 	buf := make([]byte, min(r.Len, step))
 	for r.Len > 0 {
 		n := min(r.Len, step)
+		if d.n == nil {
+			if err := d.v.pass(ctx, false, 1, int64(n)); err != nil {
+				return err
+			}
+		}
 		if err := d.v.s.readNode(ctx, d.node(), buf[:n], r.Off); err != nil {
 			return err
 		}

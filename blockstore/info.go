@@ -11,19 +11,26 @@ import (
 type Chunking struct {
 	// FixedBytes is the length of every chunk, in bytes; 0 cuts by content.
 	FixedBytes uint32
+	// AverageBytes is the average length of chunks that are cut by content, in bytes, a power of two; 0: that of the store. What is cut with another average shares no data. The
+	// index takes memory and disk for each chunk: a quarter of the average is four times as much for the same data.
+	AverageBytes uint32
 }
 
-// String is "cdc", or "fixed:64KiB" and the like.
+// String is "cdc", or "fixed:64KiB", "cdc:8KiB" and the like.
 func (c Chunking) String() string {
-	switch {
-	case c.FixedBytes == 0:
-		return "cdc"
-	case c.FixedBytes%(1<<20) == 0:
-		return fmt.Sprintf("fixed:%dMiB", c.FixedBytes>>20)
-	case c.FixedBytes%(1<<10) == 0:
-		return fmt.Sprintf("fixed:%dKiB", c.FixedBytes>>10)
+	kind, n := "fixed", c.FixedBytes
+	if n == 0 {
+		kind, n = "cdc", c.AverageBytes
 	}
-	return fmt.Sprintf("fixed:%d", c.FixedBytes)
+	switch {
+	case n == 0:
+		return kind
+	case n%(1<<20) == 0:
+		return fmt.Sprintf("%s:%dMiB", kind, n>>20)
+	case n%(1<<10) == 0:
+		return fmt.Sprintf("%s:%dKiB", kind, n>>10)
+	}
+	return fmt.Sprintf("%s:%d", kind, n)
 }
 
 // WriteMode says what a reply to a write promises.
@@ -68,6 +75,13 @@ type VolumeInfo struct {
 	Mode      WriteMode
 	CreatedAt time.Time
 	Snapshots int // how many snapshots it has
+	Limits    VolumeLimits
+	Quota     VolumeQuota
+	Fill      FillState // of the quota
+	// ReferencedBytes is how much data the volume refers to, at least: what is overwritten in the log counts twice until it is destaged, and what was trimmed until that is worked off.
+	ReferencedBytes uint64
+	// UndestagedBytes is how much data of the volume and its snapshots is in the log alone.
+	UndestagedBytes uint64
 	// Origin is the snapshot a clone was made from; nil for other volumes.
 	Origin *Origin
 }
@@ -94,17 +108,21 @@ const (
 	SpaceOK SpaceState = iota
 	// SpaceNearFull means 85 % or more.
 	SpaceNearFull
+	// SpaceCritical means 95 % or more.
+	SpaceCritical
 	// SpaceFull means that only the reserve is left: writes that need room are refused.
 	SpaceFull
 )
 
-// String is "ok", "near full" or "full".
+// String is "ok", "near full", "nearly full" or "full".
 func (s SpaceState) String() string {
 	switch s {
 	case SpaceOK:
 		return "ok"
 	case SpaceNearFull:
 		return "near full"
+	case SpaceCritical:
+		return "nearly full"
 	case SpaceFull:
 		return "full"
 	}
@@ -124,7 +142,30 @@ type Stats struct {
 	SharedBytes     uint64 // part of UniqueBytes that has more than one reference
 	StoredBytes     uint64 // bytes of segments that hold UniqueBytes, after compression, with headers
 	HeldUnusedBytes uint64 // bytes of segments that nothing refers to and that are not reclaimed yet
-	MetadataBytes   uint64 // maps, chunk rows and hints on disk
+	MetadataBytes   uint64 // maps, chunk rows and hints on disk, and their checkpoints
+
+	// Parity of sealed segments, in bytes: what its sidecars take, and how much of the segments has one and has none. None of it is in the sizes above.
+
+	ParityBytes    uint64
+	GuardedBytes   uint64
+	UnguardedBytes uint64
+
+	// The cold class, in bytes before compression: what of UniqueBytes lies in it, and what the pass in the background still has to move; what went there since the open, how
+	// much of that was packed behind something that it is like, what that saved by an estimate, and the time of the workers that it took to find that out.
+
+	ColdBytes        uint64
+	CoolingBytes     uint64
+	CooledBytes      uint64
+	SimilarBytes     uint64
+	SimilarSaved     uint64 // bytes after compression
+	SimilarWorkerFor time.Duration
+
+	// Damage of segments and sidecars since the open, in columns of 4 KiB.
+
+	DamageFound   uint64
+	DamageMended  uint64
+	DamageLost    uint64
+	InlineRepairs uint64 // reads that parity answered
 
 	// Space of the file system, in bytes.
 
@@ -146,6 +187,7 @@ type Stats struct {
 	GuestWrittenBytes uint64
 	DiskWrittenBytes  uint64 // log, segments and metadata together
 	Syncs             uint64
+	Corruptions       uint64 // times that data failed its check
 
 	Caches []CacheStats
 	Memory []MemoryPart
@@ -167,7 +209,7 @@ type MemoryPart struct {
 
 // SettleProgress says how far a settle is.
 type SettleProgress struct {
-	Phase     string // "destage", "reclaim"
+	Phase     string // "destage", "index", "reclaim", "checkpoint"
 	DoneBytes uint64 // of this phase
 	LeftBytes uint64 // of this phase, as far as known
 }

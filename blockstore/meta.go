@@ -36,11 +36,18 @@ type counters struct {
 	// How many rows there are, so that a start sees when some are lost: Pebble itself takes a damaged end of its manifest for one that was never written.
 	Segments uint64
 	Nodes    uint64
+
+	Lost   uint64 // chunks whose bytes are in no segment (lost.go)
+	RowSum uint64 // over the rows of volumes, nodes and segments (rowsum.go)
+	summed bool   // RowSum counts: counters of version 1 have none
 }
+
+// countersVersion is what is written. Version 1 ends before Lost.
+const countersVersion = 2
 
 func (c *counters) encode() []byte {
 	e := &enc{}
-	e.u8(rowVersion)
+	e.u8(countersVersion)
 	e.zero(7)
 	for _, v := range []uint64{c.AppliedSeq, uint64(c.Watermark), c.NextChunk, c.NextPage, c.NextSegment, c.NextVolume, c.NextRow, c.Unique, c.Shared} {
 		e.u64(v)
@@ -48,14 +55,17 @@ func (c *counters) encode() []byte {
 	e.bytes(c.StoreID[:])
 	e.u64(c.Segments)
 	e.u64(c.Nodes)
+	e.u64(c.Lost)
+	e.u64(c.RowSum)
 	e.zero(8)
 	return e.b
 }
 
 func decodeCounters(b []byte) (c counters, err error) {
 	d := &dec{b: b}
-	if v := d.u8(); v != rowVersion {
-		return c, fmt.Errorf("counters row version %d: %w", v, block.ErrVersion)
+	version := d.u8()
+	if version != 1 && version != countersVersion {
+		return c, fmt.Errorf("counters row version %d: %w", version, block.ErrVersion)
 	}
 	d.zero(7)
 	c.AppliedSeq = d.u64()
@@ -65,8 +75,17 @@ func decodeCounters(b []byte) (c counters, err error) {
 	}
 	copy(c.StoreID[:], d.take(16))
 	c.Segments, c.Nodes = d.u64(), d.u64()
+	if c.summed = version == countersVersion; c.summed {
+		c.Lost, c.RowSum = d.u64(), d.u64()
+	}
 	d.zero(8)
 	return c, d.end("counters row")
+}
+
+// deadChunk is a chunk whose last reference goes with a batch.
+type deadChunk struct {
+	id   block.ChunkID
+	hash [16]byte
 }
 
 // metaBatch is one atomic change of the metadata. Its owner holds Store.meta from begin to commit or abort, so it may read, decide and write counts exactly.
@@ -74,12 +93,18 @@ type metaBatch struct {
 	s     *Store
 	b     *pebble.Batch
 	refs  *extentmap.Refs
-	c     counters // becomes Store.c with the commit
-	fresh map[block.ChunkID]chunkRow
+	c     counters                   // becomes Store.c with the commit
+	fresh map[block.ChunkID]chunkRow // new chunks, and those that moved
+	dead  []deadChunk
 	hints map[[16]byte]block.ChunkID
+	was   uint64 // last chunk id that was given before
 	segs  map[block.SegmentID]*segmentRow
 	roots map[*node]extentmap.Root
 	grown map[*node]int64 // change of node.mapped, bytes
+	sums  map[rowKey]uint64
+	rows  rowIter
+
+	unmatched map[[16]byte]bool // of hints, those of chunks that nobody looked for: they get none
 
 	purged  []*node // leave the tree with the commit
 	onApply []func()
@@ -88,12 +113,13 @@ type metaBatch struct {
 func (s *Store) beginMeta() *metaBatch {
 	s.meta.Lock()
 	return &metaBatch{
-		s: s, b: s.db.NewBatch(), refs: &extentmap.Refs{}, c: s.c,
+		s: s, b: s.db.NewBatch(), refs: &extentmap.Refs{}, c: s.c, was: s.c.NextChunk,
 		fresh: make(map[block.ChunkID]chunkRow),
 		hints: make(map[[16]byte]block.ChunkID),
 		segs:  make(map[block.SegmentID]*segmentRow),
 		roots: make(map[*node]extentmap.Root),
 		grown: make(map[*node]int64),
+		sums:  make(map[rowKey]uint64),
 	}
 }
 
@@ -101,6 +127,7 @@ func (s *Store) beginMeta() *metaBatch {
 func (m *metaBatch) abort() {
 	m.keepIDs()
 	_ = m.b.Close()
+	_ = m.rows.close()
 	m.dropNewSegments()
 	m.s.meta.Unlock()
 }
@@ -129,14 +156,18 @@ func (m *metaBatch) commit() (err error) {
 	defer func() {
 		if err != nil {
 			m.keepIDs()
-			s.packer.forget()
+			s.forgetPacked()
 		}
 	}()
-	if err := m.refs.Resolve(s.db, m.b, m.refChange); err != nil {
+	if err := errors.Join(m.refs.Resolve(s.refRows, refWriter{m.b, s.refRows}, m.refChange), m.rows.close()); err != nil {
 		return fmt.Errorf("count references: %w", err)
 	}
 	for id, row := range m.segs {
-		if err := m.b.Set(key64(keySegment, uint64(id)), row.encode(), nil); err != nil {
+		b, err := row.encode()
+		if err == nil {
+			err = m.setRow(key64(keySegment, uint64(id)), b)
+		}
+		if err != nil {
 			return err
 		}
 		if _, known := s.segments.get(id); !known {
@@ -155,14 +186,18 @@ func (m *metaBatch) commit() (err error) {
 		s.tree.Unlock()
 		return err
 	}
-	m.publish(captured)
+	m.publish()
 	s.publishing.Unlock()
+	m.publishHints()
 	return nil
 }
 
 // write makes the batch durable. When it returns nil, Store.publishing is held.
 func (m *metaBatch) write() error {
 	s := m.s
+	if err := m.mark(); err != nil {
+		return fmt.Errorf("mark what changed: %w", err)
+	}
 	if err := m.b.Set(countersKey, m.c.encode(), nil); err != nil {
 		return err
 	}
@@ -181,11 +216,19 @@ func (m *metaBatch) write() error {
 }
 
 // publish shows the committed batch to readers.
-func (m *metaBatch) publish(captured capturedDirty) {
+func (m *metaBatch) publish() {
 	s := m.s
 	s.c = m.c
 	s.counted.Store(&m.c)
+	m.keepSums()
 	s.segments.apply(m.segs)
+	s.refRows.trim()
+	for id, row := range m.fresh {
+		s.chunks.rows.changed(id, &row)
+	}
+	for i := range m.dead {
+		s.chunks.rows.changed(m.dead[i].id, nil)
+	}
 	s.tree.Lock()
 	for n, root := range m.roots {
 		n.root.Store(&root)
@@ -194,23 +237,41 @@ func (m *metaBatch) publish(captured capturedDirty) {
 	for _, n := range m.purged {
 		s.forgetNodeLocked(n)
 	}
-	s.persisted = captured.next
 	s.tree.Unlock()
 	for _, f := range m.onApply {
 		f()
 	}
 }
 
+// publishHints tells the index of the committed batch, and the filters in front of it.
+func (m *metaBatch) publishHints() {
+	s := m.s
+	s.index.apply(m)
+	for hash, id := range m.hints {
+		if !m.unmatched[hash] {
+			s.hints.added(&hash)
+		}
+		s.recentHints.put(&hash, id)
+	}
+	for i := range m.dead {
+		s.recentHints.drop(&m.dead[i].hash, m.dead[i].id)
+	}
+	s.hints = s.hints.tighter(s.plan.hints, s.liveChunkCount)
+	if len(m.purged) > 0 {
+		s.indexer.noteFreed()
+	}
+}
+
 // captureTreeLocked writes the rows of all volumes and nodes that changed since the last commit, as they are now, and the sequence number of the last control record
 // they show. Store.tree is held.
-func (m *metaBatch) captureTreeLocked() capturedDirty {
+func (m *metaBatch) captureTreeLocked() dirtySet {
 	s := m.s
 	got := s.dirty.take()
 	for _, v := range got.volumes {
-		_ = m.b.Set(key64(keyVolume, uint64(v.id)), v.rowLocked().encode(), nil)
+		_ = m.setRow(key64(keyVolume, uint64(v.id)), v.rowLocked().encode())
 	}
 	for id := range got.goneVolumes {
-		_ = m.b.Delete(key64(keyVolume, uint64(id)), nil)
+		_ = m.deleteRow(key64(keyVolume, uint64(id)))
 	}
 	for n, by := range m.grown {
 		n.mapped = uint64(int64(n.mappedLocked()) + by)
@@ -228,10 +289,10 @@ func (m *metaBatch) captureTreeLocked() capturedDirty {
 		if root, ok := m.roots[n]; ok {
 			row.Root, row.Flags = root, row.Flags|nodeStarted
 		}
-		_ = m.b.Set(key64(keySnapshot, uint64(n.id)), row.encode(), nil)
+		_ = m.setRow(key64(keySnapshot, uint64(n.id)), row.encode())
 	}
 	for _, n := range m.purged {
-		_ = m.b.Delete(key64(keySnapshot, uint64(n.id)), nil)
+		_ = m.deleteRow(key64(keySnapshot, uint64(n.id)))
 	}
 	m.c.AppliedSeq = s.appliedSeq
 	m.c.NextVolume = s.nextVolume
@@ -245,7 +306,7 @@ func (m *metaBatch) refChange(id block.ChunkID, before, after uint64) error {
 	if after != 0 && shared(before) == shared(after) {
 		return nil
 	}
-	row, err := m.chunkRow(id)
+	row, err := m.nextChunkRow(id)
 	if err != nil {
 		return err
 	}
@@ -260,6 +321,11 @@ func (m *metaBatch) refChange(id block.ChunkID, before, after uint64) error {
 		return nil
 	}
 	m.c.Unique -= raw
+	if row.lost() {
+		m.c.Lost--
+		m.dead = append(m.dead, deadChunk{id, row.Hash})
+		return m.b.Delete(key64(keyChunk, uint64(id)), nil) // no hint names it
+	}
 	seg, err := m.segment(row.Segment)
 	if err != nil {
 		return err
@@ -267,16 +333,8 @@ func (m *metaBatch) refChange(id block.ChunkID, before, after uint64) error {
 	seg.LiveRaw -= raw
 	seg.LiveChunks--
 	delete(m.fresh, id)
-	if err := m.b.Delete(key64(keyChunk, uint64(id)), nil); err != nil {
-		return err
-	}
-	// Only one row can carry this hash: a chunk is stored again only after its hint was a miss, and then the hint names the newer one.
-	if hint, err := m.hint(row.Hash); err == nil && hint == id {
-		return m.b.Delete(append([]byte{keyHint}, row.Hash[:]...), nil)
-	} else if err != nil && !errors.Is(err, block.ErrNotFound) {
-		return err
-	}
-	return nil
+	m.dead = append(m.dead, deadChunk{id, row.Hash})
+	return m.b.Delete(key64(keyChunk, uint64(id)), nil)
 }
 
 // chunkRow returns a chunk's row as this batch sees it.
@@ -287,23 +345,59 @@ func (m *metaBatch) chunkRow(id block.ChunkID) (chunkRow, error) {
 	return m.s.chunks.row(id)
 }
 
-// hint returns the chunk that is known under a hash, as this batch sees it, or ErrNotFound.
-func (m *metaBatch) hint(hash [16]byte) (block.ChunkID, error) {
+// nextChunkRow is chunkRow for ids that are asked for in ascending order.
+func (m *metaBatch) nextChunkRow(id block.ChunkID) (chunkRow, error) {
+	if row, ok := m.fresh[id]; ok {
+		return row, nil
+	}
+	return m.rows.row(m.s.db, id)
+}
+
+// errNotLooked is block.ErrNotFound of a chunk that may be there: to look for it would cost more time than there is.
+var errNotLooked = fmt.Errorf("not looked for: %w", block.ErrNotFound)
+
+// known returns the chunk that holds n bytes of this hash, or ErrNotFound: one that this batch stores, or one whose row says so. Hints alone prove nothing, and the row is
+// read here, where nobody can change it.
+func (m *metaBatch) known(hash [16]byte, n int) (block.ChunkID, error) {
 	if id, ok := m.hints[hash]; ok {
 		return id, nil
 	}
-	v, closer, err := m.s.db.Get(append([]byte{keyHint}, hash[:]...))
-	if errors.Is(err, pebble.ErrNotFound) {
+	if m.s.indexer.blind.Load() {
+		return 0, errNotLooked
+	}
+	if id, ok := m.s.recentHints.find(&hash); ok {
+		if ok, err := m.holds(id, &hash, n); ok || err != nil {
+			return id, err
+		}
+	}
+	if !m.s.hints.perhaps(&hash) {
 		return 0, block.ErrNotFound
 	}
+	if !m.s.hints.knows(&hash) && m.s.indexer.hurried() {
+		return 0, errNotLooked
+	}
+	id, err := m.s.index.hint(&hash)
 	if err != nil {
-		return 0, fmt.Errorf("read hint: %w", err)
+		return 0, err
 	}
-	defer closer.Close()
-	if len(v) != 8 {
-		return 0, &block.CorruptError{Source: "hint row", Want: "8 bytes", Got: fmt.Sprint(len(v))}
+	ok, err := m.holds(id, &hash, n)
+	if err == nil && !ok {
+		err = block.ErrNotFound
 	}
-	return block.ChunkID(binary.LittleEndian.Uint64(v)), nil
+	if err == nil {
+		m.s.recentHints.put(&hash, id)
+		m.s.neighbours.hit(m.s, id)
+	}
+	return id, err
+}
+
+// holds reports whether a chunk has n bytes of this hash that can be read, as far as is known.
+func (m *metaBatch) holds(id block.ChunkID, hash *[16]byte, n int) (bool, error) {
+	row, err := m.chunkRow(id)
+	if errors.Is(err, block.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && row.Hash == *hash && int(row.RawLen) == n && row.Flags&chunkDamaged == 0 && !m.s.damaged.has(id), err
 }
 
 // segment returns the row of a segment for changing in this batch.
@@ -332,15 +426,23 @@ func (m *metaBatch) addChunk(id block.ChunkID, row chunkRow) error {
 	seg.LiveRaw += uint64(row.RawLen)
 	seg.TotalChunks++
 	seg.LiveChunks++
-	if err := m.b.Set(key64(keyChunk, uint64(id)), row.encode(nil), nil); err != nil {
+	return m.b.Set(key64(keyChunk, uint64(id)), row.encode(nil), nil)
+}
+
+// passChunk records that a frame holds bytes of a chunk that lives elsewhere, or no more.
+func (m *metaBatch) passChunk(row chunkRow) error {
+	seg, err := m.segment(row.Segment)
+	if err != nil {
 		return err
 	}
-	return m.b.Set(append([]byte{keyHint}, row.Hash[:]...), binary.LittleEndian.AppendUint64(nil, uint64(id)), nil)
+	seg.TotalRaw += uint64(row.RawLen)
+	seg.TotalChunks++
+	return nil
 }
 
 // moveChunk records that a chunk that has a row now lies elsewhere, with the same bytes.
 func (m *metaBatch) moveChunk(id block.ChunkID, row chunkRow) error {
-	old, err := m.chunkRow(id)
+	old, err := m.nextChunkRow(id)
 	if err != nil {
 		return err
 	}
@@ -358,6 +460,7 @@ func (m *metaBatch) moveChunk(id block.ChunkID, row chunkRow) error {
 	to.LiveRaw += uint64(row.RawLen)
 	to.TotalChunks++
 	to.LiveChunks++
+	to.Born = max(to.Born, from.born())
 	m.fresh[id] = row
 	return m.b.Set(key64(keyChunk, uint64(id)), row.encode(nil), nil)
 }

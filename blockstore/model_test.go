@@ -6,6 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -56,7 +58,10 @@ func runModel(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 99))
 	m := &model{t: t, rng: rng, opts: testOptions(t, vfs.Default, t.TempDir())}
 	m.opts.DestageAfter = time.Duration(1+rng.IntN(200)) * time.Millisecond
+	m.opts.fullAfterBytes, m.opts.metadataSegmentBytes = int64(1+rng.IntN(200))<<10, int64(16+rng.IntN(500))<<10
+	m.opts.checkpointPartBytes = (1 + rng.IntN(64)) << 10
 	m.opts.MemoryBytes = int64(32+rng.IntN(128)) << 20
+	m.opts.auditBytes = int64(1+rng.IntN(3)) << 12
 	m.s = openTest(t, m.opts)
 	m.create()
 	for range *modelSteps {
@@ -141,9 +146,16 @@ func (m *model) step() {
 		m.delete(v)
 	case k < 86 && len(m.vols) < 6:
 		m.create()
-	case k < 90:
+	case k < 88:
 		settleTest(m.t, m.s)
 		m.audit()
+		m.auditOnline(true)
+	case k < 89:
+		m.auditOnline(false)
+		m.collect()
+		m.s.indexer.blind.Store(!m.s.indexer.blind.Load()) // from here on, or from here on not, nothing is looked for
+	case k < 90:
+		m.check(m.s.RebuildIndex())
 	case k < 94:
 		m.reopen()
 	default:
@@ -274,8 +286,52 @@ func (m *model) delete(v *modelVolume) {
 	}
 }
 
+// auditOnline lets the engine's own audit, which runs beside everything else, find nothing; in small bitmaps, for several passes.
+func (m *model) auditOnline(settled bool) {
+	m.s.meta.Lock()
+	m.s.c.NextChunk += 40_000 // ids have gaps after years
+	m.s.meta.Unlock()
+	r, err := m.s.Audit(context.Background(), nil)
+	m.check(err)
+	if !r.Passed() || r.Unreachable != 0 || r.WrongSegments != 0 || r.FilesKept != 0 {
+		m.t.Fatalf("audit: %+v", r)
+	}
+	if st := m.s.Stats(); settled && (r.Chunks == 0) != (st.UniqueBytes == 0) {
+		m.t.Fatalf("audit: %d chunks, %d B of them", r.Chunks, st.UniqueBytes)
+	}
+}
+
+// collect pauses garbage collection, which a settle says, and collects.
+func (m *model) collect() {
+	ctx := context.Background()
+	if m.rng.IntN(2) == 0 {
+		_, err := m.s.PauseGC()
+		m.check(err)
+		if m.rng.IntN(2) == 0 {
+			m.reopen()
+		}
+		if err := m.s.CollectGarbage(ctx, nil); !errors.Is(err, block.ErrInUse) {
+			m.t.Fatalf("collecting while that is paused: %v", err)
+		}
+		_, err = m.s.ResumeGC()
+		m.check(err)
+	}
+	m.check(m.s.CollectGarbage(ctx, nil))
+	if st := m.s.GC(); st.WaitingFiles > 0 || len(st.PutOff) > 0 {
+		m.t.Fatalf("after collecting: %+v", st)
+	}
+}
+
 func (m *model) reopen() {
 	m.check(m.s.Close())
+	if m.rng.IntN(3) == 0 {
+		m.t.Log("the metadata is lost")
+		m.check(loseMeta(vfs.Default, m.opts.Dir))
+	}
+	if m.rng.IntN(4) == 0 {
+		m.t.Log("the index is lost")
+		m.check(os.RemoveAll(filepath.Join(m.opts.Dir, indexDir)))
+	}
 	m.opts.LogCapBytes = int64(64+m.rng.IntN(64)) << 20
 	m.s = openTest(m.t, m.opts)
 }

@@ -10,6 +10,16 @@ const (
 	beforeRelease                       // the watermark is durable, the log files before it are still there
 	afterChunkRow                       // a reader knows where a chunk lies, and has not read it
 	beforeUnlink                        // the row of a segment is gone, its file is not
+	afterDelta                          // a delta is durable, and not yet noted
+	afterSidecar                        // a sidecar has its name, and the row of its segment does not say so yet
+	beforeMended                        // the mended copy of a segment is whole, and the damaged one still there
+	beforeCold                          // chunks are packed into cold frames, and not yet placed
+	afterStriped                        // a segment lies in shards, and the cache of handles does not know it yet
+	afterMendedShards                   // shards were made anew, and it is not recorded
+	afterJournal                        // a checkpoint is noted; what waited for it is still there
+	afterMove                           // some chunks of a segment have been moved out of it
+	afterRecut                          // a region was cut anew
+	afterMark                           // an audit knows what may go, and has told nobody
 )
 
 // at calls the test's hook, if there is one.

@@ -96,5 +96,6 @@ func (s *Store) logOp(o *op) error {
 		return err
 	}
 	o.Seq, o.Time, o.Pos = rec.Seq, rec.Time, rec.Pos
+	s.noteAsked(o.Seq)
 	return nil
 }

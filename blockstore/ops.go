@@ -51,10 +51,17 @@ func checkSize(size uint64) error {
 }
 
 func (s *Store) cutOf(c Chunking) (cdc.Params, error) {
-	if c.FixedBytes == 0 {
-		return s.super.Cut, nil
+	p := s.super.Cut
+	switch {
+	case c.FixedBytes != 0 && c.AverageBytes != 0:
+		return p, fmt.Errorf("chunks of %d B and of %d B on average: %w", c.FixedBytes, c.AverageBytes, block.ErrInvalid)
+	case c.FixedBytes != 0:
+		p = cdc.FixedSize(c.FixedBytes)
+	case c.AverageBytes > 1<<20: // no overflow below
+		return p, fmt.Errorf("chunks of %d B on average: %w", c.AverageBytes, block.ErrInvalid)
+	case c.AverageBytes != 0 && (p.Kind != cdc.CDC || p.Avg != c.AverageBytes):
+		p = cdc.Params{Kind: cdc.CDC, Min: c.AverageBytes / 4, Avg: c.AverageBytes, Max: 4 * c.AverageBytes, TableVersion: cdc.TableVersion1}
 	}
-	p := cdc.FixedSize(c.FixedBytes)
 	return p, p.Validate()
 }
 
@@ -96,7 +103,7 @@ func (s *Store) tryOp(v *Volume, closesHead bool, prepare func() (*op, error)) (
 	}
 	s.at(afterControl)
 	s.tree.Lock()
-	err = s.applyLocked(o, s.log.NextPos())
+	err = s.applyLocked(o)
 	s.tree.Unlock()
 	if err != nil {
 		return nil, err
@@ -290,6 +297,9 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string) (Volum
 	}
 	hidden := ""
 	if snapshot == "" {
+		if _, err := s.lookupVolume(volume); err != nil {
+			return fail(err) // that names the volume only
+		}
 		hidden = ".clone-" + uuid.NewString()
 		if _, err := s.CreateSnapshot(ctx, volume, hidden); err != nil {
 			return fail(err)
@@ -369,9 +379,13 @@ func (n *node) infoLocked() SnapshotInfo {
 }
 
 func (v *Volume) infoLocked() VolumeInfo {
-	i := VolumeInfo{ID: v.id, UUID: v.uuid, Name: v.name, SizeBytes: v.size.Load(), Mode: WriteMode(v.mode.Load()), CreatedAt: time.Unix(0, v.created)}
-	if v.cut.Kind == cdc.Fixed {
+	i := VolumeInfo{ID: v.id, UUID: v.uuid, Name: v.name, SizeBytes: v.size.Load(), Mode: WriteMode(v.mode.Load()), CreatedAt: time.Unix(0, v.created), Limits: v.limitsNow(), ReferencedBytes: v.referencedLocked()}
+	i.Quota, i.Fill = v.quotaNow()
+	switch {
+	case v.cut.Kind == cdc.Fixed:
 		i.Chunking.FixedBytes = v.cut.Avg
+	case v.cut != v.s.super.Cut:
+		i.Chunking.AverageBytes = v.cut.Avg
 	}
 	oldest := v.head.Load()
 	for p := oldest.parent.Load(); p != nil && p.volume == v; p = p.parent.Load() {
@@ -393,6 +407,7 @@ func (v *Volume) infoLocked() VolumeInfo {
 func (s *Store) Volumes() []VolumeInfo {
 	s.tree.RLock()
 	defer s.tree.RUnlock()
+	held := s.heldLocked()
 	snaps := make(map[*Volume]int)
 	for _, n := range s.nodes {
 		if n.visibleLocked() {
@@ -402,7 +417,7 @@ func (s *Store) Volumes() []VolumeInfo {
 	all := make([]VolumeInfo, 0, len(s.names))
 	for _, v := range s.names {
 		i := v.infoLocked()
-		i.Snapshots = snaps[v]
+		i.Snapshots, i.UndestagedBytes = snaps[v], uint64(held[v])
 		all = append(all, i)
 	}
 	slices.SortFunc(all, func(a, b VolumeInfo) int { return strings.Compare(a.Name, b.Name) })
@@ -418,7 +433,7 @@ func (s *Store) Volume(name string) (VolumeInfo, error) {
 		return VolumeInfo{}, err
 	}
 	i := v.infoLocked()
-	i.Snapshots = len(s.snapshotsLocked(v))
+	i.Snapshots, i.UndestagedBytes = len(s.snapshotsLocked(v)), uint64(s.heldLocked()[v])
 	return i, nil
 }
 

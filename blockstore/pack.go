@@ -1,8 +1,10 @@
 package blockstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -13,9 +15,10 @@ import (
 
 // packer decides which chunks are new, packs those into frames and appends these to the open segment. It is used only by the holder of Store.meta.
 //
-// Frames are gathered and compressed in parallel in groups; the rows of their chunks are written when their place is known.
+// Frames are gathered and compressed in parallel in groups; the rows of their chunks are written when their place is known. There is one for destage, one for what survives in warm segments that are emptied, and one for the cold class.
 type packer struct {
 	s    *Store
+	form packForm
 	w    *segment.Writer
 	file tiers.Writer
 	id   block.SegmentID
@@ -25,12 +28,39 @@ type packer struct {
 	group   []*packFrame
 	free    []*packFrame
 	extents []extentmap.Extent
+	givenUp []block.SegmentID // left open by batches that failed
 }
 
-// packChunk is a chunk on its way into a frame. moved is set for one that has a row already and only changes its place.
+// packForm is how a class of segments is packed.
+type packForm struct {
+	class segment.Class
+	codec segment.Codec
+	raw   int // bytes at which a frame is closed
+	group int // frames that are compressed at once
+}
+
+// Frames of the warm class are small, so that random reads are cheap; those of the cold class as large as reads of cold data can bear (docs/format/frame.md).
+var (
+	warmForm = packForm{class: segment.Warm, codec: segment.S2, raw: segment.FrameRawTarget, group: framesPerGroup}
+	coldForm = packForm{class: segment.Cold, codec: segment.Zstd, raw: segment.ColdFrameRawTarget, group: 4}
+)
+
+// coldFormFor is how cold segments are packed in a store with this much memory for decoded frames: where the cache could not hold some of them, each small read would decode a whole one.
+func coldFormFor(frameCache int64) packForm {
+	f := coldForm
+	if frameCache < 16*segment.ColdFrameRawTarget {
+		f.raw = segment.ColdFrameRawTarget / 4
+	}
+	return f
+}
+
+// packChunk is a chunk on its way into a frame. moved is set for one that has a row already and only changes its place; gone for one that lost its row, or got another
+// place, while the frame was made: the frame has its bytes, and nothing refers to them.
 type packChunk struct {
 	segment.Chunk
-	moved bool
+	moved, gone bool
+	read        int  // its number in the batch that goes cold
+	alike       bool // it lies behind one that it is like
 }
 
 // packFrame is a frame on its way through compression. It owns a copy of nothing but what it encoded.
@@ -45,12 +75,19 @@ type packFrame struct {
 // framesPerGroup is how many frames are compressed at once.
 const framesPerGroup = 64
 
-func (p *packer) init(s *Store) { p.s = s }
+func (p *packer) init(s *Store, form packForm) { p.s, p.form = s, form }
 
 // region turns the pieces of one region into extents and puts these into the map. Raw bytes of w are not needed any more when it returns.
 func (p *packer) region(m *metaBatch, e *mapEdit, w *regionWork) error {
 	for i := range w.pieces {
 		piece := &w.pieces[i]
+		if piece.damaged {
+			p.extents = append(p.extents[:0], extentmap.Extent{Off: piece.off, Len: uint32(piece.n), Kind: extentmap.KindDamaged})
+			if err := e.replace(piece.off, piece.n, p.extents); err != nil {
+				return err
+			}
+			continue
+		}
 		if piece.chunks == nil {
 			if err := e.detach(piece.off, piece.n); err != nil {
 				return err
@@ -79,40 +116,33 @@ func (p *packer) region(m *metaBatch, e *mapEdit, w *regionWork) error {
 // chunk returns the id of a chunk with these bytes: one that is stored already, or a new one that is put into the next frame.
 func (p *packer) chunk(m *metaBatch, c *cutChunk) (block.ChunkID, error) {
 	key := [16]byte(c.hash[:16])
+	var looked error
 	if !p.s.opts.ReduceOff {
-		id, err := m.hint(key)
-		if err == nil {
-			if _, pending := m.hints[key]; pending {
-				return id, nil
-			}
-			// The hint may be stale: only the row, read here where nobody can change it, says that the chunk exists.
-			row, err := m.chunkRow(id)
-			if err == nil && row.Hash == key && row.RawLen == uint32(len(c.raw)) && row.Flags&chunkDamaged == 0 {
-				return id, nil
-			}
-			if err != nil && !errors.Is(err, block.ErrNotFound) {
-				return 0, err
-			}
-		} else if !errors.Is(err, block.ErrNotFound) {
-			return 0, err
+		id, err := m.known(key, len(c.raw))
+		if err == nil || !errors.Is(err, block.ErrNotFound) {
+			return id, err
 		}
+		looked = err
 	}
 	m.c.NextChunk++
 	id := block.ChunkID(m.c.NextChunk)
 	m.hints[key] = id
+	if looked == errNotLooked {
+		m.leaveUnmatched(key)
+	}
 	return id, p.add(m, packChunk{Chunk: segment.Chunk{ID: id, Hash: c.hash, Raw: c.raw}})
 }
 
 // add puts a chunk into the frame that is being filled. Its bytes are borrowed until drain.
 func (p *packer) add(m *metaBatch, c packChunk) error {
-	if !segment.FrameTakes(p.raw, len(c.Raw)) {
+	if !segment.FrameTakes(p.form.raw, p.raw, len(c.Raw)) {
 		if err := p.closeFrame(m); err != nil {
 			return err
 		}
 	}
 	p.pending = append(p.pending, c)
 	p.raw += len(c.Raw)
-	if p.raw >= segment.FrameRawTarget {
+	if p.raw >= p.form.raw {
 		return p.closeFrame(m)
 	}
 	return nil
@@ -132,7 +162,7 @@ func (p *packer) closeFrame(m *metaBatch) error {
 	f.chunks = append(f.chunks[:0], p.pending...)
 	p.pending, p.raw = p.pending[:0], 0
 	p.group = append(p.group, f)
-	if len(p.group) == framesPerGroup {
+	if len(p.group) >= p.form.group {
 		return p.encodeGroup(m)
 	}
 	return nil
@@ -140,7 +170,7 @@ func (p *packer) closeFrame(m *metaBatch) error {
 
 // encodeGroup compresses the gathered frames in parallel and appends them in order.
 func (p *packer) encodeGroup(m *metaBatch) error {
-	codec := segment.S2
+	codec := p.form.codec
 	if p.s.opts.ReduceOff {
 		codec = segment.None
 	}
@@ -196,9 +226,12 @@ func (p *packer) append(m *metaBatch, f *packFrame) error {
 		c := &f.chunks[i]
 		row := chunkRow{Segment: p.id, FrameOff: off, FrameLen: uint32(len(f.out)), RawOff: raw, RawLen: uint32(len(c.Raw)), Hash: [16]byte(c.Hash[:16])}
 		raw += row.RawLen
-		if c.moved {
+		switch {
+		case c.gone:
+			err = m.passChunk(row)
+		case c.moved:
 			err = m.moveChunk(c.ID, row)
-		} else {
+		default:
 			err = m.addChunk(c.ID, row)
 		}
 		if err != nil {
@@ -222,12 +255,12 @@ func (p *packer) roll(m *metaBatch) error {
 	if err != nil {
 		return fmt.Errorf("create segment %06x: %w", id, err)
 	}
-	w, err := segment.NewWriter(file, segment.Meta{StoreID: p.s.super.StoreID, ID: id, Generation: 1, Class: segment.Warm, DomainID: p.s.super.DomainID})
+	w, err := segment.NewWriter(file, segment.Meta{StoreID: p.s.super.StoreID, ID: id, Generation: 1, Class: p.form.class, DomainID: p.s.super.DomainID})
 	if err != nil {
 		return errors.Join(err, file.Close(), p.s.tiers.Delete(placement))
 	}
 	p.w, p.file, p.id = w, file, id
-	m.segs[id] = &segmentRow{ID: id, Generation: 1, Class: segment.Warm, State: segmentOpen, Placement: tiers.PlacementList{placement}}
+	m.segs[id] = &segmentRow{ID: id, Generation: 1, Class: p.form.class, State: segmentOpen, Placement: tiers.PlacementList{placement}}
 	return nil
 }
 
@@ -280,16 +313,45 @@ func (p *packer) sync(m *metaBatch) error {
 	return nil
 }
 
-// forget drops what an aborted batch had gathered. The open segment is given up: rows of it that this batch made do not exist, so the next start finds its committed end
-// or removes it.
+// forget drops what an aborted batch had gathered. The open segment is given up: frames that this batch made have no rows, so it is sealed behind its committed end.
 func (p *packer) forget() {
 	p.pending, p.raw = p.pending[:0], 0
 	p.free = append(p.free, p.group...)
 	p.group = p.group[:0]
 	if p.w != nil {
+		p.givenUp = append(p.givenUp, p.id)
 		_ = p.file.Close()
 		p.w, p.file, p.id = nil, nil, 0
 	}
+}
+
+// sealGivenUp seals one segment that a failed batch left open, and reports whether there was one.
+func (s *Store) sealGivenUp(context.Context) (bool, error) {
+	s.meta.Lock()
+	p := &s.packer
+	if len(p.givenUp) == 0 {
+		p = &s.mover
+	}
+	if len(p.givenUp) == 0 {
+		p = &s.cold
+	}
+	k := len(p.givenUp)
+	if k == 0 {
+		s.meta.Unlock()
+		return false, nil
+	}
+	id := p.givenUp[k-1]
+	s.meta.Unlock()
+	row, known := s.segments.get(id)
+	if known && row.State == segmentOpen {
+		if err := s.reseal(row); err != nil {
+			return false, fmt.Errorf("seal segment %06x, which a failed batch left open: %w", id, err)
+		}
+	}
+	s.meta.Lock()
+	defer s.meta.Unlock()
+	p.givenUp = slices.DeleteFunc(p.givenUp, func(other block.SegmentID) bool { return other == id })
+	return true, nil
 }
 
 // close lets the open segment go. It stays open on disk; the next start seals it.

@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"slices"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
@@ -10,46 +11,87 @@ import (
 // rowsPerStep bounds the deadlist rows of one metadata batch.
 const rowsPerStep = 200
 
-// stepPurge does a part of the removal of one deleted node, and reports whether there was one that can go. A node can go when no other node lies over it (a leaf: all
-// that was born in it is freed), or when exactly one does and all of the node is in its map (an inner node: what only it had is freed, the child inherits the rest).
-func (s *Store) stepPurge(ctx context.Context) (bool, error) {
-	n, child := s.purgeable()
-	if n == nil {
+// purgesPerStep bounds the nodes of one metadata batch: a batch is synced, and whoever deletes thousands of snapshots must not be faster than those who remove them.
+const purgesPerStep = 64
+
+// stepPurge does a part of the removal of deleted nodes, and reports whether there was one that can go. A node can go when no other node lies over it (a leaf: all that was
+// born in it is freed), or when exactly one does and all of the node is in its map (an inner node: what only it had is freed, the child inherits the rest).
+func (s *Store) stepPurge(context.Context) (bool, error) {
+	if len(s.purgeable(1)) == 0 {
 		return false, nil
 	}
-	if jobs, err := s.hasJobs(n.id); err != nil || jobs {
-		return false, err
+	p := &purging{m: s.beginMeta(), rows: rowsPerStep}
+	did := false
+	for _, due := range s.purgeable(purgesPerStep) {
+		ready, err := p.step(due.n, due.child)
+		if err != nil {
+			p.m.abort()
+			return false, err
+		}
+		did = did || ready
+		if p.rows <= 0 {
+			break
+		}
 	}
-	if child == nil {
-		return true, s.purgeLeaf(n)
+	if !did {
+		p.m.abort()
+		return false, nil
 	}
-	if jobs, err := s.hasJobs(child.id); err != nil || jobs {
-		return false, err
+	for _, change := range p.tree {
+		change()
 	}
-	return true, s.purgeInner(ctx, n, child)
+	return true, p.m.commit()
 }
 
-// purgeable returns a deleted node that can go, and its only child, if any. One that was begun comes first: at most one is under way.
-func (s *Store) purgeable() (n, child *node) {
+// purgeableLocked reports whether the node is deleted and can go. Store.tree is held.
+func (n *node) purgeableLocked() bool {
+	return n.flags&nodeDeleted != 0 && (n.children == 0 || n.children == 1 && n.flags&nodeResolved != 0)
+}
+
+// purge is a node that can go, and its only child, if it has one.
+type purge struct{ n, child *node }
+
+// purgeable returns deleted nodes that can go, max at most, in their order. Those that were begun come first. No two of them are neighbours in the tree, so each can be
+// worked off as if it were the only one.
+func (s *Store) purgeable(max int) (due []purge) {
 	s.tree.RLock()
 	defer s.tree.RUnlock()
-	for _, c := range s.nodes {
-		if c.flags&nodeDeleted == 0 || c.children > 1 || c.children == 1 && c.flags&nodeResolved == 0 {
+	var can []*node
+	children := make(map[*node]*node)
+	for _, n := range s.nodes {
+		if n.purgeableLocked() {
+			can = append(can, n)
+		}
+		if p := n.parent.Load(); p != nil && p.flags&nodeDeleted != 0 {
+			children[p] = n
+		}
+	}
+	slices.SortFunc(can, func(a, b *node) int {
+		if begun := a.flags & nodePurging; begun != b.flags&nodePurging {
+			return int(b.flags&nodePurging) - int(begun)
+		}
+		if s.dueFirst.nodeBefore(a.id, b.id) {
+			return -1
+		}
+		return 1
+	})
+	taken := make(map[*node]bool)
+	for _, n := range can {
+		child, parent := children[n], n.parent.Load()
+		if n.children == 0 {
+			child = nil
+		}
+		if len(due) < max && !taken[n] && !taken[child] && !taken[parent] {
+			due = append(due, purge{n, child})
+		} else if n.flags&nodePurging == 0 {
 			continue
 		}
-		if n == nil || c.flags&nodePurging != 0 || n.flags&nodePurging == 0 && c.id > n.id {
-			n = c
+		taken[n], taken[parent] = true, parent != nil
+		if child != nil {
+			taken[child] = true
 		}
 	}
-	if n == nil || n.children == 0 {
-		return n, nil
-	}
-	for _, c := range s.nodes {
-		if c.parent.Load() == n {
-			return n, c
-		}
-	}
-	return n, nil
+	return due
 }
 
 func (s *Store) hasJobs(n nodeID) (found bool, err error) {
@@ -69,61 +111,79 @@ func (s *Store) setFlags(n *node, set nodeFlags, bound nodeID) {
 	s.touchNodeLocked(n)
 }
 
-// purgeLeaf turns the whole map of the node into a job first; when the job is done, the deadlist and the node go.
-func (s *Store) purgeLeaf(n *node) error {
-	m := s.beginMeta()
-	if n.flags&nodePurging == 0 {
-		s.setFlags(n, nodePurging, n.bound)
-		if root := n.root.Load(); root != nil && root.ID != 0 && root.Birth > block.Epoch(n.bound) {
-			m.addJob(n.id, root.Subtree())
-		}
-		return m.commit()
-	}
-	rows := 0
-	err := extentmap.ScanDead(s.db, deadOwner, block.Epoch(n.id), 0, ^block.Epoch(0)-1, func(k extentmap.DeadKey, _ []extentmap.Dead) (bool, error) {
-		m.delete(k.Bytes())
-		rows++
-		return rows < rowsPerStep, nil
-	})
-	if err != nil {
-		m.abort()
-		return err
-	}
-	if rows < rowsPerStep {
-		m.purged = append(m.purged, n)
-	}
-	return m.commit()
+// purging is one batch that removes nodes.
+type purging struct {
+	m    *metaBatch
+	rows int      // of deadlists that the batch still takes
+	tree []func() // changes of the tree, made when nothing can fail any more but the commit
 }
 
-// purgeInner frees what n alone had: the entries of the child's deadlist that were born after n's own bound. Then n's deadlist becomes the child's.
-func (s *Store) purgeInner(_ context.Context, n, child *node) error {
-	m := s.beginMeta()
+// step does the next part of a removal and reports whether it could: what a trim or a purge before has cut off must be freed first.
+func (p *purging) step(n, child *node) (ready bool, err error) {
+	for _, of := range []*node{n, child} {
+		if of == nil {
+			continue
+		}
+		if jobs, err := p.m.s.hasJobs(of.id); err != nil || jobs {
+			return false, err
+		}
+	}
+	if child == nil {
+		return true, p.leaf(n)
+	}
+	return true, p.inner(n, child)
+}
+
+// leaf turns the whole map of the node into a job first; when the job is done, the deadlist and the node go.
+func (p *purging) leaf(n *node) error {
+	m := p.m
+	if root := n.root.Load(); n.flags&nodePurging == 0 {
+		p.tree = append(p.tree, func() { m.s.setFlags(n, nodePurging, n.bound) })
+		if root != nil && root.ID != 0 && root.Birth > block.Epoch(n.bound) {
+			m.addJob(n.id, root.Subtree())
+			return nil
+		}
+	}
+	err := extentmap.ScanDead(m.s.db, deadOwner, block.Epoch(n.id), 0, ^block.Epoch(0)-1, func(k extentmap.DeadKey, _ []extentmap.Dead) (bool, error) {
+		m.delete(k.Bytes())
+		p.rows--
+		return p.rows > 0, nil
+	})
+	if err == nil && p.rows > 0 {
+		m.purged = append(m.purged, n)
+	}
+	return err
+}
+
+// inner frees what n alone had: the entries of the child's deadlist that were born after n's own bound. Then n's deadlist becomes the child's.
+func (p *purging) inner(n, child *node) error {
+	m := p.m
 	if n.flags&nodePurging == 0 || child.root.Load() == nil {
 		if child.root.Load() == nil {
 			m.roots[child] = child.effectiveRoot()
 			m.grown[child] = 0
 		}
-		s.setFlags(n, nodePurging, n.bound)
-		s.setFlags(child, 0, n.bound)
-		return m.commit()
+		p.tree = append(p.tree, func() {
+			m.s.setFlags(n, nodePurging, n.bound)
+			m.s.setFlags(child, 0, n.bound)
+		})
+		return nil
 	}
-	freed, err := m.freeDead(child.id, block.Epoch(n.bound))
-	if err == nil && freed == 0 {
-		var moved int
-		moved, err = extentmap.MoveDead(s.db, m.b, deadOwner, block.Epoch(n.id), block.Epoch(child.id), ^block.Epoch(0)-1, rowsPerStep)
-		if err == nil && moved < rowsPerStep {
-			m.adopt(n, child)
-		}
-	}
-	if err != nil {
-		m.abort()
+	freed, err := m.freeDead(child.id, block.Epoch(n.bound), p.rows)
+	p.rows -= freed
+	if err != nil || freed > 0 {
 		return err
 	}
-	return m.commit()
+	moved, err := extentmap.MoveDead(m.s.db, m.b, deadOwner, block.Epoch(n.id), block.Epoch(child.id), ^block.Epoch(0)-1, p.rows)
+	p.rows -= moved
+	if err == nil && p.rows > 0 {
+		p.tree = append(p.tree, func() { m.adopt(n, child) })
+	}
+	return err
 }
 
-// freeDead frees a bounded number of rows of a node's deadlist that were born after bound and returns how many; 0 when none is left.
-func (m *metaBatch) freeDead(id nodeID, bound block.Epoch) (rows int, err error) {
+// freeDead frees at most limit rows of a node's deadlist that were born after bound and returns how many; 0 when none is left.
+func (m *metaBatch) freeDead(id nodeID, bound block.Epoch, limit int) (rows int, err error) {
 	err = extentmap.ScanDead(m.s.db, deadOwner, block.Epoch(id), bound, ^block.Epoch(0)-1, func(k extentmap.DeadKey, dead []extentmap.Dead) (bool, error) {
 		for _, d := range dead {
 			switch d.Kind {
@@ -139,7 +199,7 @@ func (m *metaBatch) freeDead(id nodeID, bound block.Epoch) (rows int, err error)
 		}
 		m.delete(k.Bytes())
 		rows++
-		return rows < rowsPerStep, nil
+		return rows < limit, nil
 	})
 	return rows, err
 }

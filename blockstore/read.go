@@ -24,10 +24,15 @@ type reader struct {
 	off   uint64 // volume offset of p[0], bytes
 	holes []block.Range
 
-	runs []overlay.Run
-	sums []uint32
-	edge [block.Size]byte
+	runs   []overlay.Run
+	sums   []uint32
+	edge   [block.Size]byte
+	pieces []journal.Piece // of the log, of a read of scattered blocks
+	missed []wanted        // what the frame cache did not have
 }
+
+// scatteredRuns is from how many runs on a read is one of scattered blocks: a copy out of the mapped log costs less than a call for each of them.
+const scatteredRuns = 16
 
 var readerPool = sync.Pool{New: func() any { return new(reader) }}
 
@@ -49,12 +54,19 @@ func (s *Store) read(ctx context.Context, n *node, p []byte, off uint64, holes [
 	return r.settle(holes, func() error { return r.once(n) })
 }
 
-// settle runs one attempt at a read until the map holds still for it.
+// settle runs one attempt at a read until the map holds still for it. What the attempt missed in the frame cache is read at its end.
 func (r *reader) settle(holes []block.Range, once func() error) ([]block.Range, error) {
 	s, try := r.s, r.try
 	for attempt := 0; ; attempt++ {
 		r.holes = holes
 		err := once()
+		if len(r.missed) > 0 {
+			if err == nil {
+				err = s.chunks.fetch(r.ctx, r.missed, try)
+			}
+			clear(r.missed)
+			r.missed = r.missed[:0]
+		}
 		if err == nil {
 			return r.holes, nil
 		}
@@ -72,10 +84,15 @@ func (r *reader) settle(holes []block.Range, once func() error) ([]block.Range, 
 			}
 			return holes, err
 		}
-		s.publishing.RLock()
-		//lint:ignore SA2001 the lock is only waited for
-		s.publishing.RUnlock()
+		s.awaitPublished()
 	}
+}
+
+// awaitPublished returns when the metadata batch that was being published when it was called, if there was one, can be seen.
+func (s *Store) awaitPublished() {
+	s.publishing.RLock()
+	//lint:ignore SA2001 the lock is only waited for
+	s.publishing.RUnlock()
 }
 
 func (r *reader) once(n *node) error {
@@ -88,16 +105,24 @@ func (r *reader) once(n *node) error {
 // layers answers blocks [first, first+count) from the overlay of n, and what is absent there from what lies below it.
 func (r *reader) layers(n *node, first, count uint64) error {
 	mark, sumMark := len(r.runs), len(r.sums)
-	defer func() { r.runs, r.sums = r.runs[:mark], r.sums[:sumMark] }()
+	defer func() {
+		r.runs, r.sums = r.runs[:mark], r.sums[:sumMark]
+		clear(r.pieces) // some are left after an error only
+		r.pieces = r.pieces[:0]
+	}()
 
 	r.runs, r.sums = n.layer.LookupInto(r.runs, r.sums, first, count)
 	end := len(r.runs)
+	scattered := end-mark >= scatteredRuns
+	if scattered && r.try {
+		return block.ErrWouldBlock // it is long anyhow: a worker does it, beside the reader of the connection
+	}
 	for i := mark; i < end; i++ {
 		run := r.runs[i]
 		var err error
 		switch run.Kind {
 		case overlay.Data:
-			err = r.fromLog(run)
+			err = r.fromLog(run, scattered)
 		case overlay.Zero:
 			r.zero(r.clip(run.Block*block.Size, run.N*block.Size))
 		default:
@@ -112,7 +137,18 @@ func (r *reader) layers(n *node, first, count uint64) error {
 			return err
 		}
 	}
-	return nil
+	return r.readPieces()
+}
+
+// readPieces reads what was noted of the log. The checksums lie in r.sums, so this is done before that is used for something else.
+func (r *reader) readPieces() error {
+	if len(r.pieces) == 0 {
+		return nil
+	}
+	err := r.s.log.ReadScattered(r.pieces)
+	clear(r.pieces)
+	r.pieces = r.pieces[:0]
+	return err
 }
 
 // clip cuts a range of the volume to the part that the buffer asks for.
@@ -138,22 +174,22 @@ func (r *reader) zero(g block.Range) {
 }
 
 // fromLog reads a run of sectors that lie one after the other in the log. Whole blocks go straight into the buffer; a block that the buffer wants only a part of goes
-// through the edge block, so that its checksum can be verified.
-func (r *reader) fromLog(run overlay.Run) error {
+// through the edge block, so that its checksum can be verified. Of scattered blocks it only notes where they lie.
+func (r *reader) fromLog(run overlay.Run, scattered bool) error {
 	g := r.clip(run.Block*block.Size, run.N*block.Size)
 	for g.Len > 0 {
 		i := g.Off/block.Size - run.Block
 		inner := g.Off % block.Size
 		if whole := g.Len / block.Size; inner == 0 && whole > 0 {
 			n := whole * block.Size
-			if err := r.readLog(r.buf(block.Range{Off: g.Off, Len: n}), run.Pos+i*block.Size, run.Sums[i:i+whole]); err != nil {
+			if err := r.readLog(r.buf(block.Range{Off: g.Off, Len: n}), journal.Pos(run.Pos+i*block.Size), run.Sums[i:i+whole], scattered); err != nil {
 				return err
 			}
 			g.Off, g.Len = g.Off+n, g.Len-n
 			continue
 		}
 		n := min(block.Size-inner, g.Len)
-		if err := r.readLog(r.edge[:], run.Pos+i*block.Size, run.Sums[i:i+1]); err != nil {
+		if err := r.readLog(r.edge[:], journal.Pos(run.Pos+i*block.Size), run.Sums[i:i+1], false); err != nil {
 			return err
 		}
 		copy(r.buf(block.Range{Off: g.Off, Len: n}), r.edge[inner:])
@@ -162,12 +198,16 @@ func (r *reader) fromLog(run overlay.Run) error {
 	return nil
 }
 
-// readLog reads sectors that lie one after the other in the log and checks them.
-func (r *reader) readLog(p []byte, pos uint64, sums []uint32) error {
-	if r.try {
-		return r.s.log.TryReadAt(p, journal.Pos(pos), sums)
+// readLog reads sectors that lie one after the other in the log and checks them, or notes them if they are to be read together with others.
+func (r *reader) readLog(p []byte, pos journal.Pos, sums []uint32, later bool) error {
+	switch {
+	case r.try:
+		return r.s.log.TryReadAt(p, pos, sums)
+	case later:
+		r.pieces = append(r.pieces, journal.Piece{P: p, Pos: pos, Sums: sums})
+		return nil
 	}
-	return r.s.log.ReadAt(p, journal.Pos(pos), sums)
+	return r.s.log.ReadAt(p, pos, sums)
 }
 
 // fromMap answers a range from a map root.
@@ -202,7 +242,22 @@ func (r *reader) extent(e extentmap.Extent) error {
 		r.zero(g)
 		return nil
 	case extentmap.KindChunk:
-		return r.s.chunks.read(r.ctx, e, r.buf(g), r.try)
+		return r.chunk(e, r.buf(g))
 	}
 	return &block.CorruptError{Source: "volume extent", Offset: int64(e.Off), Want: "readable data", Got: fmt.Sprintf("an extent of kind %d", e.Kind)}
+}
+
+// chunk answers an extent from the frame cache, or notes it among what is missed: that is read at the end, neighbours together.
+func (r *reader) chunk(e extentmap.Extent, p []byte) error {
+	c := r.s.chunks
+	w, err := c.want(e, p)
+	if err != nil {
+		return err
+	}
+	r.s.at(afterChunkRow)
+	if hit, err := c.cached(&w); hit || err != nil {
+		return err
+	}
+	r.missed = append(r.missed, w)
+	return nil
 }

@@ -13,22 +13,54 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
 
-// recover reads the rows of volumes, nodes and segments and replays the log over them.
-func (s *Store) recover() (RecoveryInfo, error) {
-	info := RecoveryInfo{Clean: s.clean}
-	began := s.opts.Now()
+// loadRows reads the rows of counters, volumes, nodes and segments into the store.
+func (s *Store) loadRows() error {
 	if err := s.loadCounters(); err != nil {
-		return info, err
+		return err
+	}
+	if s.logs.problem != nil {
+		return s.logs.problem
 	}
 	if err := s.loadTree(); err != nil {
-		return info, err
+		return err
 	}
 	if err := s.loadSegments(); err != nil {
-		return info, err
+		return err
 	}
 	if n, k := uint64(len(s.nodes)), uint64(len(s.segments.rows)); n != s.c.Nodes || k != s.c.Segments {
-		return info, &block.CorruptError{Source: s.path("meta"), Want: fmt.Sprintf("rows of %d nodes and %d segments", s.c.Nodes, s.c.Segments), Got: fmt.Sprintf("%d and %d", n, k)}
+		return &block.CorruptError{Source: s.path("meta"), Want: fmt.Sprintf("rows of %d nodes and %d segments", s.c.Nodes, s.c.Segments), Got: fmt.Sprintf("%d and %d", n, k)}
 	}
+	if err := s.sumLoaded(); err != nil {
+		return err
+	}
+	if err := s.checkpoints.load(); err != nil {
+		return err
+	}
+	number := uint64(0)
+	if j := s.checkpoints.journaled.Load(); j != nil {
+		number = j.Number
+	}
+	if want := s.super.Checkpoints[1].Seq; number < want {
+		return &block.CorruptError{Source: s.path("meta"), Want: fmt.Sprintf("the metadata of checkpoint %x", want), Got: fmt.Sprintf("that of %x, which is older", number)}
+	}
+	return nil
+}
+
+// forgetRows makes the store what it was before loadRows.
+func (s *Store) forgetRows() {
+	s.c, s.appliedSeq, s.nextVolume = counters{}, 0, 0
+	s.volumes, s.names, s.nodes = map[block.VolumeID]*Volume{}, map[string]*Volume{}, map[nodeID]*node{}
+	s.segments.rows = map[block.SegmentID]*segmentRow{}
+	s.sums = map[rowKey]uint64{}
+	boot := s.checkpoints.out.boot
+	s.checkpoints = newCheckpointer(s)
+	s.checkpoints.out.boot = boot
+}
+
+// recover replays the log over the rows.
+func (s *Store) recover() (RecoveryInfo, error) {
+	info := RecoveryInfo{Created: s.super.Flags&flagInitialized == 0, Clean: s.clean}
+	began := s.opts.Now()
 	s.cleaner.trust(true)
 	r := &replayer{s: s, info: &info, histories: map[historyKey][]*node{}}
 	for _, n := range s.nodes {
@@ -36,22 +68,28 @@ func (s *Store) recover() (RecoveryInfo, error) {
 	}
 	var err error
 	s.log, err = journal.Open(journal.Options{
-		FS: s.fs, Dir: s.path("log"), StoreID: s.super.StoreID, BootEpoch: s.super.BootEpoch, OwnerEpoch: s.super.OwnerEpoch,
-		MinSeq:   s.c.AppliedSeq + 1,
-		FileSize: s.opts.LogFileBytes, CapBytes: s.opts.LogCapBytes, ReserveBytes: s.opts.LogCapBytes / 32,
+		FS: s.fs, Dir: s.path("log"), Mirrors: s.logMirrors(), StoreID: s.super.StoreID, BootEpoch: s.super.BootEpoch, OwnerEpoch: s.super.OwnerEpoch,
+		MinSeq:     s.c.AppliedSeq + 1,
+		RetainFrom: s.checkpoints.retain(),
+		FileSize:   s.opts.LogFileBytes, CapBytes: s.opts.LogCapBytes, ReserveBytes: s.opts.LogCapBytes / 32,
 		SyncEvery: s.opts.SyncEvery, Now: s.opts.Now,
+		Events: journal.Events{
+			Place:  func(p journal.PlaceInfo) { s.tellDisk(p.Dir, p.State, p.Err) },
+			Mended: func(dir string, cause error) { s.tellMended(dir, cause) },
+		},
 	}, s.c.Watermark, r.record)
 	if err != nil {
 		return info, fmt.Errorf("replay the log: %w", err)
 	}
 	info.Duration = s.opts.Now().Sub(began)
-	if s.super.Flags&flagInitialized == 0 {
-		// An initialized store must have its counters: from here on their absence is damage.
-		if err := s.beginMeta().commit(); err != nil {
+	if s.restored {
+		if err := s.log.Replace(s.path("log"), s.path("log")); err != nil && !errors.Is(err, block.ErrInvalid) {
 			return info, err
 		}
-		s.super.Flags |= flagInitialized
-		return info, writeSuper(s.fs, s.opts.Dir, s.super)
+	}
+	if s.super.Flags&flagInitialized == 0 {
+		// An initialized store must have its counters: from then on their absence is damage.
+		return info, s.beginMeta().commit()
 	}
 	return info, nil
 }
@@ -64,6 +102,9 @@ func (s *Store) loadCounters() error {
 		s.counted.Store(&counters{})
 		return nil
 	}
+	if errors.Is(err, pebble.ErrNotFound) {
+		return &block.CorruptError{Source: s.path("meta"), Want: "the row of counters", Got: "none"}
+	}
 	if err != nil {
 		return fmt.Errorf("read counters: %w", err)
 	}
@@ -72,7 +113,7 @@ func (s *Store) loadCounters() error {
 		return err
 	}
 	if s.c.StoreID != s.super.StoreID {
-		return &block.CorruptError{Source: s.path("meta"), Want: "the metadata of store " + s.super.StoreID.String(), Got: "that of " + s.c.StoreID.String()}
+		return &foreignError{block.CorruptError{Source: s.path("meta"), Want: "the metadata of store " + s.super.StoreID.String(), Got: "that of " + s.c.StoreID.String()}}
 	}
 	c := s.c
 	s.counted.Store(&c)
@@ -80,8 +121,8 @@ func (s *Store) loadCounters() error {
 	return nil
 }
 
-// scanRows calls f with the value of each row under a prefix.
-func (s *Store) scanRows(prefix byte, f func(value []byte) error) error {
+// scanRows calls f with key and value of each row under a prefix.
+func (s *Store) scanRows(prefix byte, f func(key, value []byte) error) error {
 	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefix}, UpperBound: []byte{prefix + 1}})
 	if err != nil {
 		return err
@@ -89,7 +130,7 @@ func (s *Store) scanRows(prefix byte, f func(value []byte) error) error {
 	for ok := it.First(); ok; ok = it.Next() {
 		v, err := it.ValueAndErr()
 		if err == nil {
-			err = f(v)
+			err = f(it.Key(), v)
 		}
 		if err != nil {
 			return errors.Join(err, it.Close())
@@ -101,7 +142,7 @@ func (s *Store) scanRows(prefix byte, f func(value []byte) error) error {
 // loadTree makes volumes and nodes of their rows.
 func (s *Store) loadTree() error {
 	heads := map[block.VolumeID]nodeID{}
-	err := s.scanRows(keyVolume, func(b []byte) error {
+	err := s.scanRows(keyVolume, func(_, b []byte) error {
 		r, err := decodeVolumeRow(b)
 		if err != nil {
 			return err
@@ -117,7 +158,7 @@ func (s *Store) loadTree() error {
 	}
 	parents := map[*node]nodeID{}
 	hidden := map[block.VolumeID]*Volume{}
-	err = s.scanRows(keySnapshot, func(b []byte) error {
+	err = s.scanRows(keySnapshot, func(_, b []byte) error {
 		r, err := decodeNodeRow(b)
 		if err != nil {
 			return err
@@ -171,7 +212,7 @@ func (s *Store) linkTree(parents map[*node]nodeID, heads map[block.VolumeID]node
 }
 
 func (s *Store) loadSegments() error {
-	return s.scanRows(keySegment, func(b []byte) error {
+	return s.scanRows(keySegment, func(_, b []byte) error {
 		r, err := decodeSegmentRow(b)
 		if err == nil {
 			s.segments.rows[r.ID] = r
@@ -261,7 +302,7 @@ func (r *replayer) control(rec *journal.Replayed) error {
 	}
 	s.tree.Lock()
 	defer s.tree.Unlock()
-	if err := s.applyLocked(o, rec.Pos+1); err != nil {
+	if err := s.applyLocked(o); err != nil {
 		return err
 	}
 	if n := s.nodes[nodeID(o.Seq)]; n != nil {

@@ -30,7 +30,10 @@ func (s *Store) releaseLog(ctx context.Context) error {
 		return err
 	}
 	s.at(beforeRelease)
-	if err := s.log.ReleaseBefore(low); err != nil {
+	if s.checkpoints.deltaDue() {
+		s.checkpoints.kick()
+	}
+	if err := s.log.ReleaseBefore(s.checkpoints.releasable(low)); err != nil {
 		return err
 	}
 	s.space.released()

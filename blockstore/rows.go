@@ -9,6 +9,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
 	"github.com/hyper-nixos/hyper-nixos/tiers"
+	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
 // Key prefixes of the metadata (docs/format/meta.md). They are part of the disk format. Prefixes P, N, R, D and J belong to extentmap.
@@ -204,10 +205,13 @@ type segmentRow struct {
 	LiveRaw     uint64 // raw bytes of chunks that still have a row
 	TotalChunks uint32
 	LiveChunks  uint32
-	Placement   tiers.PlacementList
+	Parity      erasure.Shape // of the sidecar that was made; none: there is none that counts
+	// Born is, of a segment that was filled out of others, the id that had been given last when the youngest data in it was destaged; 0: its own.
+	Born      block.SegmentID
+	Placement tiers.PlacementList
 }
 
-func (r *segmentRow) encode() []byte {
+func (r *segmentRow) encode() ([]byte, error) {
 	e := &enc{}
 	e.u8(rowVersion)
 	e.u8(uint8(r.Class))
@@ -220,9 +224,11 @@ func (r *segmentRow) encode() []byte {
 	e.u64(r.LiveRaw)
 	e.u32(r.TotalChunks)
 	e.u32(r.LiveChunks)
-	e.zero(16) // parity k, m and a row id of shard hashes
-	e.b = tiers.AppendPlacement(e.b, r.Placement)
-	return e.b
+	e.u8(uint8(r.Parity.Data))
+	e.u8(uint8(r.Parity.Parity))
+	e.zero(6)
+	e.u64(uint64(r.Born))
+	return tiers.AppendPlacement(e.b, r.Placement)
 }
 
 func decodeSegmentRow(b []byte) (*segmentRow, error) {
@@ -238,7 +244,12 @@ func decodeSegmentRow(b []byte) (*segmentRow, error) {
 	r.ID = block.SegmentID(d.u64())
 	r.Size, r.TotalRaw, r.LiveRaw = d.u64(), d.u64(), d.u64()
 	r.TotalChunks, r.LiveChunks = d.u32(), d.u32()
-	d.zero(16)
+	r.Parity = erasure.Shape{Data: int(d.u8()), Parity: int(d.u8())}
+	d.zero(6)
+	r.Born = block.SegmentID(d.u64())
+	if r.Parity.Validate() != nil {
+		return nil, &block.CorruptError{Source: fmt.Sprintf("segment row %d", r.ID), Offset: 48, Want: "a shape of parity", Got: r.Parity.String()}
+	}
 	if d.short {
 		return nil, d.end(fmt.Sprintf("segment row %d", r.ID))
 	}

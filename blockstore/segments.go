@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 )
 
 // segmentTable holds the rows of all segments: about 150 bytes for each 64 MiB of data.
@@ -52,12 +53,25 @@ func (t *segmentTable) all() []segmentRow {
 
 // readAt reads from a segment wherever it lies. A segment that is gone is ErrNotFound: the chunk's row has moved meanwhile.
 func (t *segmentTable) readAt(ctx context.Context, id block.SegmentID, p []byte, off uint32, try bool) error {
+	if id == 0 {
+		return errLost
+	}
 	row, ok := t.get(id)
 	if !ok {
 		return fmt.Errorf("segment %06x: %w", id, block.ErrNotFound)
+	}
+	if row.Class == segment.Warm {
+		t.s.cooler.reads.add(id, len(p))
 	}
 	if try {
 		return t.s.tiers.TryReadAt(id, row.Placement, p, int64(off))
 	}
 	return t.s.tiers.ReadAt(ctx, id, row.Placement, p, int64(off))
+}
+
+// prefetch begins to bring bytes of a segment into memory. It is a hint.
+func (t *segmentTable) prefetch(ctx context.Context, id block.SegmentID, off, n int64) {
+	if row, ok := t.get(id); ok {
+		t.s.tiers.Prefetch(ctx, id, row.Placement, off, n)
+	}
 }

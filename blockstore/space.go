@@ -2,7 +2,6 @@ package blockstore
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,68 +13,83 @@ import (
 // cliff; at hard they wait for destage.
 const (
 	fillDestage = 300 // destage works without pause
-	fillSoft    = 600
-	fillHard    = 930
+	fillSoft    = 850
+	fillHard    = 965
 )
 
 // measureEvery is how many admitted bytes may pass between two looks at the fill.
 const measureEvery = 1 << 20
 
-// maxDelay is the longest pause between two batches just below the hard mark.
-const maxDelay = 20 * time.Millisecond
+// leastSpacing is the pace below the soft mark while volumes contend for the log, as a part of what the pace of destage asks for.
+const leastSpacing = 0.25
 
-// spaceGate admits writes. It is the place where per-volume quality of service will act.
+// maxSpacing is the longest pause after one write just below the hard mark.
+const maxSpacing = 250 * time.Millisecond
+
+// spaceGate admits writes: to the file system, which must be able to take them in segments too, and to the log, which volumes share fairly when it gets short. Below the
+// soft mark that costs a few atomic operations and neither lock nor memory.
 type spaceGate struct {
-	s *Store
+	s     *Store
+	queue fairQueue
 
-	since atomic.Int64 // bytes admitted since the fill was measured
-	left  atomic.Int64 // bytes that may be admitted before the disk must be looked at again
-	fill  atomic.Int64 // of log or overlay, whichever is fuller, in parts of 1000
-	state atomic.Int32 // SpaceState
-	free  atomic.Int64 // bytes of the file system that writers may use
+	since  atomic.Int64 // bytes admitted since the fill was measured
+	fill   atomic.Int64 // of log or overlay, whichever is fuller, in parts of 1000
+	left   atomic.Int64 // bytes that may be admitted before the disk must be looked at again
+	flying atomic.Int64 // bytes admitted and not yet landed
+	state  atomic.Int32 // SpaceState
+	free   atomic.Int64 // bytes of the file system that writers may use
+
+	// exhausted is a position of the log: while nothing has been logged since, all that destage and reclaim can free is freed.
+	exhausted atomic.Uint64
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when room came back
-	debt    time.Duration // pauses that admitted writers still owe
 }
 
-func newSpaceGate(s *Store) *spaceGate { return &spaceGate{s: s, changed: make(chan struct{})} }
+func newSpaceGate(s *Store) *spaceGate {
+	g := &spaceGate{s: s, changed: make(chan struct{})}
+	g.queue.g = g
+	return g
+}
 
-// tryAdmit admits n bytes at once or says why not: ErrWouldBlock when the writer should wait, ErrNoSpace when waiting would not help.
-func (g *spaceGate) tryAdmit(n int64) error {
-	if g.left.Add(-n) < 0 {
-		if err := g.checkDisk(); err != nil {
-			return err
-		}
-	}
-	if SpaceState(g.state.Load()) == SpaceFull || g.free.Load() < n {
-		return fmt.Errorf("admit %d B: only the reserve is left on %s; delete or trim something, or make the file system larger: %w", n, g.s.opts.Dir, block.ErrNoSpace)
-	}
+// tryAdmit admits n bytes of a volume at once or says why not: ErrWouldBlock when the writer should wait, ErrNoSpace when waiting would not help. Whoever was admitted
+// calls landed when the bytes are in the log, or will not come.
+func (g *spaceGate) tryAdmit(sh *share, n int64) error {
 	if g.since.Add(n) >= measureEvery {
 		g.measure()
 	}
-	if g.fill.Load() >= fillSoft {
+	if g.short() && !g.queue.tryTake(sh, n) {
 		return block.ErrWouldBlock
 	}
-	return nil
+	return g.tryDisk(sh, n)
 }
 
-// admit waits until n bytes may be logged.
-func (g *spaceGate) admit(ctx context.Context, n int64) error {
-	for {
-		err := g.tryAdmit(n)
-		if err != block.ErrWouldBlock {
+// admit waits until n bytes of a volume may be logged, and is otherwise like tryAdmit.
+func (g *spaceGate) admit(ctx context.Context, sh *share, n int64) error {
+	if g.since.Add(n) >= measureEvery {
+		g.measure()
+	}
+	if g.short() {
+		g.s.destager.kick()
+		if err := g.queue.wait(ctx, sh, n); err != nil {
 			return err
 		}
-		g.s.destager.kick()
-		if g.fill.Load() < fillHard {
-			return g.pause(ctx, n)
+	}
+	for {
+		if err := g.tryDisk(sh, n); err != block.ErrWouldBlock {
+			return err
 		}
-		if err := g.waitForRoom(ctx); err != nil {
+		if err := g.waitForDisk(ctx, sh, n); err != nil {
 			return err
 		}
 	}
 }
+
+// short reports whether room in the log must be shared.
+func (g *spaceGate) short() bool { return g.fill.Load() >= fillSoft || g.queue.contended.Load() }
+
+// landed says that n admitted bytes are in log and overlay, or that nothing came of them.
+func (g *spaceGate) landed(n int64) { g.flying.Add(-n) }
 
 // waitForRoom returns when log files were released, or after a while, since what else makes room tells nobody.
 func (g *spaceGate) waitForRoom(ctx context.Context) error {
@@ -96,29 +110,16 @@ func (g *spaceGate) waitForRoom(ctx context.Context) error {
 	return nil
 }
 
-// pause slows one writer of n bytes down by what the fill asks for: nothing at the soft mark, n bytes at a quarter of the pace of destage just below the hard mark. Short
-// pauses are saved up, as no timer is exact below a millisecond.
-func (g *spaceGate) pause(ctx context.Context, n int64) error {
-	over := float64(g.fill.Load()-fillSoft) / float64(fillHard-fillSoft)
+// spacing is how long the log has to be left alone after n bytes, as its fill asks for: not at all at the soft mark, as at a quarter of the pace of destage just below the
+// hard mark, so that writers meet that pace in between, and at any fill least times what the pace of destage would ask for. room is false from the hard mark on.
+func (g *spaceGate) spacing(n int64, least float64) (pause time.Duration, room bool) {
+	fill := g.fill.Load()
+	if fill >= fillHard {
+		return 0, false
+	}
+	over := max(0, float64(fill-fillSoft)/float64(fillHard-fillSoft))
 	pace := float64(g.s.destager.pace.Load()) // bytes/s
-	wait := time.Duration(float64(n) / pace * over * over * 4 * float64(time.Second))
-	g.mu.Lock()
-	g.debt += min(wait, maxDelay)
-	due := g.debt
-	if due < time.Millisecond {
-		g.mu.Unlock()
-		return nil
-	}
-	g.debt = 0
-	g.mu.Unlock()
-	t := time.NewTimer(due)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return min(maxSpacing, time.Duration(float64(n)/pace*max(least, over*over*4)*float64(time.Second))), true
 }
 
 // measure reads the fill of log and overlay.
@@ -132,46 +133,11 @@ func (g *spaceGate) measure() {
 
 // released wakes writers that wait for room.
 func (g *spaceGate) released() {
+	g.exhausted.Store(0)
 	g.measure()
 	g.mu.Lock()
 	close(g.changed)
 	g.changed = make(chan struct{})
 	g.mu.Unlock()
-}
-
-// checkDisk is called once a second and whenever as much was admitted as might have filled the disk: a client writes more than the reserve in less than a second. It
-// reads how full the file system is. The state is full when what is in the log and not yet in segments might no longer fit beside the reserve.
-func (g *spaceGate) checkDisk() error {
-	usage, err := g.s.fs.GetDiskUsage(g.s.opts.Dir)
-	if err != nil {
-		return fmt.Errorf("read free space of %s: %w", g.s.opts.Dir, err)
-	}
-	reserve := g.s.reserve(usage.TotalBytes)
-	free := int64(usage.AvailBytes) - reserve - g.s.undestaged()
-	g.free.Store(max(0, free))
-	g.left.Store(free / 2) // a byte in the log takes room there, and will take room in a segment
-	state := SpaceOK
-	switch {
-	case free <= 0:
-		state = SpaceFull
-	case usage.TotalBytes > 0 && usage.UsedBytes*100 >= usage.TotalBytes*85:
-		state = SpaceNearFull
-	}
-	if old := SpaceState(g.state.Swap(int32(state))); old != state {
-		if f := g.s.opts.Events.SpaceState; f != nil {
-			f(state, g.free.Load())
-		}
-		if old == SpaceFull {
-			g.released()
-		}
-	}
-	return nil
-}
-
-// reserve is how much of the file system only destage, delete and reclaim may use.
-func (s *Store) reserve(total uint64) int64 {
-	if s.opts.ReserveBytes != 0 {
-		return s.opts.ReserveBytes
-	}
-	return min(max(1<<30, int64(total)*3/100), int64(total)/10)
+	g.queue.serve()
 }

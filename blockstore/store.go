@@ -11,7 +11,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/maypok86/otter/v2/stats"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
@@ -19,6 +18,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
 	"github.com/hyper-nixos/hyper-nixos/tiers"
+	"github.com/hyper-nixos/hyper-nixos/tiers/stripe"
 )
 
 // Store is an open data directory. Its methods are safe for any number of goroutines. Close ends it; nothing may be called on it, its volumes or its devices afterwards.
@@ -27,29 +27,40 @@ type Store struct {
 	plan   memoryPlan
 	fs     vfs.FS
 	lock   io.Closer
-	super  *superblock
+	super  *superblock // written by updateSuper
 	domain dedup.DomainKey
 
 	log      *journal.Log
 	db       *pebble.DB
 	tiers    *tiers.Set
+	stripes  *stripe.Backend // the tier, where the store has several disks; else nil
 	budget   *overlay.Budget
 	maps     *extentmap.Map
 	pages    *extentmap.Cache
 	chunks   *chunkReader
 	segments segmentTable
+	aheads   aheads
 	space    *spaceGate
-	packer   packer
-
-	frameStats *stats.Counter
+	packer   packer                                   // of destage
+	mover    packer                                   // of what survives in segments that are emptied, of the warm class
+	cold     packer                                   // of the cold class
+	cooling  atomic.Pointer[map[block.SegmentID]bool] // cooling.from of the pass that is under way: what it will take anyhow is not reclaimed
+	coolMu   sync.Mutex                               // held by the one pass that fills cold segments
 
 	// ops is held by one control operation at a time (create, snapshot, rollback, …): log order is then the order of effects.
 	ops sync.Mutex
 
-	// meta is held by the one writer of metadata; c is what its last batch wrote.
-	meta    sync.Mutex
-	c       counters
-	counted atomic.Pointer[counters]
+	asked atomic.Uint64 // highest sequence number of a record that a guest or an operation asked for, since the store was opened
+
+	// meta is held by the one writer of metadata; c is what its last batch wrote. It guards the filters, too.
+	meta        sync.Mutex
+	c           counters
+	hints       *hintFilter
+	recentHints *hintCache
+	refRows     *refFilter
+	index       index
+	neighbours  neighbours
+	counted     atomic.Pointer[counters]
 
 	// publishing is held from the moment rows change until the roots that fit them are published. A reader that meets a row that is gone waits for it: a row is visible
 	// as deleted some milliseconds before its deletion is durable.
@@ -61,21 +72,38 @@ type Store struct {
 	names      map[string]*Volume
 	nodes      map[nodeID]*node
 	dirty      dirtySet
-	appliedSeq uint64      // last control record in the tree
-	nextVolume uint64      // id of the next volume
-	persisted  journal.Pos // control records before it are in rows
+	appliedSeq uint64 // last control record in the tree
+	nextVolume uint64 // id of the next volume
 
 	destager *destager
 	worker   *worker
-	cleaner  *metaCleaner
-	started  time.Time
-	closed   atomic.Bool
-	clean    bool            // the store had been closed in order
-	ctx      context.Context // of background work; ends with Close
-	cancel   context.CancelFunc
-	running  sync.WaitGroup
-	bytesOut atomic.Int64 // written to segments since open
-	thorough atomic.Int32 // settles under way: reclaim goes further
+	keeper   *keeper
+	// collector is garbage collection.
+	collector *collector
+	cooler    cooler
+	// checkpoints keeps the rows a second time.
+	checkpoints *checkpointer
+	indexer     *indexer
+	suspect     suspicion
+	damaged     damagedChunks
+	sums        map[rowKey]uint64 // what each row adds to the counters' checksum; guarded by meta
+	superMu     sync.Mutex
+	diskMu      sync.Mutex // guards opts.Disks
+	domainBytes []byte     // the key, to copy it
+	restored    bool       // the data directory was lost
+	cleaner     *metaCleaner
+	logs        *metaLogs
+	started     time.Time
+	corruptions atomic.Uint64 // reports of damage since open
+	closed      atomic.Bool
+	clean       bool            // the store had been closed in order
+	ctx         context.Context // of background work; ends with Close
+	cancel      context.CancelFunc
+	running     sync.WaitGroup
+	bytesOut    atomic.Int64 // written to segments since open
+	thorough    atomic.Int32 // settles under way: reclaim goes further
+	dueFirst    dueFirst     // what they wait for
+	recuts      recuts
 }
 
 // dirtySet is what of the tree is not yet in rows.
@@ -83,26 +111,22 @@ type dirtySet struct {
 	nodes       map[nodeID]*node
 	volumes     map[block.VolumeID]*Volume
 	goneVolumes map[block.VolumeID]bool
-	since       journal.Pos // of the oldest control record that is not in rows; 0 when all are
-	next        journal.Pos // every control record so far lies before it
+	ops         bool // a control record is not in rows
 }
-
-// capturedDirty is a dirtySet on its way into a batch.
-type capturedDirty = dirtySet
 
 func newDirtySet() dirtySet {
 	return dirtySet{nodes: map[nodeID]*node{}, volumes: map[block.VolumeID]*Volume{}, goneVolumes: map[block.VolumeID]bool{}}
 }
 
-func (d *dirtySet) take() capturedDirty {
+// take empties the set, whose content is on its way into a batch.
+func (d *dirtySet) take() dirtySet {
 	got := *d
 	*d = newDirtySet()
-	d.next = got.next
 	return got
 }
 
 // putBack returns a capture whose batch failed.
-func (d *dirtySet) putBack(c capturedDirty) {
+func (d *dirtySet) putBack(c dirtySet) {
 	for id, n := range c.nodes {
 		d.nodes[id] = n
 	}
@@ -112,25 +136,20 @@ func (d *dirtySet) putBack(c capturedDirty) {
 	for id := range c.goneVolumes {
 		d.goneVolumes[id] = true
 	}
-	if c.since != 0 {
-		d.since = c.since
-	}
+	d.ops = d.ops || c.ops
 }
 
 func (d *dirtySet) empty() bool {
-	return len(d.nodes)+len(d.volumes)+len(d.goneVolumes) == 0 && d.since == 0
+	return len(d.nodes)+len(d.volumes)+len(d.goneVolumes) == 0 && !d.ops
 }
 
 func (s *Store) touchNodeLocked(n *node)     { s.dirty.nodes[n.id] = n }
 func (s *Store) touchVolumeLocked(v *Volume) { s.dirty.volumes[v.id] = v }
 
-// noteOpLocked records that the control record seq, which lies at pos, is in the tree. Store.tree is held.
-func (s *Store) noteOpLocked(seq uint64, pos, next journal.Pos) {
+// noteOpLocked records that the control record seq is in the tree. Store.tree is held.
+func (s *Store) noteOpLocked(seq uint64) {
 	s.appliedSeq = seq
-	if s.dirty.since == 0 {
-		s.dirty.since = pos
-	}
-	s.dirty.next = next
+	s.dirty.ops = true
 }
 
 // forgetNodeLocked takes a purged node out of the forest. Store.tree is held.
@@ -148,18 +167,22 @@ func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return block.ErrClosed
 	}
+	s.collector.lastAudit()
 	s.cancel()
 	s.running.Wait()
+	s.aheads.close()
 	err := s.flushTree()
-	err = errors.Join(err, s.packer.close())
+	s.report("note damage of the metadata", s.noteSuspicion())
+	s.report("last checkpoint of the metadata", s.checkpoints.close()) // without it nothing is lost: the log goes back further
+	err = errors.Join(err, s.packer.close(), s.mover.close(), s.cold.close())
 	clean := err == nil
 	err = errors.Join(err, s.log.Close())
+	s.report("close the index", s.index.close()) // what it does not have is put in again
 	err = errors.Join(err, s.db.Close())
 	if err == nil && clean {
-		s.super.Flags |= flagClean
-		err = writeSuper(s.fs, s.opts.Dir, s.super)
+		err = s.updateSuper(func(super *superblock) { super.Flags |= flagClean })
 	}
-	err = errors.Join(err, s.tiers.Close())
+	err = errors.Join(err, s.chunks.close(), s.tiers.Close())
 	return errors.Join(err, s.lock.Close())
 }
 

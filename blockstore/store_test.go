@@ -216,3 +216,19 @@ func TestSnapshotFreesWhatItHoldsAlone(t *testing.T) {
 		t.Fatalf("dry run said %d B, the deletion freed %d B, want both %d", frees, got, 16<<20)
 	}
 }
+
+// TestStatsCountSyncs flushes a few times: each is a group commit that the figures show.
+func TestStatsCountSyncs(t *testing.T) {
+	s := openTest(t, testOptions(t, vfs.Default, t.TempDir()))
+	d := createTest(t, s, "v", 1<<20)
+	before := s.Stats().Syncs
+	for k := range 3 {
+		writeTest(t, d, uint64(k)*block.Size, make([]byte, block.Size))
+		if err := d.Flush(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := s.Stats().Syncs - before; got < 3 {
+		t.Errorf("%d syncs after three flushes", got)
+	}
+}

@@ -27,10 +27,12 @@ const (
 	flagInitialized = 1 << 1 // metadata and log exist
 )
 
-// Feature masks that this version knows. An unknown compat bit is ignored, an unknown ro-compat bit forbids writing, an unknown incompat bit forbids opening.
+// Features of a store; all are in features.go.
 const (
-	knownROCompat = 0
-	knownIncompat = 0
+	// incompatParity says that segment rows may have a shape of parity, bytes that must be zero without it.
+	incompatParity = 1 << 0
+	// incompatDisks says that the store has, or had, several disks: parts of segments may lie elsewhere, and directories have labels.
+	incompatDisks = 1 << 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -48,14 +50,14 @@ type superblock struct {
 	BootEpoch   uint64
 	OwnerEpoch  uint64
 	Cut         cdc.Params
-	Checkpoints [2]checkpointPointer // zero until metadata checkpoints exist
+	Checkpoints [2]checkpointPointer // the newest full checkpoint; the newest that was noted when the superblock was written
 }
 
 // checkpointPointer says where a metadata checkpoint starts.
 type checkpointPointer struct {
 	Segment block.SegmentID
-	Offset  uint64
-	Seq     uint64
+	Offset  uint64 // of the frame of its first part
+	Seq     uint64 // its number
 }
 
 func (s *superblock) encode() []byte {
@@ -123,9 +125,8 @@ func decodeSuper(b []byte, source string) (*superblock, error) {
 			}
 		}
 	}
-	if s.Incompat&^knownIncompat != 0 || s.ROCompat&^knownROCompat != 0 {
-		return nil, fmt.Errorf("%s uses features that this program does not know (incompat %#x, ro-compat %#x); use a newer hvd: %w",
-			source, s.Incompat&^knownIncompat, s.ROCompat&^knownROCompat, block.ErrVersion)
+	if err := s.checkFeatures(source); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -180,6 +181,18 @@ func writeSuper(fs vfs.FS, dir string, s *superblock) error {
 	if err := writeFileAtomic(fs, dir, path, s.encode()); err != nil {
 		return fmt.Errorf("write superblock %s: %w", path, err)
 	}
+	return nil
+}
+
+// updateSuper changes the superblock and makes it durable.
+func (s *Store) updateSuper(change func(*superblock)) error {
+	s.superMu.Lock()
+	defer s.superMu.Unlock()
+	change(s.super)
+	if err := writeSuper(s.fs, s.opts.Dir, s.super); err != nil {
+		return err
+	}
+	s.copySuper(s.super)
 	return nil
 }
 

@@ -18,6 +18,9 @@ func (v *Volume) discard(ctx context.Context, kind journal.Kind, off, n uint64, 
 	if n == 0 {
 		return nil
 	}
+	if err := v.pass(ctx, true, 1, 0); err != nil {
+		return err
+	}
 	first, last := wholeBlocks(off, n, v.size.Load())
 	if edges {
 		if err := v.zeroEdges(ctx, off, n, first, last); err != nil {
@@ -30,7 +33,7 @@ func (v *Volume) discard(ctx context.Context, kind journal.Kind, off, n uint64, 
 		}
 	}
 	if sync || WriteMode(v.mode.Load()) == ModeDurable {
-		return v.s.log.Sync(ctx)
+		return v.s.flush(ctx)
 	}
 	return nil
 }
@@ -94,6 +97,8 @@ func (v *Volume) tryDiscard(kind journal.Kind, first, count uint64) error {
 		return fmt.Errorf("discard of volume %d: %w", v.id, err)
 	}
 	v.s.at(afterAppend)
+	v.s.noteAsked(rec.Seq)
 	v.head.Load().layer.PublishZero(first, count, uint64(rec.Pos))
+	v.counters.discards.Add(1)
 	return nil
 }

@@ -26,7 +26,11 @@ type Volume struct {
 	mode atomic.Uint32 // WriteMode
 	gone atomic.Bool   // deleted
 
-	rmw rmwTable
+	rmw   rmwTable
+	share share // of the log, when it gets short
+
+	limits atomic.Pointer[limiter] // nil: none
+	quota  atomic.Pointer[quota]   // nil: none
 
 	// Guarded by Store.tree.
 	name  string
@@ -39,6 +43,7 @@ type Volume struct {
 type volumeCounters struct {
 	writes, writeBytes atomic.Int64
 	reads, readBytes   atomic.Int64
+	discards           atomic.Int64
 }
 
 func (v *Volume) rowLocked() *volumeRow {

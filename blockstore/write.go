@@ -48,19 +48,36 @@ func (v *Volume) tryWrite(batch []block.Write) error {
 	if err := v.checkBatch(batch); err != nil {
 		return err
 	}
-	if err := v.s.space.tryAdmit(batchBytes(batch)); err != nil {
-		return err
-	}
-	err := v.append(batch, nil, true)
-	if err == errRMWConflict {
+	bytes := batchBytes(batch)
+	if !v.mayPass(true, bytes) {
 		return block.ErrWouldBlock
 	}
-	return err
+	q, fits := v.takeQuota(bytes)
+	if !fits {
+		return block.ErrWouldBlock
+	}
+	defer q.landed(bytes)
+	if err := v.s.space.tryAdmit(&v.share, bytes); err != nil {
+		return err
+	}
+	defer v.s.space.landed(bytes)
+	switch err := v.append(batch, nil, true); err {
+	case nil:
+		v.passed(true, len(batch), bytes)
+		return nil
+	case errRMWConflict:
+		return block.ErrWouldBlock
+	default:
+		return err
+	}
 }
 
 // write applies a batch in order, waiting where it must. With sync, or on a durable volume, the effect is durable when it returns.
 func (v *Volume) write(ctx context.Context, batch []block.Write, sync bool) error {
 	if err := v.checkBatch(batch); err != nil {
+		return err
+	}
+	if err := v.pass(ctx, true, len(batch), batchBytes(batch)); err != nil {
 		return err
 	}
 	if aligned(batch) {
@@ -75,7 +92,7 @@ func (v *Volume) write(ctx context.Context, batch []block.Write, sync bool) erro
 		}
 	}
 	if sync || WriteMode(v.mode.Load()) == ModeDurable {
-		return v.s.log.Sync(ctx)
+		return v.s.flush(ctx)
 	}
 	return nil
 }
@@ -106,20 +123,36 @@ func (v *Volume) checkBatch(batch []block.Write) error {
 
 // appendWrites waits for space and for read-modify-writes that overlap, then appends. own is the caller's registered range, which does not count as a conflict.
 func (v *Volume) appendWrites(ctx context.Context, batch []block.Write, own *rmwRange) error {
+	bytes := batchBytes(batch)
+	q, err := v.waitQuota(ctx, batch, bytes)
+	if err != nil {
+		return err
+	}
+	defer q.landed(bytes)
 	for {
-		if err := v.s.space.admit(ctx, batchBytes(batch)); err != nil {
+		err := v.appendAdmitted(ctx, batch, own)
+		if err != block.ErrWouldBlock {
 			return err
 		}
-		switch err := v.append(batch, own, false); err {
-		case errRMWConflict:
-			if err := v.waitRMW(ctx, batch); err != nil {
-				return err
-			}
-		case block.ErrWouldBlock:
-			if err := v.s.space.waitForRoom(ctx); err != nil {
-				return err
-			}
-		default:
+		if err := v.s.space.waitForRoom(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// appendAdmitted is appendWrites, but for a log that has no room after all: then it returns ErrWouldBlock, and holds nothing.
+func (v *Volume) appendAdmitted(ctx context.Context, batch []block.Write, own *rmwRange) error {
+	bytes := batchBytes(batch)
+	if err := v.s.space.admit(ctx, &v.share, bytes); err != nil {
+		return err
+	}
+	defer v.s.space.landed(bytes)
+	for {
+		err := v.append(batch, own, false)
+		if err != errRMWConflict {
+			return err
+		}
+		if err := v.waitRMW(ctx, batch); err != nil {
 			return err
 		}
 	}
@@ -158,12 +191,13 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 		appendTo = v.s.log.TryAppend
 	}
 	if err := appendTo(recs); err != nil {
-		if err == block.ErrWouldBlock || errors.Is(err, block.ErrNoSpace) {
+		if errors.Is(err, block.ErrWouldBlock) || errors.Is(err, block.ErrNoSpace) {
 			return block.ErrWouldBlock // the log is full for now: destage makes room
 		}
 		return fmt.Errorf("write volume %d: %w", v.id, err)
 	}
 	v.s.at(afterAppend)
+	v.s.noteAsked(recs[len(recs)-1].Seq)
 	layer := v.head.Load().layer
 	for i := range recs {
 		r := &recs[i]

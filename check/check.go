@@ -3,6 +3,8 @@ package check
 import (
 	"context"
 	"fmt"
+	"path/filepath"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -13,6 +15,8 @@ type Options struct {
 	MaxFindings int
 	// CacheBytes is Pebble's block cache. Default 64 MiB.
 	CacheBytes int64
+	// Disks are the directories of further disks, of a store that has some.
+	Disks []string
 	// Progress, if set, is told what begins: a step, or a segment or log file.
 	Progress func(step string)
 }
@@ -27,8 +31,11 @@ type run struct {
 	super  *super
 	domain []byte // key; nil when it is missing or wrong
 	meta   *meta
+	field  *galois // made when the first sidecar is met
 
 	tree     forest
+	rowSum   uint64 // over the rows of volumes, nodes and segments
+	lost     uint64 // chunks in no segment
 	logEnd   uint64 // sequence number of the last record
 	segments map[uint64]*segmentState
 	stored   idSet          // chunks whose row was found in its frame
@@ -39,6 +46,12 @@ type run struct {
 	owned      idSet  // pages and nodes that were reached
 	brokenMaps map[string]bool
 	lastRadix  [maxLevel + 1]*radix
+
+	parts     []foundPart // of checkpoints
+	assembled struct {    // the segment of checkpoints that was put together last
+		segment uint64
+		b       []byte
+	}
 }
 
 // Run checks the store in dir. The error is about the check itself: a directory that is no store, a store that is in use (block.ErrLocked), a context that ended, a file
@@ -49,6 +62,13 @@ func Run(ctx context.Context, dir string, opts Options) (Report, error) {
 	}
 	if opts.CacheBytes == 0 {
 		opts.CacheBytes = 64 << 20
+	}
+	opts.Disks = slices.Clone(opts.Disks)
+	for i, d := range opts.Disks {
+		var err error
+		if opts.Disks[i], err = filepath.Abs(d); err != nil {
+			return Report{}, fmt.Errorf("check store %s: %w", dir, err)
+		}
 	}
 	rep := Report{Dir: dir, Findings: []Finding{}}
 	r := &run{ctx: ctx, dir: dir, opts: opts, rep: &rep, segments: map[uint64]*segmentState{}, bad: map[uint64]int{}, brokenMaps: map[string]bool{}}
@@ -78,6 +98,7 @@ func (r *run) all() error {
 	}{
 		{"metadata", r.checkRows}, {"tree", r.checkTree}, {"log", r.checkLog}, {"segments", r.checkSegments}, {"chunks", r.checkChunks},
 		{"maps", r.checkMaps}, {"deadlists", r.checkInheritance}, {"sizes of maps", r.checkMapped}, {"references", r.checkReferences}, {"counters", r.checkCounters},
+		{"checkpoints", r.checkCheckpoints}, {"scrub", r.checkScrub}, {"garbage collection", r.checkGC},
 	} {
 		if err := r.progress(step.name); err != nil {
 			return err

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -25,7 +24,7 @@ func (r *run) matchChunk(segment uint64, at uint32, fr *frame, c *frameChunk) er
 	return nil
 }
 
-// checkChunks checks the rows of chunks against what was found in segments, the live counters of these, and the hints.
+// checkChunks checks the rows of chunks against what was found in segments, the live counters of these, and the index.
 func (r *run) checkChunks() error {
 	last := uint64(0)
 	err := r.meta.table(tableChunk, func(key, value []byte) error {
@@ -37,6 +36,11 @@ func (r *run) checkChunks() error {
 		}
 		r.rep.Totals.Chunks++
 		r.rep.Totals.ChunkBytes += uint64(row.RawLen)
+		if row.lost() {
+			r.lost++
+			r.bad[id] = r.fail(u, 0, "a chunk in a segment", "one that was in no segment when the metadata was made anew")
+			return nil
+		}
 		s := r.segments[row.Segment]
 		if s == nil {
 			r.bad[id] = r.fail(u, 0, "a segment that exists", fmt.Sprint(row.Segment))
@@ -61,32 +65,5 @@ func (r *run) checkChunks() error {
 		r.expect(s.row.LiveRaw == s.liveRaw, u, 32, fmt.Sprintf("%d B live, as chunk rows have it", s.liveRaw), s.row.LiveRaw)
 		r.expect(s.row.LiveChunks == s.liveChunks, u, 44, fmt.Sprintf("%d chunks live, as chunk rows have it", s.liveChunks), s.row.LiveChunks)
 	}
-	return r.checkHints()
-}
-
-// checkHints checks that each hint names a chunk with its hash: deletes of a chunk remove its hint, too.
-func (r *run) checkHints() error {
-	hinted := uint64(0)
-	err := r.meta.table(tableHint, func(key, value []byte) error {
-		u := unit(key)
-		if !r.expect(len(value) == 8, u, 0, "8 B", len(value)) {
-			return nil
-		}
-		id := binary.LittleEndian.Uint64(value)
-		b, err := r.meta.get(key64(tableChunk, id))
-		if errors.Is(err, errNoRow) {
-			r.fail(u, 0, "a chunk that exists", fmt.Sprint(id))
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if row, err := parseChunkRow(b); err == nil {
-			r.expect(row.Hash == [16]byte(key[1:]), u, 0, "a chunk with this hash", fmt.Sprintf("chunk %d with %x", id, row.Hash))
-		}
-		hinted++
-		return nil
-	})
-	r.rep.Totals.UnhintedChunks = r.rep.Totals.Chunks - min(hinted, r.rep.Totals.Chunks)
-	return err
+	return r.checkIndex()
 }

@@ -152,7 +152,7 @@ func damageLog(t *testing.T, dir string) {
 
 func damageSegment(t *testing.T, dir string) {
 	path := ""
-	for _, p := range files(t, dir, ".seg") {
+	for _, p := range segmentFiles(t, dir, 2) {
 		if b, err := os.ReadFile(p); err == nil && string(b[len(b)-256:len(b)-248]) == "HNSEGFTR" {
 			path = p
 		}
@@ -220,7 +220,7 @@ func damageSegment(t *testing.T, dir string) {
 func damageNames(t *testing.T, dir string) {
 	segs := files(t, dir, ".seg")
 	logPath, _, _, _ := liveLog(t, dir)
-	for _, path := range []string{segs[0], logPath, filepath.Join(dir, "super.0"), filepath.Join(dir, "super.1"), filepath.Join(dir, "domain.key")} {
+	for _, path := range []string{segs[0], segmentFiles(t, dir, classMeta)[0], logPath, filepath.Join(dir, "super.0"), filepath.Join(dir, "super.1"), filepath.Join(dir, "domain.key")} {
 		rel, _ := filepath.Rel(dir, path)
 		t.Run(rel, func(t *testing.T) {
 			if err := os.Rename(path, path+".away"); err != nil {

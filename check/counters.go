@@ -26,6 +26,8 @@ func (r *run) checkCounters() error {
 	r.expect(c.StoreID == r.super.StoreID, countersUnit, 80, "store "+r.super.StoreID.String(), c.StoreID)
 	r.expect(c.Nodes == uint64(t.Nodes), countersUnit, 104, fmt.Sprintf("%d rows of nodes", t.Nodes), c.Nodes)
 	r.expect(c.Segments == uint64(len(r.segments)), countersUnit, 96, fmt.Sprintf("%d rows of segments", len(r.segments)), c.Segments)
+	r.expect(c.Lost == r.lost, countersUnit, 112, fmt.Sprintf("%d lost chunks", r.lost), c.Lost)
+	r.expect(c.Version == 1 || c.RowSum == r.rowSum, countersUnit, 120, fmt.Sprintf("sum %016x of the rows of volumes, nodes and segments", r.rowSum), fmt.Sprintf("%016x: one of these rows is not what it was", c.RowSum))
 	r.expect(c.NextVolume > 0, countersUnit, 48, "a next volume", c.NextVolume)
 	r.expect(c.AppliedSeq <= r.logEnd, countersUnit, 8, fmt.Sprintf("a record of the log, which ends with %d", r.logEnd), c.AppliedSeq)
 	return nil

@@ -18,6 +18,10 @@
 //	maps          each page and node that a root, a deadlist or a job holds, exactly once; deadlists against what the maps really dropped
 //	references    each count against the insertions that are alive
 //	counters      next ids, totals
+//	parity        each sidecar's heads, sums and parity, computed anew from its segment
+//	checkpoints   what is journaled can be read, and rows without a marker are as it says
+//	scrub         the record of the last scrub
+//	gc            the record of garbage collection
 //
 // Memory. A bit for each page, node and chunk id, four bytes for each chunk, 64 MiB for a segment, the block cache, and for one node at a time an entry of a few words for
 // each extent and page that it dropped and its ancestor has. About 1 GiB for 100 million chunks.

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -133,7 +134,7 @@ func (d *SegmentDump) WriteText(w io.Writer) error {
 		fmt.Fprintf(&b, "  %s\n", d.Error)
 	}
 	for _, f := range d.Frames {
-		fmt.Fprintf(&b, "  %10d+%d  codec %d, %d B raw %s\n", f.Offset, f.Size, f.Codec, f.Raw, f.Error)
+		fmt.Fprintf(&b, "  %10d+%d  codec %d, %d B raw%s\n", f.Offset, f.Size, f.Codec, f.Raw, behind(f.Error))
 		for _, c := range f.Chunks {
 			fmt.Fprintf(&b, "              chunk %d  %d B  %s\n", c.ID, c.Raw, c.Hash)
 		}
@@ -278,8 +279,8 @@ func (d *VolumesDump) WriteText(w io.Writer) error {
 func (d *VolumesDump) writeNodes(b *strings.Builder, want func(n *nodeRow) bool) {
 	for _, n := range d.Nodes {
 		if want(n) {
-			fmt.Fprintf(b, "  node %d of volume %d: parent %d, bound %d, %s, root %d level %d birth %d, closed %d, %d B mapped, %d deadlist rows, %d jobs %s\n",
-				n.ID, n.Volume, n.Parent, n.Bound, n.flagNames(), n.Root.ID, n.Root.Level, n.Root.Birth, n.Closed, n.Mapped, d.Deadlist[n.ID], d.Jobs[n.ID], n.Name)
+			fmt.Fprintf(b, "  node %d of volume %d: parent %d, bound %d, %s, root %d level %d birth %d, closed %d, %d B mapped, %d deadlist rows, %d jobs%s\n",
+				n.ID, n.Volume, n.Parent, n.Bound, n.flagNames(), n.Root.ID, n.Root.Level, n.Root.Birth, n.Closed, n.Mapped, d.Deadlist[n.ID], d.Jobs[n.ID], behind(n.Name))
 		}
 	}
 }
@@ -291,5 +292,13 @@ func (n *nodeRow) flagNames() string {
 			set = append(set, name)
 		}
 	}
-	return strings.Join(set, "+")
+	return cmp.Or(strings.Join(set, "+"), "new")
+}
+
+// behind sets a text that is there off from what stands before it.
+func behind(text string) string {
+	if text == "" {
+		return ""
+	}
+	return " " + text
 }

@@ -67,6 +67,10 @@ func detachVolume(t *testing.T, dir, name string) {
 		}
 		row[1] |= nodeDeleted | nodePurging
 		counters := value(t, db, []byte("Mc"))
+		sumAgain := func(by uint64) {
+			binary.LittleEndian.PutUint64(counters[120:], binary.LittleEndian.Uint64(counters[120:])+by)
+		}
+		sumAgain(-sumOf(key, value(t, db, key)) - sumOf(key64(tableVolume, v.ID), value(t, db, key64(tableVolume, v.ID))) + sumOf(key, row))
 		number := binary.LittleEndian.Uint64(counters[56:]) + 1
 		binary.LittleEndian.PutUint64(counters[56:], number)
 		job := append([]byte("HvJb\x01\x00\x01"), n.Root.Level)
@@ -80,7 +84,29 @@ func detachVolume(t *testing.T, dir, name string) {
 		if err := b.Delete(key64(tableVolume, v.ID), nil); err != nil {
 			t.Fatal(err)
 		}
+		for _, changed := range [][]byte{key, append(key64(tableJob, v.Head), key64(0, number)[1:]...), key64(tableVolume, v.ID)} {
+			set(t, b, nextMarker(t, db, changed), nil)
+		}
 	})
+}
+
+// nextMarker is the key of a marker that the next batch would write.
+func nextMarker(t *testing.T, db *pebble.DB, key []byte) []byte {
+	j, err := parseJournalRow(value(t, db, []byte("Mj")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(binary.BigEndian.AppendUint32([]byte{tableMarker}, j.Gen+1), key...)
+}
+
+// segmentFiles lists the segments of a class.
+func segmentFiles(t *testing.T, dir string, class byte) (all []string) {
+	for _, path := range files(t, dir, ".seg") {
+		if b, err := os.ReadFile(path); err == nil && b[12] == class {
+			all = append(all, path)
+		}
+	}
+	return all
 }
 
 func volumeNamed(t *testing.T, db *pebble.DB, name string) *volumeRow {
@@ -200,4 +226,11 @@ func mustFind(t *testing.T, rep Report, where string) {
 		return
 	}
 	t.Errorf("nothing about %q, but: %s", where, rep.Findings[0].String())
+}
+
+// sumOf is what a row adds to the sum in the counters.
+func sumOf(key, value []byte) uint64 {
+	r := &run{}
+	r.sumRow(key, value)
+	return r.rowSum
 }

@@ -1,5 +1,7 @@
 package check
 
+import "math/bits"
+
 // blockIDs is how many ids a block of an idSet or of counts holds. Ids are dense, so few blocks are thinly used.
 const blockIDs = 1 << 15
 
@@ -27,6 +29,33 @@ func (s *idSet) add(id uint64) bool {
 func (s *idSet) has(id uint64) bool {
 	b := s.blocks[id/blockIDs]
 	return b != nil && b[id%blockIDs/64]&(1<<(id%64)) != 0
+}
+
+// remove takes an id out of the set.
+func (s *idSet) remove(id uint64) {
+	if b := s.blocks[id/blockIDs]; b != nil {
+		b[id%blockIDs/64] &^= 1 << (id % 64)
+	}
+}
+
+// set puts an id into the set or takes it out.
+func (s *idSet) set(id uint64, in bool) {
+	if in {
+		s.add(id)
+	} else {
+		s.remove(id)
+	}
+}
+
+// each calls f with every id, in no order.
+func (s *idSet) each(f func(id uint64)) {
+	for n, b := range s.blocks {
+		for w, word := range b {
+			for ; word != 0; word &= word - 1 {
+				f(n*blockIDs + uint64(w*64+bits.TrailingZeros64(word)))
+			}
+		}
+	}
 }
 
 // counts is a table of 32-bit counts by id. Counts beyond are kept in a map.

@@ -24,6 +24,7 @@ const (
 	kindTrim      = 2
 	kindZeroRec   = 3
 	firstControl  = 16
+	flagMoved     = 1 << 0 // of a write: it repeats what the volume held already
 	logFileMagic  = "HNXLOGF\n"
 	logFootMagic  = "HNXLOGE\n"
 	logRecordMark = "HNLR"

@@ -15,7 +15,7 @@ const (
 	tableChunk   = 'C'
 	tableDead    = 'D'
 	tableSegment = 'G'
-	tableHint    = 'H'
+	tableHint    = 'H' // of the index; in the metadata until version 1 of it
 	tableJob     = 'J'
 	tableMeta    = 'M'
 	tableRadix   = 'N'
@@ -43,15 +43,20 @@ func (silent) Errorf(string, ...any)        {}
 func (silent) Fatalf(f string, args ...any) { panic(fmt.Sprintf(f, args...)) }
 
 func openMeta(dir string, cacheBytes int64) (*meta, error) {
+	return openRows(filepath.Join(dir, "meta"), cacheBytes)
+}
+
+// openRows opens a database of rows.
+func openRows(path string, cacheBytes int64) (*meta, error) {
 	cache := pebble.NewCache(cacheBytes)
 	defer cache.Unref()
-	db, err := pebble.Open(filepath.Join(dir, "meta"), &pebble.Options{
+	db, err := pebble.Open(path, &pebble.Options{
 		FS: readOnlyFS{vfs.Default}, ReadOnly: true, Cache: cache, Logger: silent{}, MaxOpenFiles: 256,
 		// Pebble would end the process. Here the error that it returns as well becomes a finding.
 		EventListener: &pebble.EventListener{DataCorruption: func(pebble.DataCorruptionInfo) {}},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open metadata: %w", err)
+		return nil, fmt.Errorf("open metadata in %s: %w", filepath.Base(path), err)
 	}
 	return &meta{db}, nil
 }
@@ -68,6 +73,10 @@ func unit(key []byte) string {
 		return fmt.Sprintf("%s|%x", s, key[1:])
 	case tableMeta:
 		return fmt.Sprintf("%s|%s", s, key[1:])
+	case tableMarker:
+		if markerKeyOK(key) {
+			return fmt.Sprintf("%s|%d|%s", s, binary.BigEndian.Uint32(key[1:]), unit(key[5:]))
+		}
 	}
 	for at := 1; at+8 <= len(key); at += 8 {
 		s += fmt.Sprintf("|%d", binary.BigEndian.Uint64(key[at:]))
@@ -126,6 +135,8 @@ func (r *run) checkKeys() error {
 	return r.meta.scan(nil, nil, func(key, _ []byte) error {
 		if len(key) == 0 {
 			r.fail("metadata", 0, "a key", "an empty one")
+		} else if key[0] == tableMarker {
+			r.expect(markerKeyOK(key), fmt.Sprintf("metadata key %q", key), 0, "a marker of a row", fmt.Sprintf("%d B", len(key)))
 		} else if n := keyLengths[key[0]]; n != len(key) {
 			r.fail(fmt.Sprintf("metadata key %q", key), 0, "a key of a known table", fmt.Sprintf("%d B", len(key)))
 		}

@@ -48,6 +48,9 @@ func (f *Finding) String() string {
 		}
 		fmt.Fprintf(&b, " %s at %d+%d", p.owner(), p.Offset, p.Length)
 	}
+	if len(f.Places) > 0 {
+		b.WriteString(" (and snapshots and clones that share this)")
+	}
 	return b.String()
 }
 
@@ -77,6 +80,7 @@ type Totals struct {
 	Chunks          uint64 `json:"chunks"`       // with a row
 	ChunkBytes      uint64 `json:"chunkBytes"`   // raw, of these
 	SharedBytes     uint64 `json:"sharedBytes"`  // raw, of those with more than one reference
+	StaleHints      uint64 `json:"staleHints"`   // in the index, of chunks that are gone: what a crash leaves
 	UnhintedChunks  uint64 `json:"unhintedChunks"`
 	References      uint64 `json:"references"`
 	Pages           uint64 `json:"pages"`
@@ -84,6 +88,8 @@ type Totals struct {
 	Extents         uint64 `json:"extents"` // each insertion once
 	DeadlistEntries uint64 `json:"deadlistEntries"`
 	Jobs            int    `json:"jobs"`
+	Deltas          int    `json:"deltas"` // since the newest full checkpoint
+	CheckpointBytes uint64 `json:"checkpointBytes"`
 }
 
 // Report is what Run found.

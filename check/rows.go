@@ -3,6 +3,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"hash/crc64"
 	"path/filepath"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -28,6 +29,11 @@ func parseChunkRow(b []byte) (chunkRow, error) {
 	word := f.u32()
 	c.RawLen, c.Flags = word&0xffffff, uint8(word>>24)
 	c.Hash, c.Base = [16]byte(f.take(16)), f.u64()
+	if c.lost() {
+		f.rule(c.FrameOff == 0 && c.FrameLen == 0 && c.RawOff == 0, 8, "no frame of a lost chunk", "%d+%d", c.FrameOff, c.FrameLen)
+		f.rule(c.RawLen > 0 && allZero(c.Hash[8:]) && c.Flags == chunkDamaged && c.Base == 0, 20, "a length and half of the hash of a lost chunk", "%d, %x", c.RawLen, c.Hash)
+		return c, f.end()
+	}
 	f.rule(c.Segment > 0, 0, "a segment", "0")
 	f.rule(c.FrameOff >= segHeaderSize && uint64(c.FrameOff)+uint64(c.FrameLen) <= segMaxSize, 8, "a frame inside a segment", "%d+%d", c.FrameOff, c.FrameLen)
 	f.rule(c.RawLen > 0 && uint64(c.RawOff)+uint64(c.RawLen) <= frameMaxRaw, 16, "a chunk inside a frame", "%d+%d", c.RawOff, c.RawLen)
@@ -35,6 +41,9 @@ func parseChunkRow(b []byte) (chunkRow, error) {
 	f.rule(c.Base == 0, 40, "no base", "%d", c.Base)
 	return c, f.end()
 }
+
+// lost reports whether the chunk is in no segment.
+func (c *chunkRow) lost() bool { return c.Segment == 0 && c.Flags&chunkDamaged != 0 }
 
 // counterRow is M|c.
 type counterRow struct {
@@ -50,17 +59,24 @@ type counterRow struct {
 	StoreID    block.UUID `json:"-"`
 	Segments   uint64     `json:"segments"`
 	Nodes      uint64     `json:"nodes"`
+	Lost       uint64     `json:"lostChunks"`
+	RowSum     uint64     `json:"-"`
+	Version    uint8      `json:"version"`
 }
 
 func parseCounters(b []byte) (c counterRow, err error) {
 	f := &fields{b: b}
-	f.version(1)
+	c.Version = f.u8()
+	f.rule(c.Version == 1 || c.Version == 2, 0, "version 1 or 2", "%d", c.Version)
 	f.reserved(7)
 	for _, p := range []*uint64{&c.AppliedSeq, &c.Watermark, &c.Chunk, &c.Page, &c.Segment, &c.NextVolume, &c.Row, &c.Unique, &c.Shared} {
 		*p = f.u64()
 	}
 	c.StoreID = block.UUID(f.take(16))
 	c.Segments, c.Nodes = f.u64(), f.u64()
+	if c.Version == 2 {
+		c.Lost, c.RowSum = f.u64(), f.u64()
+	}
 	f.reserved(8)
 	return c, f.end()
 }
@@ -85,6 +101,9 @@ type segmentRow struct {
 	LiveRaw     uint64      `json:"liveRaw"`
 	TotalChunks uint32      `json:"totalChunks"`
 	LiveChunks  uint32      `json:"liveChunks"`
+	ParityData  uint8       `json:"parityData"` // data shards of the sidecar; 0 none
+	Parity      uint8       `json:"parity"`     // parity shards
+	Born        uint64      `json:"born"`       // segment that was begun last when the youngest data in it was destaged; 0: itself
 	Copies      []placement `json:"copies"`
 }
 
@@ -100,7 +119,10 @@ func parseSegmentRow(id uint64, b []byte) (*segmentRow, error) {
 	f.reserved(1)
 	s.Generation, s.ID, s.Size, s.TotalRaw, s.LiveRaw = f.u32(), f.u64(), f.u64(), f.u64(), f.u64()
 	s.TotalChunks, s.LiveChunks = f.u32(), f.u32()
-	f.reserved(16)
+	s.ParityData, s.Parity = f.u8(), f.u8()
+	f.reserved(6)
+	s.Born = f.u64()
+	f.rule(s.ParityData|s.Parity == 0 || parityShapeOK(int(s.ParityData), int(s.Parity)), 48, "a valid shape of parity, or none", "%d+%d", s.ParityData, s.Parity)
 	f.rule(s.ID == id, 8, fmt.Sprint("segment ", id), "%d", s.ID)
 	f.rule(1 <= s.Class && s.Class <= 6, 1, "a known class", "%d", s.Class)
 	f.rule(s.State == segmentOpen || s.State == segmentSealed, 2, "a known state", "%d", s.State)
@@ -161,16 +183,25 @@ func (r *run) checkRows() error {
 	}
 	return r.meta.table(tableSegment, func(key, value []byte) error {
 		id := keyField(key, 0)
+		r.sumRow(key, value)
 		row, err := parseSegmentRow(id, value)
 		if err != nil {
 			r.noteErr(unit(key), err)
 		}
+		r.expect(row.Born <= r.tree.counters.Segment, unit(key), 56, fmt.Sprintf("a segment up to %d", r.tree.counters.Segment), row.Born)
 		r.segments[id] = &segmentState{row: row}
 		return nil
 	})
 }
 
 var countersUnit = "M|c"
+
+var rowSumTable = crc64.MakeTable(crc64.ECMA)
+
+// sumRow adds a row of volumes, nodes or segments to the sum that the counters have.
+func (r *run) sumRow(key, value []byte) {
+	r.rowSum += crc64.Update(crc64.Update(0, rowSumTable, key), rowSumTable, value)
+}
 
 func (r *run) readCounters() error {
 	b, err := r.meta.get([]byte(countersUnit[:1] + countersUnit[2:]))
@@ -185,7 +216,7 @@ func (r *run) readCounters() error {
 		r.noteErr(countersUnit, err)
 	}
 	return r.meta.table(tableMeta, func(key, _ []byte) error {
-		r.expect(unit(key) == countersUnit, unit(key), 0, "a known name", string(key[1:]))
+		r.expect(unit(key) == countersUnit || unit(key) == journaledUnit, unit(key), 0, "a known name", string(key[1:]))
 		return nil
 	})
 }

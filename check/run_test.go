@@ -140,7 +140,7 @@ func TestPlaces(t *testing.T) {
 	l.write("web1", 20<<20, l.pool[2][:8192])
 	l.settle()
 	l.close()
-	seg := files(t, l.dir, ".seg")[0]
+	seg := segmentFiles(t, l.dir, 2)[0]
 	rep := mutate(t, l.dir, seg, func(b []byte) []byte { b[segHeaderSize+200] ^= 1; return b })
 	found := false
 	for _, f := range rep.Findings {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
@@ -65,7 +66,13 @@ func (r *run) checkSegment(row *segmentRow, p placement, dec *frameReader, buf [
 	if err := r.progress(path); err != nil {
 		return buf, err
 	}
-	b, err := readSegment(filepath.Join(r.dir, path), buf)
+	b, unit, err := r.wholeCopies(row, p, buf)
+	path = unit
+	if errors.Is(err, fs.ErrNotExist) {
+		if b, err = r.fromShards(row, p); err == nil && b == nil {
+			return buf, nil // what is missing was said
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		r.fail(path, 0, "a file for "+unit64(tableSegment, row.ID), "none")
 		return buf, nil
@@ -81,7 +88,10 @@ func (r *run) checkSegment(row *segmentRow, p placement, dec *frameReader, buf [
 	r.rep.Totals.Segments++
 	r.rep.Totals.SegmentBytes += int64(len(b))
 	c := segmentCheck{r: r, row: row, unit: path, b: b, dec: dec}
-	return b, c.run()
+	if err := c.run(); err != nil {
+		return b, err
+	}
+	return b, r.checkParity(row, p, b)
 }
 
 // readSegment reads a file of at most 64 MiB into buf or a larger one.
@@ -239,8 +249,16 @@ func (c *segmentCheck) frame(at uint32, fr *frame) error {
 		ch := &fr.Chunks[i]
 		if c.dec.hash != nil {
 			if got := c.dec.sum(raw[ch.RawOff : ch.RawOff+ch.RawLen]); got != ch.Hash {
-				r.bad[ch.ID] = r.fail(c.unit, int64(at), fmt.Sprintf("chunk %d with hash %x", ch.ID, ch.Hash), fmt.Sprintf("%x", got))
+				n := r.fail(c.unit, int64(at), fmt.Sprintf("chunk %d with hash %x", ch.ID, ch.Hash), fmt.Sprintf("%x", got))
+				if c.row.Class == classMeta {
+					continue
+				}
+				r.bad[ch.ID] = n
 			}
+		}
+		if c.row.Class == classMeta {
+			c.addPart(at, fr, raw)
+			continue
 		}
 		if err := r.matchChunk(c.row.ID, at, fr, ch); err != nil {
 			return err
@@ -269,16 +287,33 @@ func (r *run) checkStrangers() error {
 		for _, p := range s.row.Copies {
 			if p.Tier == localTier {
 				known[segmentPath(p.Key)] = true
+				if s.row.ParityData != 0 {
+					known[parityPath(p.Key)] = true
+				}
 			}
 		}
 	}
-	root := filepath.Join(r.dir, "segments")
+	for _, root := range r.roots() {
+		if err := r.strangersIn(root, known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *run) strangersIn(disk string, known map[string]bool) error {
+	root := filepath.Join(disk, "segments")
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		rel, err := filepath.Rel(r.dir, path)
-		if err == nil && !known[rel] {
+		rel, err := filepath.Rel(disk, path)
+		if r.super.Incompat&superDisks != 0 && (rel == filepath.Join("segments", "members") || known[shardOwner(rel)]) {
+			return err
+		}
+		if err == nil && !known[rel] && strings.HasSuffix(rel, ".par") {
+			r.warn(rel, 0, "a segment's row that names this sidecar", "none; it is made again, or removed, while hvd runs")
+		} else if err == nil && !known[rel] {
 			r.warn(rel, 0, "a row of this segment", "none; the next start removes it if it has the name of a segment")
 		}
 		return err

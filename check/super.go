@@ -88,10 +88,12 @@ func parseSuper(b []byte) (*super, error) {
 	}
 	f.reserved(superSize - 4 - 184)
 	f.take(4)
-	f.rule(s.ROCompat|s.Incompat == 0, 64, "no features that this program does not know", "ro-compat %#x, incompat %#x", s.ROCompat, s.Incompat)
+	f.rule(s.ROCompat == 0 && s.Incompat&^(superParity|superDisks) == 0, 64, "no features that this program does not know", "ro-compat %#x, incompat %#x", s.ROCompat, s.Incompat)
 	f.rule(s.Flags&^(superClean|superReady) == 0, 80, "known flags", "%#x", s.Flags)
 	f.rule(s.Generation > 0 && s.BootEpoch > 0, 16, "a generation and a boot epoch", "%d, %d", s.Generation, s.BootEpoch)
-	f.rule(s.Checkpoints == [2][3]uint64{}, 136, "no checkpoints, which this version does not have", "%v", s.Checkpoints)
+	for i, p := range s.Checkpoints {
+		f.rule(p == [3]uint64{} || p[0] > 0 && segHeaderSize <= p[1] && p[1] < segMaxSize && p[2] > 0, 136+24*i, "a checkpoint in a segment, or none", "%v", p)
+	}
 	return s, f.end()
 }
 
@@ -179,7 +181,13 @@ func (r *run) compareSupers(a, b *super) {
 	same := old.StoreID == cur.StoreID && old.DomainID == cur.DomainID && old.Cut == cur.Cut && old.CreatedNs == cur.CreatedNs
 	r.expect(same, unit, 24, "the identity, cut and age of the other copy", "others")
 	r.expect(old.BootEpoch <= cur.BootEpoch && old.OwnerEpoch <= cur.OwnerEpoch, unit, 96, "epochs not above those of the newer copy", fmt.Sprint(old.BootEpoch, ", ", old.OwnerEpoch))
+	for i := range old.Checkpoints {
+		r.expect(olderPointer(old.Checkpoints[i], cur.Checkpoints[i]), unit, int64(136+24*i), fmt.Sprintf("checkpoint %v, or an older one", cur.Checkpoints[i]), old.Checkpoints[i])
+	}
 }
+
+// olderPointer reports whether a pointer to a checkpoint can be an earlier value of another.
+func olderPointer(old, cur [3]uint64) bool { return old == cur || old[2] < cur[2] }
 
 // checkDomain reads the domain key and compares its id.
 func (r *run) checkDomain() error {

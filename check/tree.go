@@ -59,6 +59,7 @@ func (r *run) readTree() error {
 	t := &r.tree
 	t.volumes, t.nodes, t.names = map[uint64]*volumeRow{}, map[uint64]*treeNode{}, map[snapshotName]uint64{}
 	err := r.meta.table(tableVolume, func(key, value []byte) error {
+		r.sumRow(key, value)
 		v, err := parseVolumeRow(keyField(key, 0), value)
 		if err != nil {
 			r.noteErr(unit(key), err)
@@ -70,6 +71,7 @@ func (r *run) readTree() error {
 		return err
 	}
 	err = r.meta.table(tableNode, func(key, value []byte) error {
+		r.sumRow(key, value)
 		n, err := parseNodeRow(keyField(key, 0), value)
 		if err != nil {
 			r.noteErr(unit(key), err)

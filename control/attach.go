@@ -22,6 +22,17 @@ type AttachSpec struct {
 	// 0600) given.
 	OwnSocket   bool
 	Owner, Mode string
+	// TCP serves the volume over TCP as well, each change durable before its reply, unless TCPWriteback leaves that to the volume's own mode.
+	TCP, TCPWriteback bool
+	// Clients are the names in the certificates of those who may use it over TCP. None: all that the door lets in, or, for a volume that is
+	// attached already, those who could before.
+	Clients []string
+	// ReadOnly refuses every change.
+	ReadOnly bool
+	// Inject is what shall go wrong (package nbd/inject). Empty leaves that as it is; "none" ends it.
+	Inject string
+	// Force serves a volume over TCP again although writes of its client may be lost.
+	Force bool
 }
 
 // Attach exports a volume over NBD, now and after every restart, until Detach. Attaching it again in the same way does nothing. warning
@@ -40,8 +51,8 @@ func (c *Control) Attach(ctx context.Context, spec AttachSpec) (attached Attachm
 }
 
 func (c *Control) attach(ctx context.Context, spec AttachSpec) (warning string, err error) {
-	if !spec.OwnSocket && (spec.Owner != "" || spec.Mode != "") {
-		return "", fmt.Errorf("owner and mode need a socket per volume: %w", block.ErrInvalid)
+	if err := c.checkSpec(spec); err != nil {
+		return "", err
 	}
 	info, err := c.visible(spec.Volume)
 	if err != nil {
@@ -49,36 +60,22 @@ func (c *Control) attach(ctx context.Context, spec AttachSpec) (warning string, 
 	}
 	a := newAttachment(attachmentRecord{
 		Volume: spec.Volume, UUID: info.UUID.String(), AttachedAt: c.opts.Now().UTC(),
-		OwnSocket: spec.OwnSocket, Owner: spec.Owner, Mode: spec.Mode,
+		way: spec.way(), Clients: spec.Clients, Inject: spec.faults(),
 	})
 	access, err := a.record.access()
 	if err != nil {
 		return "", err
 	}
-	if done, err := c.alreadyAttached(a.record); done || err != nil {
-		return "", err
+	if done, err := c.reattach(a.record, spec); done || err != nil {
+		return c.keyless(spec.Clients), err
 	}
 	if err := c.enter(ctx, a); err != nil {
 		return "", err
 	}
-	if dir := unreachable(c.socket(a.record), access); spec.OwnSocket && dir != "" {
+	if dir := unreachable(c.socket(&a.record), access); spec.OwnSocket && dir != "" {
 		warning = fmt.Sprintf("users other than root and the daemon's cannot pass %s to reach the socket; chmod o+x it or set nbd.volume-socket-dir", dir)
 	}
-	return warning, nil
-}
-
-// alreadyAttached reports whether the volume is exported just so; exported otherwise, it is an error.
-func (c *Control) alreadyAttached(want attachmentRecord) (bool, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a := c.mu.attachments[want.Volume]
-	if a == nil {
-		return false, nil
-	}
-	if a.record.OwnSocket != want.OwnSocket || a.record.Owner != want.Owner || a.record.Mode != want.Mode {
-		return false, fmt.Errorf("it is attached with another socket, owner or mode; detach it first: %w", block.ErrInUse)
-	}
-	return true, nil
+	return join(join(warning, c.tcpWarning(spec)), c.keyless(spec.Clients)), nil
 }
 
 // enter opens the device, puts the attachment into the table and on disk, and opens its own socket; on an error nothing of it stays.
@@ -136,8 +133,10 @@ func (c *Control) end(ctx context.Context, a *attachment) error {
 		stopSocket()
 	}
 	for waiting := true; waiting; {
-		if err := c.nbd.DropConnections(ctx, a.record.Volume); err != nil {
-			c.log.Warn("connections were cut off", "volume", a.record.Volume, "reason", err)
+		for _, export := range c.exportsOf(a.record.Volume) {
+			if err := c.nbd.DropConnections(ctx, export); err != nil {
+				c.log.Warn("connections were cut off", "export", export, "reason", err)
+			}
 		}
 		select {
 		case <-a.idle:
@@ -159,6 +158,9 @@ func (c *Control) beginDetach(volume string, force bool) (*attachment, error) {
 		return nil, fmt.Errorf("it is not attached: %w", block.ErrNotFound)
 	}
 	if a.uses > 0 && !force {
+		if a.uses == 1 {
+			return nil, fmt.Errorf("a client is connected: %w", block.ErrInUse)
+		}
 		return nil, fmt.Errorf("%d clients are connected: %w", a.uses, block.ErrInUse)
 	}
 	a.leaving = true
@@ -206,7 +208,7 @@ func (c *Control) listenOwn(a *attachment) error {
 	if err != nil {
 		return err
 	}
-	path := c.socket(a.record)
+	path := c.socket(&a.record)
 	if err := unixsock.CheckPath(path); err != nil {
 		return fmt.Errorf("%w; set nbd.volume-socket-dir to a shorter path", err)
 	}
@@ -224,4 +226,17 @@ func (c *Control) listenOwn(a *attachment) error {
 	exports := ownExports{sharedExports{c}, a.record.Volume}
 	c.goServe("nbd "+a.record.Volume, func() error { return c.nbd.ServeExports(ctx, listener, exports) })
 	return nil
+}
+
+// exportsOf names the exports that an attached volume stands for: itself and its snapshots.
+func (c *Control) exportsOf(volume string) []string {
+	exports := []string{volume}
+	snapshots, err := c.engine.Snapshots(volume)
+	if err != nil {
+		c.log.Warn("list the snapshots of a volume that is detached", "volume", volume, "error", err)
+	}
+	for _, s := range snapshots {
+		exports = append(exports, volume+"@"+s.Name)
+	}
+	return exports
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/nbd/inject"
 )
 
 // Attachment is a volume's export as a user sees it.
@@ -19,7 +20,12 @@ type Attachment struct {
 	Volume      string
 	URI         string // nbd+unix:///NAME?socket=PATH
 	Socket      string
-	OwnSocket   bool // the socket serves this volume only
+	OwnSocket   bool   // the socket serves this volume only
+	TCPURI      string // nbds://HOST:PORT/NAME or nbd://…; empty unless it is served over TCP
+	TCPMode     string // "durable" or "writeback"; empty unless it was attached for TCP
+	Clients     []string
+	ReadOnly    bool
+	Inject      string // faults on purpose, as package nbd/inject writes them; empty for none
 	AttachedAt  time.Time
 	Connections int
 	// Problem says why the export does not serve; empty when it does.
@@ -31,9 +37,23 @@ type attachmentRecord struct {
 	Volume     string    `json:"volume"`
 	UUID       string    `json:"uuid"`
 	AttachedAt time.Time `json:"attachedAt"`
-	OwnSocket  bool      `json:"ownSocket,omitempty"`
-	Owner      string    `json:"owner,omitempty"` // USER[:GROUP]
-	Mode       string    `json:"mode,omitempty"`  // octal
+	way
+
+	// What may change while it is attached; guarded by Control.mu.
+	Clients       []string `json:"clients,omitempty"`       // names in certificates that may use it over TCP; none: all that the door lets in
+	Inject        string   `json:"inject,omitempty"`        // faults (package nbd/inject)
+	UnflushedBoot string   `json:"unflushedBoot,omitempty"` // boot of the machine in which a client over TCP wrote with writeback; see lostwrites.go
+}
+
+// way is how a volume is exported, as long as it is attached.
+type way struct {
+	OwnSocket bool   `json:"ownSocket,omitempty"`
+	Owner     string `json:"owner,omitempty"` // USER[:GROUP]
+	Mode      string `json:"mode,omitempty"`  // octal
+	TCP       bool   `json:"tcp,omitempty"`
+	// TCPWriteback lets writes over TCP be replied before they are durable, on a volume that does so.
+	TCPWriteback bool `json:"tcpWriteback,omitempty"`
+	ReadOnly     bool `json:"readOnly,omitempty"`
 }
 
 // attachment is an export that exists.
@@ -47,8 +67,12 @@ type attachment struct {
 	problem    string
 	stopSocket context.CancelFunc // ends the volume's own socket; nil without one
 
-	mu     sync.Mutex // held while the device opens or closes
-	device Device     // nil until it is opened
+	unflushed unflushed
+
+	mu     sync.Mutex     // held while the device opens or closes
+	device Device         // nil until it is opened
+	view   shown          // of the device, for clients
+	faults *inject.Device // in view; nil for none
 }
 
 func newAttachment(record attachmentRecord) *attachment {
@@ -90,7 +114,10 @@ func (c *Control) restoreAttachments() error {
 	for _, record := range file.Attachments {
 		a := newAttachment(record)
 		c.mu.attachments[record.Volume] = a
-		_, err := c.openDevice(a)
+		view, err := c.openDevice(a)
+		if err == nil {
+			err = c.settleUnflushed(a, view)
+		}
 		if err == nil {
 			err = c.listenOwn(a)
 		}
@@ -114,22 +141,32 @@ func (c *Control) checkRecord(record attachmentRecord) error {
 	return nil
 }
 
-// openDevice returns the attachment's device, opened once for all connections.
-func (c *Control) openDevice(a *attachment) (Device, error) {
+// openDevice returns the attachment's device as clients see it, opened once for all connections.
+func (c *Control) openDevice(a *attachment) (shown, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.device != nil {
-		return a.device, nil
+		return a.view, nil
 	}
-	if err := c.checkRecord(a.record); err != nil {
+	c.mu.Lock()
+	record := a.record
+	c.mu.Unlock()
+	if err := c.checkRecord(record); err != nil {
 		return nil, err
 	}
-	device, err := c.engine.OpenDevice(a.record.Volume, "")
+	device, err := c.engine.OpenDevice(record.Volume, "")
 	if err != nil {
 		return nil, err
 	}
-	a.device = device
-	return device, nil
+	view, faults, err := show(device, record)
+	if err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	if faults != nil {
+		c.log.Warn("volume is served with faults on purpose", "volume", record.Volume, "faults", record.Inject)
+	}
+	a.device, a.view, a.faults = device, view, faults
+	return view, nil
 }
 
 // close closes the device, if it is open. Nobody uses it any more.
@@ -140,7 +177,7 @@ func (a *attachment) close() error {
 		return nil
 	}
 	device := a.device
-	a.device = nil
+	a.device, a.view, a.faults = nil, nil, nil
 	if err := device.Close(); err != nil {
 		return fmt.Errorf("close volume %q: %w", a.record.Volume, err)
 	}
@@ -159,7 +196,7 @@ func (c *Control) closeDevices() error {
 }
 
 // socket is the path that clients of the attachment connect to.
-func (c *Control) socket(record attachmentRecord) string {
+func (c *Control) socket(record *attachmentRecord) string {
 	if record.OwnSocket {
 		return filepath.Join(c.opts.Config.NBD.VolumeSocketDir, record.Volume+".sock")
 	}
@@ -174,11 +211,61 @@ func (c *Control) attachmentOf(volume string) *Attachment {
 	if a == nil {
 		return nil
 	}
-	socket := c.socket(a.record)
-	return &Attachment{
-		Volume: volume, URI: exportURI(volume, socket), Socket: socket, OwnSocket: a.record.OwnSocket,
-		AttachedAt: a.record.AttachedAt, Connections: a.uses, Problem: a.problem,
+	return c.describe(a)
+}
+
+// describe is called with Control.mu held.
+func (c *Control) describe(a *attachment) *Attachment {
+	r, socket := a.record, c.socket(&a.record)
+	at := &Attachment{
+		Volume: r.Volume, URI: exportURI(r.Volume, socket), Socket: socket, OwnSocket: r.OwnSocket,
+		Clients: append([]string{}, r.Clients...), ReadOnly: r.ReadOnly, Inject: r.Inject,
+		AttachedAt: r.AttachedAt, Connections: a.uses, Problem: a.problem,
 	}
+	if !r.TCP {
+		return at
+	}
+	at.TCPMode = tcpMode(r.TCPWriteback).String()
+	if c.tcp != nil {
+		at.TCPURI = c.tcp.uri(r.Volume)
+	}
+	if err := c.tcpProblem(r); err != nil && at.Problem == "" {
+		at.Problem = err.Error()
+	}
+	return at
+}
+
+// SnapshotExport describes the export VOLUME@SNAPSHOT that a snapshot of an attached volume has: read-only, as long as the volume is attached.
+func (c *Control) SnapshotExport(volume, snapshot string) (Attachment, error) {
+	snapshots, err := c.Snapshots(volume)
+	if err != nil {
+		return Attachment{}, err
+	}
+	if !slices.ContainsFunc(snapshots, func(s Snapshot) bool { return s.Name == snapshot }) {
+		return Attachment{}, fmt.Errorf("snapshot %q of volume %q: %w", snapshot, volume, block.ErrNotFound)
+	}
+	at := c.attachmentOf(volume)
+	if at == nil {
+		return Attachment{}, fmt.Errorf("snapshot %q of volume %q has no export while the volume is not attached: %w", snapshot, volume, ErrRefused)
+	}
+	at.Volume += "@" + snapshot
+	at.URI, at.ReadOnly, at.Inject, at.TCPMode = exportURI(at.Volume, at.Socket), true, "", ""
+	at.Connections = c.nbd.Connections(at.Volume)
+	if at.TCPURI != "" {
+		at.TCPURI = c.tcp.uri(at.Volume)
+	}
+	return *at, nil
+}
+
+// recordOf returns what is on record of a volume that is attached and stays so.
+func (c *Control) recordOf(volume string) (attachmentRecord, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.mu.attachments[volume]
+	if a == nil || a.leaving {
+		return attachmentRecord{}, false
+	}
+	return a.record, true
 }
 
 func (c *Control) refuseAttached(verb, volume string) error {

@@ -26,18 +26,24 @@ type Options struct {
 	Version string
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// Boot identifies this boot of the machine, which loses what was not flushed when it ends. Default: what the kernel says.
+	Boot string
 }
 
 // Control is a running store with its exports. Make it with Open; all methods may be called at once.
 type Control struct {
-	opts    Options
-	log     *slog.Logger
-	engine  Engine
-	nbd     *nbd.Server
-	tokens  *Tokens
-	names   reservations
-	settle  settler
-	started time.Time
+	opts     Options
+	log      *slog.Logger
+	engine   Engine
+	nbd      *nbd.Server
+	tcp      *tcpDoor // nil where there is none
+	tokens   *Tokens
+	names    reservations
+	settle   settler
+	collect  collecting
+	explains explainer
+	repeats  *repeats // of what clients do
+	started  time.Time
 
 	background context.Context // ends when Close begins
 	stop       context.CancelFunc
@@ -48,7 +54,7 @@ type Control struct {
 		attachments map[string]*attachment // by volume
 		closing     bool                   // no work begins any more
 	}
-	saving sync.Mutex // orders the writers of attachments.json
+	saving sync.Mutex // orders the writers of attachments.json, limits.json and quotas.json
 }
 
 // Open opens the store, restores the attachments and only then listens for NBD clients. When it returns an error everything is closed.
@@ -59,7 +65,10 @@ func Open(ctx context.Context, opts Options) (*Control, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	c := &Control{opts: opts, log: opts.Log, started: opts.Now()}
+	if opts.Boot == "" {
+		opts.Boot = machineBoot(opts.Now().UTC().Format(time.RFC3339Nano))
+	}
+	c := &Control{opts: opts, log: opts.Log, started: opts.Now(), repeats: newRepeats(opts.Now)}
 	c.background, c.stop = context.WithCancel(context.Background())
 	c.mu.attachments = map[string]*attachment{}
 	if err := c.open(ctx); err != nil {
@@ -82,6 +91,12 @@ func (c *Control) open(ctx context.Context) (err error) {
 	if err := c.removeLeftovers(ctx); err != nil {
 		return err
 	}
+	if err := c.restoreLimits(); err != nil {
+		return err
+	}
+	if err := c.restoreQuotas(); err != nil {
+		return err
+	}
 	c.nbd, err = nbd.NewServer(sharedExports{c}, nbd.Options{
 		MaxConnections: cfg.NBD.MaxConnections,
 		InFlightBytes:  int64(cfg.NBD.InFlight),
@@ -93,7 +108,10 @@ func (c *Control) open(ctx context.Context) (err error) {
 	if err := c.restoreAttachments(); err != nil {
 		return err
 	}
-	return c.listenShared()
+	if err := c.listenShared(); err != nil {
+		return err
+	}
+	return c.listenTCP()
 }
 
 // Close ends running work, finishes the NBD requests in flight (until ctx or the configured drain time ends), and closes the store. It
@@ -124,6 +142,9 @@ func (c *Control) Tokens() *Tokens { return c.tokens }
 
 // Config returns the configuration that is in effect.
 func (c *Control) Config() *config.Loaded { return c.opts.Config }
+
+// Alarms tells how full the file system and the quotas of volumes are.
+func (c *Control) Alarms() *Alarms { return c.engine.Alarms() }
 
 // Log returns the log for the parts above.
 func (c *Control) Log() *slog.Logger { return c.log }

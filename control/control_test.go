@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -20,10 +21,10 @@ func TestVolumesAndSnapshots(t *testing.T) {
 	if err != nil || v.Chunking != "fixed:64KiB" || v.Mode != "durable" || v.Attachment != nil {
 		t.Fatalf("create: %+v, %v", v, err)
 	}
-	if _, err := c.ResizeVolume(ctx, "v", 512, false); !errors.Is(err, ErrRefused) {
+	if _, err := c.ResizeVolume(ctx, "v", ResizeSpec{SizeBytes: 512}); !errors.Is(err, ErrRefused) {
 		t.Errorf("shrink without the word: %v", err)
 	}
-	if v, err = c.ResizeVolume(ctx, "v", 2<<20, false); err != nil || v.SizeBytes != 2<<20 {
+	if v, err = c.ResizeVolume(ctx, "v", ResizeSpec{SizeBytes: 2 << 20}); err != nil || v.SizeBytes != 2<<20 {
 		t.Errorf("grow: %+v, %v", v, err)
 	}
 	if _, err := c.CreateSnapshot(ctx, "v", "s"); err != nil {
@@ -54,16 +55,88 @@ func TestVolumesAndSnapshots(t *testing.T) {
 
 func TestSettleRunsOnce(t *testing.T) {
 	c, stop := start(t, testConfig(t), newFakeEngine())
-	if s, err := c.StartSettle(); err != nil || !s.Running {
+	if s, err := c.StartSettle(false); err != nil || !s.Running {
 		t.Fatalf("start: %+v, %v", s, err)
 	}
 	stop() // waits for it
 	if s := c.Settling(); s.Running || !s.Done || s.Error != "" {
 		t.Errorf("after: %+v", s)
 	}
-	if _, err := c.StartSettle(); !errors.Is(err, block.ErrClosed) {
+	if _, err := c.StartSettle(false); !errors.Is(err, block.ErrClosed) {
 		t.Errorf("start after close: %v", err)
 	}
+}
+
+// Who asks while a settle runs may have written since that began: another one follows for all of them.
+func TestSettleFollowsOneThatRuns(t *testing.T) {
+	engine := newFakeEngine()
+	begun, end := make(chan struct{}), make(chan error)
+	engine.settling = func() error { begun <- struct{}{}; return <-end }
+	c, _ := start(t, testConfig(t), engine)
+	runs := func() (got []uint64) {
+		for range 2 {
+			s, err := c.StartSettle(false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, s.Run)
+		}
+		return got
+	}
+	if got := runs(); got[0] != 1 || got[1] != 2 {
+		t.Errorf("two asked, runs are %d", got)
+	}
+	<-begun
+	if got := runs(); got[0] != 2 || got[1] != 2 {
+		t.Errorf("two more asked, runs are %d", got)
+	}
+	end <- errors.New("no luck")
+	<-begun
+	if s := c.Settling(); !s.Running || s.Run != 2 || s.Ended != 1 || s.Done || s.Error != "no luck" {
+		t.Errorf("the second runs: %+v", s)
+	}
+	end <- nil
+	for c.Settling().Running {
+		runtime.Gosched()
+	}
+	if s := c.Settling(); s.Run != 2 || s.Ended != 2 || !s.Done || s.Error != "" {
+		t.Errorf("after: %+v", s)
+	}
+}
+
+// A cold settle that is asked for while another one runs follows it, and what follows that is warm again.
+func TestColdSettleFollowsOneThatRuns(t *testing.T) {
+	engine := newFakeEngine()
+	begun, end := make(chan struct{}), make(chan error)
+	engine.settling = func() error { begun <- struct{}{}; return <-end }
+	c, _ := start(t, testConfig(t), engine)
+	ask := func(cold bool) {
+		t.Helper()
+		if _, err := c.StartSettle(cold); err != nil {
+			t.Fatal(err)
+		}
+	}
+	colder := func(want int) {
+		t.Helper()
+		engine.mu.Lock()
+		defer engine.mu.Unlock()
+		if engine.colder != want {
+			t.Errorf("%d cold settles, want %d", engine.colder, want)
+		}
+	}
+	ask(false)
+	<-begun
+	colder(0)
+	ask(true)
+	ask(false)
+	end <- nil
+	<-begun
+	colder(1)
+	ask(false)
+	end <- nil
+	<-begun
+	colder(1)
+	end <- nil
 }
 
 func TestSupportHasNoSecret(t *testing.T) {

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/nbd"
 )
@@ -11,7 +12,7 @@ import (
 //
 // Errors wrap the sentinels of package block: ErrNotFound for a volume or snapshot that is not there, ErrExists for a taken name,
 // ErrInUse where something still depends on what is to go, ErrNoSpace, ErrInvalid, ErrClosed; their text says what failed on which volume.
-// What a method changed survives the death of the process when it returns nil, and a power loss after the next Flush of any device; when it
+// What a method changed, limits and quotas aside, survives the death of the process when it returns nil, and a power loss after the next Flush of any device; when it
 // returns an error nothing has changed.
 type Engine interface {
 	// CreateVolume makes a volume that reads as zeroes.
@@ -23,6 +24,10 @@ type Engine interface {
 	RenameVolume(ctx context.Context, name, newName string) error
 	// ResizeVolume sets the size of a volume, also of an open one. What lies beyond a smaller size is discarded.
 	ResizeVolume(ctx context.Context, name string, sizeBytes uint64) error
+	// SetVolumeLimits puts limits in force at once. They end with the process.
+	SetVolumeLimits(name string, limits blockstore.VolumeLimits) error
+	// SetVolumeQuota puts a quota in force at once. It ends with the process. ErrNoSpace when so much cannot be kept, unless restoring.
+	SetVolumeQuota(name string, quota blockstore.VolumeQuota, restoring bool) error
 	// DeleteVolume deletes a volume and its snapshots. ErrInUse while a device of it is open. Clones stay whole.
 	DeleteVolume(ctx context.Context, name string) error
 
@@ -46,6 +51,41 @@ type Engine interface {
 	Stats() blockstore.Stats
 	// Settle destages and reclaims until nothing is left to do, or ctx ends. progress is called from time to time and must not block.
 	Settle(ctx context.Context, progress func(blockstore.SettleProgress)) error
+	// CollectGarbage gives back what is dead in segments and returns when it is gone, or ctx ends. ErrInUse while garbage collection is paused.
+	CollectGarbage(ctx context.Context, progress func(blockstore.SettleProgress)) error
+	// Audit marks what can be reached and compares that with what is stored; ErrCorrupt if that is not as it should be. progress is told bytes of rows.
+	Audit(ctx context.Context, progress func(done, total uint64)) (blockstore.AuditReport, error)
+	// PauseGC and ResumeGC stop and let go on that space is given back, across restarts.
+	PauseGC() (blockstore.GCStatus, error)
+	ResumeGC() (blockstore.GCStatus, error)
+	// GC returns how garbage collection is doing.
+	GC() blockstore.GCStatus
+	// SettleCold is Settle, and rewrites all that is stored into cold segments in between.
+	SettleCold(ctx context.Context, progress func(blockstore.SettleProgress)) error
+	// StartScrub begins to verify everything that is sealed, and to mend it unless findOnly. ErrInUse while a scrub is under way.
+	StartScrub(findOnly bool) (blockstore.ScrubStatus, error)
+	// PauseScrub, ResumeScrub and CancelScrub change the scrub that is under way; ErrInvalid if none is.
+	PauseScrub() (blockstore.ScrubStatus, error)
+	ResumeScrub() (blockstore.ScrubStatus, error)
+	CancelScrub() (blockstore.ScrubStatus, error)
+	// Scrub returns how far the scrub is that runs or ran last.
+	Scrub() blockstore.ScrubStatus
+	// RebuildIndex throws the index away and begins a new one, which is completed in the background.
+	RebuildIndex() error
+	// Index says how far the index is. It does not wait.
+	Index() blockstore.IndexInfo
+	// Repair tries again to mend what is known to be damaged and returns when that is done; Damages says what came of it.
+	Repair(ctx context.Context) error
+	// Damages lists the segments that were found damaged since the start.
+	Damages() []blockstore.Damage
+	// Redundancy tells how the disks are.
+	Redundancy() blockstore.Redundancy
+	// ReplaceDisk takes a directory in the place of a disk, and makes what that held anew in the background.
+	ReplaceDisk(old, path string) error
+	// Explain surveys where the savings of a volume come from, or of all but those that skip names. It ends with ctx. progress must not block.
+	Explain(ctx context.Context, volume string, skip func(name string) bool, progress func(blockstore.ExplainProgress)) (*blockstore.Explanation, error)
+	// Alarms is where the engine tells how full things are.
+	Alarms() *Alarms
 	// Close makes everything durable and lets go of the data directory. All devices are closed before.
 	Close() error
 }
@@ -53,6 +93,13 @@ type Engine interface {
 // Device is an open volume or snapshot.
 type Device interface {
 	nbd.Device
+	nbd.AheadFlusher
+	// Depths tells which state the bytes come from: 0 none, 1 the device's own, 2 the snapshot it stands on, and so on.
+	Depths(ctx context.Context, r block.Range, emit func(n uint64, depth uint32) bool) error
+	// ChangeBases returns the names of the snapshots that Changes can count from.
+	ChangeBases() []string
+	// Changes tells what may differ from an older snapshot.
+	Changes(ctx context.Context, snapshot string, r block.Range, emit func(n uint64, changed bool) bool) error
 	// Close ends the use of the device. No call may be running.
 	Close() error
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -19,20 +20,54 @@ const (
 // sharedExports is the table of the socket that serves all attached volumes. It has no default export.
 type sharedExports struct{ c *Control }
 
-// Acquire implements nbd.Exports.
+// Acquire implements nbd.Exports. Beside an attached volume its snapshots are to be had, read-only, as VOLUME@SNAPSHOT.
 func (s sharedExports) Acquire(name string) (nbd.Export, func(), error) {
-	a, err := s.c.use(name)
+	return s.acquire(name, false)
+}
+
+func (s sharedExports) acquire(name string, overTCP bool) (nbd.Export, func(), error) {
+	volume, snapshot, ofSnapshot := strings.Cut(name, "@")
+	a, err := s.c.use(volume)
 	if err != nil {
 		return nbd.Export{}, nil, err
 	}
-	device, err := s.c.openDevice(a)
+	if ofSnapshot {
+		return s.acquireSnapshot(a, name, snapshot)
+	}
+	view, err := s.c.openDevice(a)
 	s.c.noteProblem(a, err)
 	if err != nil {
 		s.c.unuse(a)
 		return nbd.Export{}, nil, err
 	}
-	export := nbd.Export{Name: name, Device: device, MinBlock: block.SectorSize, PreferredBlock: preferredBlock, MaxBlock: maxBlock}
-	return export, func() { s.c.unuse(a) }, nil
+	leave := func() {}
+	if overTCP {
+		view, leave = s.c.overTCP(a, view)
+	}
+	return exportOf(name, view), func() { leave(); s.c.unuse(a) }, nil
+}
+
+func exportOf(name string, view shown) nbd.Export {
+	return nbd.Export{Name: name, Device: view, MinBlock: block.SectorSize, PreferredBlock: preferredBlock, MaxBlock: maxBlock}
+}
+
+// acquireSnapshot opens a snapshot of an attached volume for one connection. While it lasts the snapshot cannot be deleted.
+func (s sharedExports) acquireSnapshot(a *attachment, name, snapshot string) (nbd.Export, func(), error) {
+	err := fmt.Errorf("export %q: %w", name, block.ErrNotFound)
+	var device Device
+	if snapshot != "" && !hidden(snapshot) {
+		device, err = s.c.engine.OpenDevice(a.record.Volume, snapshot)
+	}
+	if err != nil {
+		s.c.unuse(a)
+		return nbd.Export{}, nil, err
+	}
+	return exportOf(name, reporting{device}), func() {
+		if err := device.Close(); err != nil {
+			s.c.log.Warn("close snapshot", "export", name, "error", err)
+		}
+		s.c.unuse(a)
+	}, nil
 }
 
 // List implements nbd.Exports.
@@ -57,6 +92,9 @@ type ownExports struct {
 
 // Acquire implements nbd.Exports.
 func (o ownExports) Acquire(name string) (nbd.Export, func(), error) {
+	if strings.HasPrefix(name, o.volume+"@") {
+		return o.sharedExports.Acquire(name)
+	}
 	if name != "" && name != o.volume {
 		return nbd.Export{}, nil, fmt.Errorf("export %q on the socket of volume %q: %w", name, o.volume, block.ErrNotFound)
 	}
@@ -111,16 +149,11 @@ func (c *Control) noteProblem(a *attachment, err error) {
 
 // nbdEvents logs what an operator should know of the NBD server.
 func (c *Control) nbdEvents() nbd.Events {
+	clients := newClientLog(c.log, c.opts.Now)
 	return nbd.Events{
-		Connected: func(p nbd.Peer) { c.log.Info("NBD client connected", "volume", p.Export) },
-		Disconnected: func(p nbd.Peer, err error) {
-			if err != nil {
-				c.log.Warn("NBD client lost", "volume", p.Export, "error", err)
-				return
-			}
-			c.log.Info("NBD client left", "volume", p.Export)
-		},
-		HandshakeFailed: func(_ net.Addr, err error) { c.log.Info("NBD handshake failed", "error", err) },
+		Connected:       clients.came,
+		Disconnected:    clients.went,
+		HandshakeFailed: func(from net.Addr, err error) { c.tellOf(slog.LevelInfo, from, "NBD handshake failed", "error", err) },
 		Refused: func(net.Addr) {
 			c.log.Warn("NBD connection refused: too many", "max", c.opts.Config.NBD.MaxConnections)
 		},

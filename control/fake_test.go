@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -21,6 +22,18 @@ type fakeEngine struct {
 	closed  int
 	// writeErr, when set, is what writes to devices return.
 	writeErr error
+	// fua counts the writes that were to be durable.
+	fua int
+	// settling, when set, is called by each Settle, which ends with its result.
+	settling func() error
+	// collecting is the same for CollectGarbage.
+	collecting func(context.Context) error
+	gcPaused   atomic.Bool
+	// colder counts the calls of SettleCold.
+	colder int
+	// explaining, when set, is called by each Explain, which ends with its error.
+	explaining func(ctx context.Context) error
+	alarms     Alarms
 }
 
 type fakeVolume struct {
@@ -125,6 +138,28 @@ func (e *fakeEngine) ResizeVolume(_ context.Context, name string, size uint64) e
 	maps.DeleteFunc(v.blocks, func(n uint64, _ []byte) bool { return n*block.Size >= size })
 	return nil
 }
+
+func (e *fakeEngine) SetVolumeLimits(name string, limits blockstore.VolumeLimits) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(name)
+	if err == nil {
+		v.info.Limits = limits
+	}
+	return err
+}
+
+func (e *fakeEngine) SetVolumeQuota(name string, quota blockstore.VolumeQuota, _ bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(name)
+	if err == nil {
+		v.info.Quota = quota
+	}
+	return err
+}
+
+func (e *fakeEngine) Alarms() *Alarms { return &e.alarms }
 
 func (e *fakeEngine) DeleteVolume(_ context.Context, name string) error {
 	e.mu.Lock()
@@ -277,9 +312,80 @@ func (e *fakeEngine) Stats() blockstore.Stats {
 	}
 }
 
+func (e *fakeEngine) CollectGarbage(ctx context.Context, progress func(blockstore.SettleProgress)) error {
+	progress(blockstore.SettleProgress{Phase: "reclaim", DoneBytes: 1, LeftBytes: 3})
+	if e.collecting != nil {
+		return e.collecting(ctx)
+	}
+	return nil
+}
+func (e *fakeEngine) Audit(_ context.Context, progress func(done, total uint64)) (blockstore.AuditReport, error) {
+	progress(1, 4)
+	return blockstore.AuditReport{Missing: 1}, fmt.Errorf("audit: 1 chunk is missing: %w", block.ErrCorrupt)
+}
+func (e *fakeEngine) PauseGC() (blockstore.GCStatus, error) {
+	e.gcPaused.Store(true)
+	return e.GC(), nil
+}
+func (e *fakeEngine) ResumeGC() (blockstore.GCStatus, error) {
+	e.gcPaused.Store(false)
+	return e.GC(), nil
+}
+func (e *fakeEngine) GC() blockstore.GCStatus {
+	st := blockstore.GCStatus{State: blockstore.GCIdle, HeldUnusedBytes: 7, BytesPerSecond: 1 << 20, RequestsPerSecond: 10, Audits: 1, Audit: &blockstore.AuditReport{Chunks: 5}}
+	if e.gcPaused.Load() {
+		st.State = blockstore.GCPaused
+	}
+	return st
+}
+
+func (e *fakeEngine) StartScrub(findOnly bool) (blockstore.ScrubStatus, error) {
+	return blockstore.ScrubStatus{State: blockstore.ScrubRunning, Run: 1, FindOnly: findOnly}, nil
+}
+func (e *fakeEngine) PauseScrub() (blockstore.ScrubStatus, error) {
+	return blockstore.ScrubStatus{State: blockstore.ScrubPaused, Run: 1}, nil
+}
+func (e *fakeEngine) ResumeScrub() (blockstore.ScrubStatus, error) {
+	return blockstore.ScrubStatus{State: blockstore.ScrubRunning, Run: 1}, nil
+}
+func (e *fakeEngine) CancelScrub() (blockstore.ScrubStatus, error) {
+	return blockstore.ScrubStatus{State: blockstore.ScrubCancelled, Run: 1}, nil
+}
+func (e *fakeEngine) RebuildIndex() error { return nil }
+func (e *fakeEngine) Index() blockstore.IndexInfo {
+	return blockstore.IndexInfo{Indexed: 9, Chunks: 9, Doubles: 1}
+}
+func (e *fakeEngine) Redundancy() blockstore.Redundancy { return blockstore.Redundancy{} }
+func (e *fakeEngine) ReplaceDisk(old, path string) error {
+	return fmt.Errorf("the store has one disk: %w", block.ErrInvalid)
+}
+func (e *fakeEngine) Scrub() blockstore.ScrubStatus { return blockstore.ScrubStatus{} }
+func (e *fakeEngine) Repair(context.Context) error  { return nil }
+func (e *fakeEngine) Damages() []blockstore.Damage  { return nil }
+
+func (e *fakeEngine) Explain(ctx context.Context, volume string, _ func(string) bool, progress func(blockstore.ExplainProgress)) (*blockstore.Explanation, error) {
+	progress(blockstore.ExplainProgress{DoneBytes: 1, TotalBytes: 2})
+	if e.explaining != nil {
+		if err := e.explaining(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &blockstore.Explanation{Volume: volume, SampledOneIn: 1}, nil
+}
+
 func (e *fakeEngine) Settle(_ context.Context, progress func(blockstore.SettleProgress)) error {
 	progress(blockstore.SettleProgress{Phase: "destage", DoneBytes: 1, LeftBytes: 1})
+	if e.settling != nil {
+		return e.settling()
+	}
 	return nil
+}
+
+func (e *fakeEngine) SettleCold(ctx context.Context, progress func(blockstore.SettleProgress)) error {
+	e.mu.Lock()
+	e.colder++
+	e.mu.Unlock()
+	return e.Settle(ctx, progress)
 }
 
 func (e *fakeEngine) Close() error {
@@ -359,9 +465,12 @@ func (d *fakeDevice) TryWrite(batch []block.Write, fua bool) error {
 	return d.Write(context.Background(), batch, fua)
 }
 
-func (d *fakeDevice) Write(ctx context.Context, batch []block.Write, _ bool) error {
+func (d *fakeDevice) Write(ctx context.Context, batch []block.Write, fua bool) error {
 	d.engine.mu.Lock()
 	defer d.engine.mu.Unlock()
+	if fua {
+		d.engine.fua++
+	}
 	switch {
 	case d.engine.writeErr != nil:
 		return d.engine.writeErr
@@ -388,4 +497,16 @@ func (d *fakeDevice) Write(ctx context.Context, batch []block.Write, _ bool) err
 func (d *fakeDevice) Trim(context.Context, block.Range, bool) error       { return nil }
 func (d *fakeDevice) Zero(context.Context, block.Range, bool, bool) error { return nil }
 func (d *fakeDevice) Flush(context.Context) error                         { return nil }
+func (d *fakeDevice) FlushAhead(context.Context)                          {}
 func (d *fakeDevice) Prefetch(context.Context, block.Range) error         { return nil }
+
+func (d *fakeDevice) Depths(_ context.Context, r block.Range, emit func(uint64, uint32) bool) error {
+	emit(r.Len, 1)
+	return nil
+}
+
+func (d *fakeDevice) ChangeBases() []string { return nil }
+
+func (d *fakeDevice) Changes(_ context.Context, snapshot string, _ block.Range, _ func(uint64, bool) bool) error {
+	return fmt.Errorf("snapshot %q: %w", snapshot, block.ErrNotFound)
+}

@@ -66,24 +66,32 @@ func roundUp(n uint64) uint64 {
 	return (n + block.SectorSize - 1) / block.SectorSize * block.SectorSize
 }
 
-// Fixed chunks are bounded by what a frame and a region can hold.
+// Chunks are bounded by what a frame and a region can hold, and by what the index of smaller ones would take.
 const (
 	minFixedChunk = 4 << 10
 	maxFixedChunk = 1 << 20
+	minAverage    = 4 << 10
+	maxAverage    = 64 << 10
 )
 
-// ParseChunking reads "cdc" (or nothing) and "fixed:SIZE", SIZE being a power of two from 4KiB to 1MiB.
+// ParseChunking reads "cdc" (or nothing), "cdc:SIZE", SIZE being the average, a power of two from 4KiB to 64KiB, and "fixed:SIZE", SIZE being one from 4KiB to 1MiB.
 func ParseChunking(text string) (blockstore.Chunking, error) {
 	if text == "" || text == "cdc" {
 		return blockstore.Chunking{}, nil
 	}
-	size, fixed := strings.CutPrefix(text, "fixed:")
-	if !fixed {
-		return blockstore.Chunking{}, fmt.Errorf("chunking %q: use cdc or fixed:SIZE, such as fixed:64KiB: %w", text, block.ErrInvalid)
+	kind, size, ok := strings.Cut(text, ":")
+	if !ok || kind != "fixed" && kind != "cdc" {
+		return blockstore.Chunking{}, fmt.Errorf("chunking %q: use cdc, cdc:SIZE or fixed:SIZE, such as fixed:64KiB: %w", text, block.ErrInvalid)
 	}
 	n, err := units.ParseSize(size)
 	if err != nil {
 		return blockstore.Chunking{}, fmt.Errorf("chunking %q: %w", text, err)
+	}
+	if kind == "cdc" {
+		if n < minAverage || n > maxAverage || n&(n-1) != 0 {
+			return blockstore.Chunking{}, fmt.Errorf("chunking %q: the average must be a power of two from 4KiB to 64KiB: %w", text, block.ErrInvalid)
+		}
+		return blockstore.Chunking{AverageBytes: uint32(n)}, nil
 	}
 	if n < minFixedChunk || n > maxFixedChunk || n&(n-1) != 0 {
 		return blockstore.Chunking{}, fmt.Errorf("chunking %q: the size must be a power of two from 4KiB to 1MiB: %w", text, block.ErrInvalid)

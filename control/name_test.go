@@ -41,7 +41,13 @@ func TestParseChunking(t *testing.T) {
 			t.Errorf("%q: %+v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"x", "fixed", "fixed:", "fixed:0", "fixed:2KiB", "fixed:2MiB", "fixed:5000", "fixed:48KiB", "CDC", "cdc:16KiB"} {
+	for text, want := range map[string]uint32{"cdc:4KiB": 4 << 10, "cdc:16KiB": 16 << 10, "cdc:64KiB": 64 << 10} {
+		got, err := ParseChunking(text)
+		if err != nil || got != (blockstore.Chunking{AverageBytes: want}) || got.String() != text {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"x", "fixed", "fixed:", "fixed:0", "fixed:2KiB", "fixed:2MiB", "fixed:5000", "fixed:48KiB", "CDC", "cdc:", "cdc:2KiB", "cdc:128KiB", "cdc:5000", "cdc:0", "cdc:x"} {
 		if _, err := ParseChunking(text); !errors.Is(err, block.ErrInvalid) {
 			t.Errorf("%q: %v", text, err)
 		}

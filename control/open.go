@@ -2,33 +2,71 @@ package control
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
+	"github.com/hyper-nixos/hyper-nixos/tiers/stripe"
 )
 
 // OpenStore opens the engine that a configuration describes: the OpenEngine of a real daemon.
 func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine, error) {
+	shape, err := erasure.ParseShape(cfg.Store.Parity)
+	if err != nil {
+		return nil, err
+	}
+	stripes, err := stripe.ParseShape(cfg.Store.Stripe)
+	if err != nil {
+		return nil, err
+	}
+	alarms := &Alarms{}
 	store, err := blockstore.Open(ctx, blockstore.Options{
 		Dir:         cfg.DataDir,
+		Disks:       cfg.Store.DiskList(),
+		Stripe:      stripes,
+		LogCopies:   cfg.Store.LogCopies,
 		LogCapBytes: int64(cfg.Store.LogCap),
 		// The rest is for NBD buffers, transfers, the API and Go's own needs.
-		MemoryBytes:  int64(cfg.Memory) * 5 / 8,
+		MemoryBytes:  engineMemory(int64(cfg.Memory)),
 		SyncEvery:    cfg.Store.SyncEvery,
 		DestageAfter: cfg.Store.DestageAfter,
 		ReserveBytes: int64(cfg.Store.Reserve),
 		Workers:      cfg.Store.Workers,
-		Events:       engineEvents(log),
+		Parity:       shape,
+		ColdAfter:    coldAfter(cfg.Store.ColdAfter),
+		SimilarOff:   cfg.Store.Similarity == "off",
+
+		KeepBytesPerSecond: int64(cfg.Store.KeepRate),
+		GCBytesPerSecond:   int64(cfg.Store.GCRate), GCRequestsPerSecond: int64(cfg.Store.GCRequests),
+		RestoreDataDir: cfg.Store.Restore == "on",
+		Events:         engineEvents(log, alarms, time.Now),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return storeEngine{store}, nil
+	return storeEngine{store, alarms}, nil
+}
+
+// coldAfter is a setting as the engine has it: there 0 is the default, and less is never.
+func coldAfter(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
 }
 
 // storeEngine is a store behind the Engine that control needs.
-type storeEngine struct{ *blockstore.Store }
+type storeEngine struct {
+	*blockstore.Store
+	alarms *Alarms
+}
+
+// Alarms implements Engine.
+func (s storeEngine) Alarms() *Alarms { return s.alarms }
 
 // OpenDevice implements Engine.
 func (s storeEngine) OpenDevice(volume, snapshot string) (Device, error) {
@@ -39,22 +77,86 @@ func (s storeEngine) OpenDevice(volume, snapshot string) (Device, error) {
 	return device, nil
 }
 
-// engineEvents logs what an operator should know of the engine.
-func engineEvents(log *slog.Logger) blockstore.Events {
+// engineEvents logs what an operator should know of the engine. Faults that repeat are told at once, and then once a minute with a count.
+func engineEvents(log *slog.Logger, alarms *Alarms, now func() time.Time) blockstore.Events {
+	repeats := newRepeats(now)
+	fault := func(message string, err error, about ...any) {
+		tell, heldBack := repeats.tell(fmt.Sprint(message, about, err))
+		if !tell {
+			return
+		}
+		about = append(about, "error", err)
+		if heldBack > 0 {
+			about = append(about, "heldBack", heldBack)
+		}
+		log.Error(message, about...)
+	}
 	return blockstore.Events{
-		Corruption: func(err error) { log.Error("data failed its check", "error", err) },
+		Corruption: func(err error) { fault("data failed its check", err) },
+		Damage: func(d blockstore.Damage) {
+			if d.Mended {
+				log.Warn("a damaged segment was mended", "segment", d.File, "columns", d.Columns)
+				return
+			}
+			fault("a segment is damaged", errors.New(d.String()), "segment", d.File)
+		},
+		Disk: func(dir, state string, err error) {
+			if err == nil && (state == "in sync" || state == "filling") {
+				log.Info("a disk is in sync", "dir", dir)
+				return
+			}
+			log.Error("a disk is not in sync: the store goes on without it", "dir", dir, "state", state, "error", err)
+		},
 		SpaceState: func(state blockstore.SpaceState, freeBytes int64) {
 			level := slog.LevelWarn
 			if state == blockstore.SpaceOK {
 				level = slog.LevelInfo
 			}
 			log.Log(context.Background(), level, "space", "state", state.String(), "freeBytes", freeBytes)
+			alarms.raise(Alarm{At: now().UTC(), Kind: "space", State: state.String(), FreeBytes: uint64(max(0, freeBytes))})
+		},
+		QuotaState: func(volume string, state blockstore.FillState, used, limit uint64) {
+			level := slog.LevelWarn
+			if state == blockstore.FillOK {
+				level = slog.LevelInfo
+			}
+			log.Log(context.Background(), level, "quota", "volume", volume, "state", state.String(), "usedBytes", used, "limitBytes", limit)
+			alarms.raise(Alarm{At: now().UTC(), Kind: "quota", Volume: volume, State: state.String(), UsedBytes: used, LimitBytes: limit})
 		},
 		BackgroundError: func(task string, err error) {
-			log.Error("background work failed and will be tried again", "task", task, "error", err)
+			fault("background work failed and will be tried again", err, "task", task)
 		},
 		Recovered: func(r blockstore.RecoveryInfo) {
+			if b := r.Rebuilt; b != nil {
+				log.Warn("the metadata was lost and was made anew from its checkpoints", "reason", b.Reason, "keptAs", b.Kept, "rows", b.Rows, "chunks", b.Chunks, "duration", b.Duration)
+				if l := &b.Lost; l.Chunks > 0 {
+					log.Error("data is lost: these blocks give EIO until they are written over", "chunks", l.Chunks, "bytes", l.Bytes, "where", l.String())
+				}
+			}
+			if r.Unindexed > 0 {
+				log.Warn("the index lacks chunks, which are put in again in the background: until then some of what is written is stored a second time, and joined later", "chunks", r.Unindexed)
+			}
+			if r.Created {
+				log.Info("store created")
+				return
+			}
 			log.Info("store opened", "clean", r.Clean, "replayedRecords", r.Records, "replayedBytes", r.Bytes, "duration", r.Duration)
 		},
 	}
+}
+
+// What is not the engine's: the runtime, connections and their buffers, which do not become smaller with the budget. The engine needs leastEngine.
+const (
+	besideEngine = 38 << 20
+	leastEngine  = 32 << 20
+)
+
+// engineMemory is the part of the daemon's budget that the engine gets, in bytes.
+func engineMemory(total int64) int64 {
+	return max(leastEngine, min(total*5/8, total-besideEngine))
+}
+
+// OutsideHeap is the part of the daemon's budget that lies beside Go's heap, in bytes.
+func OutsideHeap(cfg *config.Config) int64 {
+	return blockstore.OutsideHeap(blockstore.Options{MemoryBytes: engineMemory(int64(cfg.Memory)), LogCapBytes: int64(cfg.Store.LogCap)})
 }

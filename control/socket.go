@@ -20,7 +20,7 @@ func exportURI(volume, socket string) string {
 }
 
 // access reads owner and mode of a volume's own socket. Users and groups may be names or numbers.
-func (r attachmentRecord) access() (unixsock.Access, error) {
+func (r way) access() (unixsock.Access, error) {
 	access := unixsock.Private()
 	if r.Mode != "" {
 		mode, err := strconv.ParseUint(r.Mode, 8, 32)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"os"
 	"time"
 
@@ -17,9 +18,12 @@ type Status struct {
 	Volumes       int
 	Attached      int
 	Connections   int    // NBD connections, those in handshake included
-	Space         string // "ok", "near full" or "full"
+	Space         string // "ok", "near full", "nearly full" or "full"
 	NBDSocket     string
-	Problems      []string // attached volumes that are not served, and why
+	NBDTCP        string   // nbds://HOST:PORT or nbd://HOST:PORT; empty where NBD is not served over TCP
+	Problems      []string // attached volumes that are not served, and why; other things that should not be so
+	Alarms        []string // what is nearly full, or full
+	Faults        []string // attached volumes in which something goes wrong on purpose, and what
 }
 
 // Status returns the state of the daemon. It answers when the daemon is ready.
@@ -29,12 +33,31 @@ func (c *Control) Status() Status {
 		Version: c.opts.Version, DataDir: c.opts.Config.DataDir, PID: os.Getpid(), StartedAt: c.started,
 		UptimeSeconds: uint64(max(0, c.opts.Now().Sub(c.started)) / time.Second),
 		Volumes:       stats.Volumes, Connections: c.nbd.Stats().Connections, Space: stats.Space.String(),
-		NBDSocket: c.opts.Config.NBD.Socket, Problems: []string{},
+		NBDSocket: c.opts.Config.NBD.Socket, Problems: []string{}, Alarms: []string{}, Faults: []string{},
 	}
+	for _, alarm := range c.Alarms().Now() {
+		s.Alarms = append(s.Alarms, alarm.String())
+	}
+	if n := stats.Corruptions; n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("data failed its check %d times since the start: the log says where; stop hvd and run hv-storage-fabric store check %s", n, s.DataDir))
+	}
+	if behind := c.Index().behind(); behind != "" {
+		s.Problems = append(s.Problems, behind)
+	}
+	if c.tcp != nil {
+		s.NBDTCP = c.tcp.base()
+		if err := c.tcp.checkSecrets(); err != nil {
+			s.Problems = append(s.Problems, err.Error())
+		}
+	}
+	s.Problems = append(s.Problems, diskProblems(c.engine.Redundancy())...)
 	for _, a := range c.Attachments() {
 		s.Attached++
 		if a.Problem != "" {
 			s.Problems = append(s.Problems, a.Volume+": "+a.Problem)
+		}
+		if a.Inject != "" {
+			s.Faults = append(s.Faults, a.Volume+": "+a.Inject)
 		}
 	}
 	return s

@@ -182,6 +182,9 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, w i
 		return err
 	}
 	if snapshot == "" {
+		if _, err := c.engine.Volume(volume); err != nil {
+			return err // that names the volume only
+		}
 		snapshot = exportPrefix + strings.ToLower(rand.Text())
 		if _, err := c.engine.CreateSnapshot(ctx, volume, snapshot); err != nil {
 			return err
@@ -206,10 +209,33 @@ func send(ctx context.Context, device Device, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := transfer.Send(ctx, stream, device, size, nil); err != nil {
+	if err := transfer.Send(ctx, stream, sparse{ctx, device}, size, nil); err != nil {
 		return errors.Join(err, stream.Fail(err.Error()))
 	}
 	return nil
+}
+
+// sparse is a device whose holes are not read.
+type sparse struct {
+	ctx context.Context // of the one transfer that it is made for
+	Device
+}
+
+// NextData implements transfer.Sparse.
+func (s sparse) NextData(off uint64) (uint64, error) {
+	size, found := s.Size(), false
+	for off < size && !found {
+		err := s.Depths(s.ctx, block.Range{Off: off, Len: size - off}, func(n uint64, depth uint32) bool {
+			if found = depth != 0; !found {
+				off += n
+			}
+			return !found
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return off, nil
 }
 
 // removeLeftovers deletes what imports, exports and clones left that were cut short by the death of the process.

@@ -13,16 +13,23 @@ import (
 
 // Volume is what a user sees of a volume.
 type Volume struct {
-	UUID           string
-	Name           string
-	SizeBytes      uint64
-	Chunking       string // "cdc" or "fixed:SIZE"
-	Mode           string // "writeback" or "durable"
-	CreatedAt      time.Time
-	SnapshotCount  int
-	OriginVolume   string      // of a clone; empty for others and when it is gone
-	OriginSnapshot string      // of a clone; empty for others and when it is gone
-	Attachment     *Attachment // nil when it is not attached
+	UUID          string
+	Name          string
+	SizeBytes     uint64
+	Chunking      string // "cdc" or "fixed:SIZE"
+	Mode          string // "writeback" or "durable"
+	CreatedAt     time.Time
+	SnapshotCount int
+	Limits        blockstore.VolumeLimits
+	Quota         blockstore.VolumeQuota
+	QuotaState    string // "ok", "near full", "nearly full" or "full"
+	// ReferencedBytes is how much data the volume refers to, at least.
+	ReferencedBytes uint64
+	// UndestagedBytes is how much of its data, and its snapshots', is in the log alone.
+	UndestagedBytes uint64
+	OriginVolume    string      // of a clone; empty for others and when it is gone
+	OriginSnapshot  string      // of a clone; empty for others and when it is gone
+	Attachment      *Attachment // nil when it is not attached
 }
 
 // VolumeSpec is what a new volume shall be, as text that came from outside.
@@ -119,38 +126,16 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 		if err := c.refuseAttached("rename", name); err != nil {
 			return err
 		}
-		return c.engine.RenameVolume(ctx, name, newName)
+		err := c.engine.RenameVolume(ctx, name, newName)
+		if err == nil {
+			c.Alarms().rename(name, newName)
+		}
+		return err
 	})
 	if err != nil {
 		return Volume{}, err
 	}
 	return c.Volume(newName)
-}
-
-// ResizeVolume sets the size of a volume. A smaller size loses what lies beyond it, so it needs shrink, and no attachment.
-func (c *Control) ResizeVolume(ctx context.Context, name string, sizeBytes uint64, shrink bool) (Volume, error) {
-	if err := checkSize(sizeBytes); err != nil {
-		return Volume{}, fmt.Errorf("resize volume %q: %w", name, err)
-	}
-	err := c.change(ctx, "resize", name, nil, func() error {
-		info, err := c.visible(name)
-		if err != nil {
-			return err
-		}
-		if sizeBytes < info.SizeBytes {
-			if !shrink {
-				return fmt.Errorf("resize volume %q: %d bytes are less than its %d, and what lies beyond would be lost: %w", name, sizeBytes, info.SizeBytes, ErrRefused)
-			}
-			if err := c.refuseAttached("shrink", name); err != nil {
-				return err
-			}
-		}
-		return c.engine.ResizeVolume(ctx, name, sizeBytes)
-	})
-	if err != nil {
-		return Volume{}, err
-	}
-	return c.Volume(name)
 }
 
 // DeleteVolume deletes a volume that is not attached, and its snapshots.
@@ -159,7 +144,11 @@ func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 		if err := c.refuseAttached("delete", name); err != nil {
 			return err
 		}
-		return c.engine.DeleteVolume(ctx, name)
+		err := c.engine.DeleteVolume(ctx, name)
+		if err == nil {
+			c.Alarms().rename(name, "")
+		}
+		return err
 	})
 }
 
@@ -210,7 +199,9 @@ func (c *Control) volume(info blockstore.VolumeInfo) Volume {
 		Mode:          info.Mode.String(),
 		CreatedAt:     info.CreatedAt,
 		SnapshotCount: info.Snapshots,
-		Attachment:    c.attachmentOf(info.Name),
+		Limits:        info.Limits, UndestagedBytes: info.UndestagedBytes,
+		Quota: info.Quota, QuotaState: info.Fill.String(), ReferencedBytes: info.ReferencedBytes,
+		Attachment: c.attachmentOf(info.Name),
 	}
 	if info.Origin != nil {
 		v.OriginVolume, v.OriginSnapshot = info.Origin.Volume, info.Origin.Snapshot

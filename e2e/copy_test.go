@@ -51,7 +51,7 @@ func TestNBDCopyBothWays(t *testing.T) {
 	back := func(when string) {
 		t.Helper()
 		out := filepath.Join(t.TempDir(), "out.raw")
-		tool(t, "nbdcopy", "--connections=4", uri, out)
+		tool(t, "nbdcopy", "--connections=8", "--requests=64", uri, out)
 		t.Log("copied back", when)
 		equalFiles(t, image, out)
 	}

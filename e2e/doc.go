@@ -1,8 +1,11 @@
 // Package e2e tests the product as its users meet it: the real hvd and hv-storage-fabric as processes, with the programs that people run against an NBD server and with
-// real guests. It imports no part of the daemon; what it needs of NBD it speaks itself.
+// real guests. It imports no part of the daemon; what it
+// needs of NBD it speaks itself. Large stores are made by internal/synth.
 //
 // A test has a data directory and daemons of its own. Programs that are missing skip a test on a developer's machine and fail it where CI is set, since CI installs them.
 // Most of what bad input is made of needs root (mounts, other users); without it those tests skip with a reason, in CI they fail.
+//
+// The folder libnbd has scripts for the Python module of libnbd, which reaches every command and flag. TestSoak is the one test that can be made as long as one likes: make soak.
 //
 // Each test takes seconds. -short trims the loops and leaves the guests out.
 package e2e

@@ -28,7 +28,7 @@ type fixture struct {
 func newFixture(t *testing.T, seed int) *fixture {
 	t.Helper()
 	f := &fixture{content: make([]byte, fixtureSize)}
-	d := newDaemon(t, "--store-destage-after", "1h")
+	d := newDaemon(t, "--store-destage-after", "1h", "--store-parity", "off")
 	f.dir = d.dir
 	d.start()
 	d.disk("v", bytesText(fixtureSize))
@@ -61,7 +61,7 @@ func newFixture(t *testing.T, seed int) *fixture {
 // copy returns a daemon on a copy of the fixture.
 func (f *fixture) copy(t *testing.T) *daemon {
 	t.Helper()
-	d := newDaemon(t, "--store-destage-after", "1h")
+	d := newDaemon(t, "--store-destage-after", "1h", "--store-parity", "off")
 	tool(t, "cp", "-a", "--sparse=always", f.dir+"/.", d.dir)
 	return d
 }

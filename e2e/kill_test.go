@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -22,14 +23,9 @@ func TestKill(t *testing.T) {
 	if testing.Short() {
 		rounds = 3
 	}
-	k := &killer{t: t, d: startDaemon(t), rng: rand.New(rand.NewPCG(*killSeed, 0)), first: 1}
-	for i := range recordedClients {
-		k.streams = append(k.streams, newStream(i))
-		k.d.disk(k.streams[i].volume, "16MiB")
-		k.begin = append(k.begin, crashtest.NewState())
-	}
+	k := newKiller(t, startDaemon(t))
 	for i := range rounds {
-		if err := k.round(); err != nil {
+		if err := k.round(i == rounds-1); err != nil {
 			t.Fatalf("round %d: %v\nrepeat: go test ./e2e -run TestKill -kill.seed=%d", i, err, *killSeed)
 		}
 	}
@@ -40,6 +36,16 @@ func TestKill(t *testing.T) {
 	}
 	k.d.stop()
 	k.d.check()
+}
+
+func newKiller(t *testing.T, d *daemon) *killer {
+	k := &killer{t: t, d: d, rng: rand.New(rand.NewPCG(*killSeed, 0)), first: 1, lose: func() {}}
+	for i := range recordedClients {
+		k.streams = append(k.streams, newStream(i))
+		k.d.disk(k.streams[i].volume, "16MiB")
+		k.begin = append(k.begin, crashtest.NewState())
+	}
+	return k
 }
 
 // killer drives the rounds.
@@ -53,20 +59,25 @@ type killer struct {
 	first    int // number of the recorder's first operation
 	ops      int
 	settles  atomic.Int64
+	lose     func() // what else is lost with each kill
 }
 
-// round lets all work for a while, kills hvd, starts it and judges what it shows.
-func (k *killer) round() error {
+// round lets all work for a while, kills hvd, starts it and judges what it shows. The kill of the last round waits for a settle if none has ended so far: under constant
+// writes it must end all the same.
+func (k *killer) round(last bool) error {
 	k.recorder = crashtest.NewRecorder(recordedConfig, k.rng.Uint64(), k.begin, k.first, nil)
-	if err := k.workAndKill(time.Duration(300+k.rng.IntN(2200)) * time.Millisecond); err != nil {
+	life := time.NewTimer(time.Duration(300+k.rng.IntN(2200)) * time.Millisecond)
+	defer life.Stop()
+	if err := k.workAndKill(life.C, last); err != nil {
 		return err
 	}
+	k.lose()
 	k.d.start()
 	return k.judge()
 }
 
 // workAndKill returns an error of a worker from before the kill. What fails afterwards is what a kill is for.
-func (k *killer) workAndKill(life time.Duration) error {
+func (k *killer) workAndKill(end <-chan time.Time, settled bool) error {
 	var running sync.WaitGroup
 	var killed atomic.Bool
 	failed := make(chan error, 3*recordedClients+1)
@@ -84,15 +95,29 @@ func (k *killer) workAndKill(life time.Duration) error {
 		start(fmt.Sprintf("recorded client %d", i), func(*rand.Rand) error { return k.record(i) })
 	}
 	start("settle", func(*rand.Rand) error { return k.settleOften() })
-	var err error
-	select {
-	case err = <-failed:
-	case <-time.After(life):
+	err := k.await(failed, end)
+	for patient := time.After(patience); settled && err == nil && k.settles.Load() == 0; {
+		select {
+		case <-patient:
+			err = errors.New("no settle ends under constant writes")
+		default:
+			err = k.await(failed, time.After(20*time.Millisecond))
+		}
 	}
 	killed.Store(true)
 	k.d.kill()
 	running.Wait()
 	return err
+}
+
+// await returns the error of a worker, or nil when the time has come.
+func (k *killer) await(failed <-chan error, end <-chan time.Time) error {
+	select {
+	case err := <-failed:
+		return err
+	case <-end:
+		return nil
+	}
 }
 
 // record runs a recorded client until an operation fails, which is what it returns.
@@ -143,16 +168,19 @@ func (k *killer) report() {
 		snapshots += len(s.snaps)
 	}
 	k.t.Logf("%d writes of streams, %d recorded operations, %d settles, %d snapshots left", writes, k.ops, k.settles.Load(), snapshots)
-	// A settle hardly ends while clients write without a pause, so none of them may have: what it does is done all the same.
-	if writes == 0 || k.ops == 0 {
+	if writes == 0 || k.ops == 0 || k.settles.Load() == 0 {
 		k.t.Error("a part of the work never happened")
 	}
 }
 
 // check runs the second reader over the closed store.
-func (d *daemon) check() {
+func (d *daemon) check(disks ...string) {
 	d.t.Helper()
-	if got := execute(d.t, nil, fabricPath, "store", "check", d.dir); got.code != 0 {
+	args := []string{"store", "check", d.dir}
+	for _, disk := range disks {
+		args = append(args, "--disk", disk)
+	}
+	if got := execute(d.t, nil, fabricPath, args...); got.code != 0 {
 		d.t.Errorf("store check ended with %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 }

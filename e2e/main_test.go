@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// hvdPath and fabricPath are the programs under test, built once by TestMain.
-var hvdPath, fabricPath string
+// The programs under test, built once by TestMain.
+var hvdPath, fabricPath, backupPath string
 
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
@@ -22,7 +22,7 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(bin)
-	build := exec.Command("go", "build", "-o", bin, "./cmd/hvd", "./cmd/hv-storage-fabric")
+	build := exec.Command("go", "build", "-o", bin, "./cmd/hvd", "./cmd/hv-storage-fabric", "./cmd/hv-backup")
 	build.Dir = ".."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := build.CombinedOutput(); err != nil {
@@ -34,9 +34,10 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	for _, name := range []string{"HV_ENDPOINT", "HV_TOKEN", "HV_CONFIG", "NOTIFY_SOCKET"} {
+	for _, name := range []string{"HV_ENDPOINT", "HV_TOKEN", "HV_CONFIG", "HV_BACKUP_REPO", "HV_BACKUP_PASSWORD_FILE", "NOTIFY_SOCKET"} {
 		os.Unsetenv(name)
 	}
 	hvdPath, fabricPath = filepath.Join(bin, "hvd"), filepath.Join(bin, "hv-storage-fabric")
+	backupPath = filepath.Join(bin, "hv-backup")
 	return m.Run()
 }

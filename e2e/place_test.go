@@ -157,8 +157,11 @@ func TestFullStore(t *testing.T) {
 	if err := openNBD(t, d.nbdSocket(), "other").write(other, 0); err != nil {
 		t.Fatal(err)
 	}
-	written := fillUp(t, d)
-	t.Logf("%d MiB fit into a file system of 256 MiB", written)
+	written, first := fillUp(t, d)
+	t.Logf("%d MiB fit into a file system of 256 MiB, %d of them before the first ENOSPC", written, first)
+	if first < written*9/10 {
+		t.Errorf("the first ENOSPC came after %d MiB, but %d fit: what waited for destage was counted as lost", first, written)
+	}
 	if written < 128 {
 		t.Errorf("only %d MiB fit into a file system of 256 MiB", written)
 	}
@@ -201,8 +204,63 @@ func TestFullStore(t *testing.T) {
 	d.check()
 }
 
-// fillUp writes random bytes, a MiB at a time, until the store is full even when it is settled, and returns how many MiB lie there from the beginning on.
-func fillUp(t *testing.T, d *daemon) int {
+// TestSettleOnAFullDisk fills the file system with a foreign file: destage cannot go on, settle says so and what to do, nothing is lost, and it goes on with room.
+func TestSettleOnAFullDisk(t *testing.T) {
+	needsRoot(t, "mount")
+	d := mounted(t, "256M")
+	d.flags = append(d.flags, "--store-destage-after", "1h")
+	d.start()
+	d.disk("disk", "64MiB")
+	data := randomBytes(3, 16<<20)
+	c := openNBD(t, d.nbdSocket(), "disk")
+	for off := 0; off < len(data); off += 1 << 20 {
+		if err := c.write(data[off:off+1<<20], uint64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	foreign := filepath.Join(d.dir, "foreign")
+	fillWith(t, foreign, 8<<20)
+	d.mustRefuse(d.try("store", "settle", "--wait"), 1, []string{"settle", "make room", "space"}, "settle on a full disk")
+	mustHold(t, d, "disk", data)
+	if err := os.Remove(foreign); err != nil {
+		t.Fatal(err)
+	}
+	d.settle()
+	mustHold(t, d, "disk", data)
+	var stats struct{ UndestagedBytes uint64 }
+	if d.json(&stats, "store", "stats"); stats.UndestagedBytes != 0 {
+		t.Errorf("%d bytes are not destaged", stats.UndestagedBytes)
+	}
+	d.stop()
+	d.check()
+}
+
+// fillWith makes a file that leaves so many bytes of its file system.
+func fillWith(t *testing.T, path string, leave int64) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	piece := make([]byte, 256<<10)
+	for {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(path, &fs); err != nil {
+			t.Fatal(err)
+		}
+		if int64(fs.Bavail)*fs.Bsize <= leave {
+			return
+		}
+		if _, err := f.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// fillUp writes random bytes, a MiB at a time, until the store is full even when it is settled, and returns how many MiB lie there from the beginning on, and how many
+// did at the first refusal.
+func fillUp(t *testing.T, d *daemon) (full, first int) {
 	t.Helper()
 	c := openNBD(t, d.nbdSocket(), "big")
 	refused := -1
@@ -214,14 +272,17 @@ func fillUp(t *testing.T, d *daemon) int {
 		case !errors.Is(err, errNoSpace):
 			t.Fatalf("write of MiB %d: %v, want ENOSPC", n, err)
 		case n == refused:
-			return n
+			return n, first
+		}
+		if refused < 0 {
+			first = n
 		}
 		refused = n
 		n--
 		d.settle()
 	}
 	t.Fatal("a GiB fits into a full store")
-	return 0
+	return 0, 0
 }
 
 func mustHoldSeeds(t *testing.T, d *daemon, n int, when string) {

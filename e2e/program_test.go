@@ -11,6 +11,8 @@ import (
 var packages = map[string]string{
 	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "fio": "fio",
 	"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs",
+	"openssl": "openssl", "nbdkit": "nbdkit", "nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "losetup": "mount", "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
+	"mkfs.ext4": "e2fsprogs", "btrfs": "btrfs-progs", "mount": "mount",
 }
 
 // missing ends a test that cannot run here: skipped on a developer's machine, failed in CI, which can provide everything.
@@ -22,11 +24,15 @@ func missing(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// needs ends a test that cannot run without these programs.
+// needs ends a test that cannot run without these programs. make test sets HV_REQUIRE_TOOLS, as it installs them.
 func needs(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
+		_, err := exec.LookPath(name)
+		if err != nil && os.Getenv("HV_REQUIRE_TOOLS") != "" {
+			t.Fatalf("%s is not installed (Debian: apt install %s)", name, packages[name])
+		}
+		if err != nil {
 			missing(t, "%s is not installed (Debian: apt install %s)", name, packages[name])
 		}
 	}

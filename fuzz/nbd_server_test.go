@@ -19,10 +19,12 @@ const nbdPatience = 10 * time.Second
 
 // nbdServer serves one connection after another to one fixed device.
 type nbdServer struct {
-	dev  *fixedDevice
-	held atomic.Int64
-	nbd  *nbd.Server
-	l    *oneListener
+	dev      *fixedDevice
+	held     atomic.Int64
+	acquired atomic.Int64
+	door     nbd.Door
+	nbd      *nbd.Server
+	l        *oneListener
 }
 
 func newNBDServer(t *testing.T) *nbdServer {
@@ -38,7 +40,7 @@ func newNBDServer(t *testing.T) *nbdServer {
 func (s *nbdServer) run(t *testing.T, client func(net.Conn)) {
 	near, far := socketPair(t)
 	served := make(chan error, 1)
-	go func() { served <- s.nbd.Serve(context.Background(), s.l) }()
+	go func() { served <- s.nbd.ServeDoor(context.Background(), s.l, s.door) }()
 	s.l.conns <- far
 	client(near)
 	_ = near.Close()
@@ -60,6 +62,7 @@ func (s *nbdServer) Acquire(name string) (nbd.Export, func(), error) {
 	if name != "disk" {
 		return nbd.Export{}, nil, block.ErrNotFound
 	}
+	s.acquired.Add(1)
 	s.held.Add(1)
 	return nbd.Export{Name: name, Device: s.dev}, func() { s.held.Add(-1) }, nil
 }
@@ -122,6 +125,19 @@ func (d *fixedDevice) Flush(context.Context) error { return nil }
 
 func (d *fixedDevice) Prefetch(_ context.Context, r block.Range) error {
 	d.check(r.Off, r.Len)
+	return nil
+}
+
+// MetaContexts offers two contexts and a name that is none.
+func (d *fixedDevice) MetaContexts() []string {
+	return []string{"base:allocation", "x-hv:heat", "no context"}
+}
+
+// BlockStatus tells sectors of alternating status, and one run beyond the end.
+func (d *fixedDevice) BlockStatus(_ context.Context, name string, r block.Range, emit func(uint64, uint32) bool) error {
+	d.check(r.Off, r.Len)
+	for at := r.Off; at < fixedSize && emit(block.SectorSize, uint32(at>>9&1)); at += block.SectorSize {
+	}
 	return nil
 }
 

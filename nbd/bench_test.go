@@ -7,6 +7,42 @@ import (
 	"time"
 )
 
+// TestServedAtOnceAllocatesNothing counts the allocations of the whole process, the client's side included, over windows of requests.
+func TestServedAtOnceAllocatesNothing(t *testing.T) {
+	for name, attach := range map[string]func(*served) (*client, framing){
+		"simple":     func(s *served) (*client, framing) { return s.attach(t, false), simpleReplies },
+		"structured": func(s *served) (*client, framing) { return s.attach(t, true), structuredReplies },
+		"extended":   func(s *served) (*client, framing) { w, _, _ := s.attachWide(t); return w.client, extendedHeaders },
+	} {
+		s := serveTable(t, newTable(Export{Name: "disk", Device: newMemDevice(1 << 20)}), Options{})
+		c, f := attach(s)
+		var window []byte
+		reply := 0
+		for i := range uint64(32) {
+			if f == extendedHeaders {
+				window = append(window, append(wideHeader(payloadLen, 1, i, 0, 512), make([]byte, 512)...)...)
+				window = append(window, wideHeader(0, 0, i, 0, 512)...)
+				reply += 32 + 40 + 512
+				continue
+			}
+			window = append(window, append(header(0, 1, i, 0, 512), make([]byte, 512)...)...)
+			window = append(window, header(0, 0, i, 0, 512)...)
+			reply += 16 + map[framing]int{simpleReplies: 16, structuredReplies: 28}[f] + 512
+		}
+		replies := make([]byte, reply)
+		if n := testing.AllocsPerRun(200, func() {
+			if _, err := c.nc.Write(window); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c.nc, replies); err != nil {
+				t.Fatal(err)
+			}
+		}); n >= 1 && !raceEnabled {
+			t.Errorf("%s: %v allocations for 64 requests", name, n)
+		}
+	}
+}
+
 // BenchmarkServer sends windows of requests and waits for all their replies, as a client at a queue depth does.
 func BenchmarkServer(b *testing.B) {
 	for _, bc := range []struct {

@@ -177,6 +177,35 @@ func infoRequest(name string, kinds ...uint16) []byte {
 	return pack(uint32(len(name)), name, uint16(len(kinds)), kinds)
 }
 
+// metaQuery is the data of LIST_META_CONTEXT and SET_META_CONTEXT.
+func metaQuery(name string, queries ...string) []byte {
+	p := pack(uint32(len(name)), name, uint32(len(queries)))
+	for _, q := range queries {
+		p = append(p, pack(uint32(len(q)), q)...)
+	}
+	return p
+}
+
+// metaContexts sends LIST_META_CONTEXT (9) or SET_META_CONTEXT (10) and receives the names that come back, with their ids.
+func (c *client) metaContexts(opt uint32, export string, queries ...string) (ids map[string]uint32, names []string) {
+	c.t.Helper()
+	c.sendOption(opt, metaQuery(export, queries...))
+	ids = map[string]uint32{}
+	for {
+		kind, data := c.optionReply(opt)
+		switch kind {
+		case 1:
+			return ids, names
+		case 4:
+			name := string(data[4:])
+			ids[name] = binary.BigEndian.Uint32(data)
+			names = append(names, name)
+		default:
+			c.t.Fatalf("meta context option answered %#x %q", kind, data)
+		}
+	}
+}
+
 // header is a request header.
 func header(flags, cmd uint16, cookie, off uint64, length uint32) []byte {
 	return pack(uint32(0x25609513), flags, cmd, cookie, off, length)

@@ -12,11 +12,12 @@ const (
 	CmdTrim        Command = 4
 	CmdCache       Command = 5
 	CmdWriteZeroes Command = 6
+	CmdBlockStatus Command = 7
 
-	commandCount = 7
+	commandCount = 8
 )
 
-var commandNames = [commandCount]string{"read", "write", "disc", "flush", "trim", "cache", "write-zeroes"}
+var commandNames = [commandCount]string{"read", "write", "disc", "flush", "trim", "cache", "write-zeroes", "block-status"}
 
 // String returns the protocol's name of the command in lower case.
 func (c Command) String() string {
@@ -28,59 +29,56 @@ func (c Command) String() string {
 
 // request is the header of one request.
 type request struct {
-	flags  uint16
-	cmd    Command
-	cookie uint64
-	off    uint64 // bytes
-	len    uint32 // bytes
+	flags   uint16
+	cmd     Command
+	payload bool // len bytes follow the header
+	cookie  uint64
+	off     uint64 // bytes
+	len     uint64 // bytes
 }
 
-// parseRequest decodes the header in p, of at least requestSize bytes; ok is false when its magic is wrong.
-func parseRequest(p []byte) (r request, ok bool) {
-	_ = p[requestSize-1]
+// parseRequest decodes the header in p, which holds it whole; ok is false when its magic is wrong.
+func parseRequest(p []byte, f framing) (r request, ok bool) {
+	_ = p[27]
 	r = request{
 		flags:  be.Uint16(p[4:]),
 		cmd:    Command(be.Uint16(p[6:])),
 		cookie: be.Uint64(p[8:]),
 		off:    be.Uint64(p[16:]),
-		len:    be.Uint32(p[24:]),
 	}
+	if f == extendedHeaders {
+		r.len = be.Uint64(p[24:])
+		r.payload = r.flags&cmdFlagPayload != 0
+		return r, be.Uint32(p) == magicExtendedRequest
+	}
+	r.len = uint64(be.Uint32(p[24:]))
+	r.payload = r.cmd == CmdWrite
 	return r, be.Uint32(p) == magicRequest
 }
 
 func (r *request) fua() bool { return r.flags&cmdFlagFUA != 0 }
 
 // check decides whether the device may be asked at all. It is the only place where requests are validated; what passes lies inside the
-// device, and its payload inside MaxPayload.
-func (r *request) check(dev Device, structured bool) refusal {
+// device, and its payload inside MaxPayload. status reports that metadata contexts were agreed on.
+func (r *request) check(dev Device, f framing, status bool) refusal {
 	if r.cmd >= commandCount {
 		return refuseCommand
 	}
-	if r.flags&^r.allowedFlags(structured) != 0 {
+	if r.flags&^r.allowedFlags(f, status) != 0 {
 		return refuseFlags
+	}
+	if why := r.checkLength(f, status); why != accepted {
+		return why
 	}
 	switch r.cmd {
 	case CmdFlush:
-		if r.off != 0 || r.len != 0 {
-			return refuseFlushRange
-		}
 		return accepted
-	case CmdRead:
-		if r.len > MaxPayload && r.flags&cmdFlagDF != 0 {
-			return refuseUnsplit
-		}
-		if r.len > MaxPayload {
-			return refuseLength
-		}
 	case CmdWrite, CmdTrim, CmdWriteZeroes:
 		if dev.ReadOnly() {
 			return refuseReadOnly
 		}
-		if r.cmd == CmdWrite && r.len > MaxPayload {
-			return refuseLength
-		}
 	}
-	if size := dev.Size(); r.off > size || uint64(r.len) > size-r.off {
+	if size := dev.Size(); r.off > size || r.len > size-r.off {
 		if r.cmd == CmdWrite || r.cmd == CmdWriteZeroes {
 			return refuseBeyondWrite
 		}
@@ -89,13 +87,58 @@ func (r *request) check(dev Device, structured bool) refusal {
 	return accepted
 }
 
-// allowedFlags returns the command flags that are valid. FUA is valid with every command, as the protocol demands.
-func (r *request) allowedFlags(structured bool) uint16 {
-	switch {
-	case r.cmd == CmdRead && structured:
-		return cmdFlagFUA | cmdFlagDF
-	case r.cmd == CmdWriteZeroes:
-		return cmdFlagFUA | cmdFlagNoHole | cmdFlagFastZero
+// checkLength is the part of check that looks at the length alone.
+func (r *request) checkLength(f framing, status bool) refusal {
+	switch r.cmd {
+	case CmdFlush:
+		if r.off != 0 || r.len != 0 {
+			return refuseFlushRange
+		}
+	case CmdRead:
+		switch {
+		case r.len <= MaxPayload:
+		case f == extendedHeaders, r.flags&cmdFlagDF != 0:
+			return refuseUnsplit
+		default:
+			return refuseLength
+		}
+	case CmdWrite:
+		if !r.payload {
+			return refusePayload
+		}
+		if r.len > MaxPayload {
+			return refuseLength
+		}
+	case CmdBlockStatus:
+		if !status {
+			return refuseContexts
+		}
+		if r.len == 0 {
+			return refuseNothing
+		}
 	}
-	return cmdFlagFUA
+	return accepted
+}
+
+// allowedFlags returns the command flags that are valid. FUA is valid with every command, as the protocol demands.
+func (r *request) allowedFlags(f framing, status bool) uint16 {
+	flags := cmdFlagFUA
+	switch r.cmd {
+	case CmdRead:
+		if f != simpleReplies {
+			flags |= cmdFlagDF
+		}
+	case CmdWrite:
+		if f == extendedHeaders {
+			flags |= cmdFlagPayload
+		}
+	case CmdWriteZeroes:
+		flags |= cmdFlagNoHole | cmdFlagFastZero
+	case CmdBlockStatus:
+		flags |= cmdFlagReqOne
+		if f == extendedHeaders && status {
+			flags |= cmdFlagPayload
+		}
+	}
+	return flags
 }

@@ -12,44 +12,60 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 )
 
 // conn is one client. Its fields belong to the reader goroutine unless said otherwise; while the client is idle it owns no buffer.
 type conn struct {
 	srv     *Server
-	nc      net.Conn
+	nc      net.Conn // the socket; anyone may set its deadlines and close it
 	exports Exports
+	tls     *TLS            // nil if the door has none
+	forced  bool            // TLS is required of this client
 	ctx     context.Context // ends when the client is gone or cut off
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when the export is released and the connection forgotten
 
 	// What the handshake agreed on.
+	stream     net.Conn   // what is read and written: nc, or encrypted
+	encrypted  secureConn // nil in plain text
+	proved     Client     // what TLS proved of the client
 	noZeroes   bool
-	structured bool
+	framing    framing
+	contexts   []metaContext // selected for metaExport; nil if none
+	metaExport string        // name as the client gave it
 	dev        Device
+	ahead      AheadFlusher // dev, if it can
 	release    func()
 	entered    bool   // guarded by srv.mu until serve begins
 	exportName string // likewise
+	identity   string // likewise; see Client.Identity
 
 	// Input and output of the reader (input.go, reply.go).
 	raw      syscall.RawConn // nil if nc has none
 	readable func(fd uintptr) bool
-	starved  bool // readable found no lease to be had
 	got      int
 	gotErr   error
 	fillMax  int // bytes to read at most next time, 0 for no bound
-	head     [requestSize]byte
+	head     [maxRequestSize]byte
 	ls       *lease
 	r, w     int // unread input is ls.in[r:w]
 	o        int // unsent output is ls.out[:o]
 	batchFUA bool
 	tally    tally
+	step     lockstep
+	count    func(fd uintptr) // countUnread, if raw is not nil
+	unread   int              // bytes that it found
+	poll     [1]unix.PollFd
+	pollFor  unix.Timespec
 
 	// Work that is elsewhere (slow.go).
-	slots   chan struct{}       // one for each task not yet replied
-	share   *semaphore.Weighted // this connection's bytes of buffers
-	workers sync.WaitGroup
-	sender  sender
+	slots      chan struct{}       // one for each task not yet replied
+	share      *semaphore.Weighted // this connection's bytes of buffers
+	tenant     *tenant             // its export's part in the server's
+	workers    sync.WaitGroup
+	unanswered atomic.Int32 // tasks whose reply is not on its way
+	sender     sender
 
 	// Set by anyone.
 	draining   atomic.Bool
@@ -62,11 +78,12 @@ type conn struct {
 var (
 	errDisconnect = errors.New("nbd: client said goodbye")
 	errBadMagic   = errors.New("nbd: request with a wrong magic number")
-	errAbsurd     = errors.New("nbd: write too long to be drained")
+	errAbsurd     = errors.New("nbd: payload too long to be drained")
 )
 
-func newConn(s *Server, nc net.Conn, exports Exports) *conn {
-	c := &conn{srv: s, nc: nc, exports: exports, done: make(chan struct{})}
+func newConn(s *Server, nc net.Conn, d Door) *conn {
+	c := &conn{srv: s, nc: nc, stream: nc, exports: d.Exports, tls: d.TLS, done: make(chan struct{})}
+	c.forced = d.TLS != nil && d.TLS.requiredOf(nc.RemoteAddr())
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.sender.c = c
 	return c
@@ -86,6 +103,7 @@ func (c *conn) run() {
 		return
 	}
 	c.beginTransmission()
+	defer c.srv.memory.dismiss(c.exportName)
 	if f := c.srv.opts.Events.Connected; f != nil {
 		f(c.peer())
 	}
@@ -97,13 +115,15 @@ func (c *conn) run() {
 
 // beginTransmission makes what only a client in transmission needs.
 func (c *conn) beginTransmission() {
-	if sc, ok := c.nc.(syscall.Conn); ok {
+	if sc, ok := c.stream.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			c.raw = raw
-			c.readable = c.readReady
+			c.readable, c.count = c.readReady, c.countUnread
 		}
 	}
+	c.ahead, _ = c.dev.(AheadFlusher)
 	c.slots = make(chan struct{}, c.srv.opts.MaxSlow)
+	c.tenant = c.srv.memory.admit(c.exportName)
 	c.share = semaphore.NewWeighted(maxBufferSize)
 }
 
@@ -128,37 +148,60 @@ func (c *conn) serve() error {
 		if err := c.settle(); err != nil {
 			return err
 		}
+		c.endPass()
 	}
 }
 
 // next answers the request at the head of the input; more is false if it is not there as a whole.
 func (c *conn) next() (more bool, err error) {
+	header := c.framing.requestSize()
 	in := c.ls.in[c.r:c.w]
-	if len(in) < requestSize {
+	if len(in) < header {
 		return false, nil
 	}
-	q, ok := parseRequest(in)
+	q, ok := parseRequest(in, c.framing)
 	if !ok {
 		return false, errBadMagic
 	}
-	if q.cmd == CmdWrite {
-		return c.write(&q, in[requestSize:])
+	if q.payload {
+		return c.payload(&q, in[header:])
 	}
-	c.r += requestSize
+	c.r += header
 	if q.cmd == CmdDisc {
+		return false, errDisconnect
+	}
+	c.saw(q.cmd)
+	if err := c.applyBatch(); err != nil {
+		return false, err
+	}
+	if why := q.check(c.dev, c.framing, len(c.contexts) > 0); why != accepted {
+		c.tally.countInvalid()
+		return true, c.reply(q.cookie, q.off, why)
+	}
+	switch q.cmd {
+	case CmdRead:
+		return true, c.read(&q)
+	case CmdBlockStatus:
+		return true, c.startStatus(&q, c.contexts)
+	}
+	return true, c.startCommand(&q)
+}
+
+// payload answers a request that has a payload, of which rest is what has been read.
+func (c *conn) payload(q *request, rest []byte) (more bool, err error) {
+	switch q.cmd {
+	case CmdWrite:
+		return c.write(q, rest)
+	case CmdDisc:
 		return false, errDisconnect
 	}
 	if err := c.applyBatch(); err != nil {
 		return false, err
 	}
-	if why := q.check(c.dev, c.structured); why != accepted {
-		c.tally.countInvalid()
-		return true, c.reply(q.cookie, why)
+	if q.cmd == CmdBlockStatus {
+		return c.filteredStatus(q, rest)
 	}
-	if q.cmd == CmdRead {
-		return true, c.read(&q)
-	}
-	return true, c.startCommand(&q)
+	return true, c.refusePayload(q, refuseFlags)
 }
 
 // settle applies the writes that were collected and sends the replies that were.
@@ -184,6 +227,9 @@ func (c *conn) finish(err error) error {
 		c.kill()
 	}
 	c.workers.Wait()
+	if c.encrypted != nil && (orderly || endsOrderly(err)) {
+		_ = c.encrypted.CloseWrite() // TLS is told before the socket closes; a client that does not listen delays it by 5 s at most
+	}
 	if drained {
 		c.linger()
 	}
@@ -232,7 +278,7 @@ func (c *conn) kill() {
 func (c *conn) peer() Peer {
 	c.srv.mu.Lock()
 	defer c.srv.mu.Unlock()
-	return Peer{Addr: c.nc.RemoteAddr(), Export: c.exportName}
+	return Peer{Addr: c.nc.RemoteAddr(), Export: c.exportName, Encrypted: c.encrypted != nil, Identity: c.identity}
 }
 
 // stalledSince reports whether the client has left the server waiting since before a time, in Unix ns.
@@ -241,9 +287,9 @@ func (c *conn) stalledSince(before int64) bool {
 	return r != 0 && r < before || w != 0 && w < before
 }
 
-// failed reports a device's error and chooses the answer.
-func (c *conn) failed(cmd Command, off uint64, length uint32, err error) refusal {
-	if f := c.srv.opts.Events.RequestFailed; f != nil {
+// failed reports a device's error and chooses the answer. A request that was given up because its client has gone is no error of the device.
+func (c *conn) failed(cmd Command, off, length uint64, err error) refusal {
+	if f := c.srv.opts.Events.RequestFailed; f != nil && !errors.Is(err, context.Canceled) {
 		f(c.peer(), Failure{Command: cmd, Off: off, Len: length, Err: err})
 	}
 	return refusalOf(err)

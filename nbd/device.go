@@ -2,6 +2,9 @@ package nbd
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
+	"net"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
@@ -46,6 +49,49 @@ type Device interface {
 	Prefetch(ctx context.Context, r block.Range) error
 }
 
+// AheadFlusher is a Device that can be told that a Flush is probably about to come, when what was written before it has been replied and the client has yet to ask.
+type AheadFlusher interface {
+	// FlushAhead does what Flush does as far as it can, so that the Flush that follows has less to do or nothing. It reports no error: that is for the Flush.
+	FlushAhead(ctx context.Context)
+}
+
+// Names of the metadata contexts that the server knows the form of, and what their statuses mean. A device offers whichever it can answer.
+const (
+	// ContextAllocation tells holes: StatusHole and StatusZero.
+	ContextAllocation = "base:allocation"
+	// ContextDepth tells which layer the bytes come from: 0 none, 1 the device's own, 2 the snapshot it stands on, and so on.
+	ContextDepth = "qemu:allocation-depth"
+	// ContextDirtyPrefix and the name of a bitmap, or of a snapshot that the changes are counted from, tell what has changed: StatusDirty.
+	ContextDirtyPrefix = "qemu:dirty-bitmap:"
+	// ContextTier tells the tier that the bytes lie in, as a number that the device's owner defines. The name is reserved for this project.
+	ContextTier = "x-hv:tier"
+	// ContextHeat tells how often the bytes were used of late, 0 for never; larger is hotter. The name is reserved for this project.
+	ContextHeat = "x-hv:heat"
+)
+
+// Bits of a status.
+const (
+	StatusHole  uint32 = 1 << 0 // ContextAllocation: no space is taken up
+	StatusZero  uint32 = 1 << 1 // ContextAllocation: reads as zeroes
+	StatusDirty uint32 = 1 << 0 // ContextDirtyPrefix: changed
+)
+
+// StatusReporter is a Device that can also say what it knows about its bytes, for NBD_CMD_BLOCK_STATUS. A device without it offers no
+// metadata contexts.
+type StatusReporter interface {
+	// MetaContexts returns the full names ("namespace:leaf") of the contexts to be had now, in the order to list them in. It must not
+	// wait for a device. Names that are no valid strings of the protocol are left out by the server.
+	MetaContexts() []string
+	// BlockStatus tells the statuses of the bytes from r.Off on in one of those contexts: it calls emit for consecutive runs, each with its
+	// length in bytes and its status, until emit returns false, the end of r is reached, or it has worked long enough. One byte is
+	// the least that must be told; whoever wants the rest asks again from there. Runs are multiples of 512 bytes except at the ends of
+	// r and of the device. Neighbours of one status may be told apart, the server joins them; the last run may go beyond r where that costs
+	// nothing. emit neither waits nor keeps anything, so locks may be held over it.
+	//
+	// A context that is gone by now is an error that wraps block.ErrNotFound. On an error nothing of what was told counts.
+	BlockStatus(ctx context.Context, metaContext string, r block.Range, emit func(length uint64, status uint32) (more bool)) error
+}
+
 // Export is a named device in a server's table.
 type Export struct {
 	Name        string
@@ -63,3 +109,27 @@ type Exports interface {
 	// List returns the names and descriptions for NBD_OPT_LIST.
 	List() []Export
 }
+
+// ClientExports is an Exports that also looks at who asks. A server that finds these methods calls them instead of Acquire and List.
+type ClientExports interface {
+	Exports
+	// AcquireFor is Acquire for that client. An error that wraps ErrTLSRequired tells a client in plain text to come back with TLS.
+	AcquireFor(client Client, name string) (e Export, release func(), err error)
+	// ListFor is List for that client.
+	ListFor(client Client) []Export
+}
+
+// Client is who asks for an export.
+type Client struct {
+	Addr net.Addr
+	// Encrypted reports that the connection is under TLS.
+	Encrypted bool
+	// Certificate is what the client proved to be: its own certificate, verified up to one of the authorities of TLS.ClientCAFile. It is nil
+	// for a client that showed none.
+	Certificate *x509.Certificate
+	// PSK is the identity of the pre-shared key that the client proved to have, "" for a client without one.
+	PSK string
+}
+
+// ErrTLSRequired is what ClientExports returns for an export that is not to be had in plain text.
+var ErrTLSRequired = errors.New("export needs TLS")

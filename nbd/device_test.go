@@ -15,17 +15,20 @@ type memDevice struct {
 	data     []byte
 	readOnly bool
 
-	slow    atomic.Bool                          // the Try methods return ErrWouldBlock
-	holes   bool                                 // report zeroed 4 KiB blocks as holes
-	fail    func(op string, r block.Range) error // may fail any call; nil for never
-	gate    chan struct{}                        // the slow calls wait until it is closed; nil for never
-	entered chan string                          // told of each slow call before it waits; nil for never
+	slow     atomic.Bool                          // the Try methods return ErrWouldBlock
+	contexts []string                             // offered
+	holes    bool                                 // report zeroed 4 KiB blocks as holes
+	fail     func(op string, r block.Range) error // may fail any call; nil for never
+	gate     chan struct{}                        // the slow calls wait until it is closed; nil for never
+	entered  chan string                          // told of each slow call before it waits; nil for never
 
 	flushes, trims, zeroes, prefetches, batches, largestBatch atomic.Int64
 	fuaWrites, noHoles                                        atomic.Int64
 }
 
-func newMemDevice(size int) *memDevice { return &memDevice{data: make([]byte, size)} }
+func newMemDevice(size int) *memDevice {
+	return &memDevice{data: make([]byte, size), contexts: allContexts}
+}
 
 // fill sets every byte. Tests that talk to the device through other programs need its lock for the race detector to see an order.
 func (d *memDevice) fill(with func(i int) byte) {
@@ -187,6 +190,54 @@ func (d *memDevice) Prefetch(ctx context.Context, r block.Range) error {
 	d.prefetches.Add(1)
 	return d.wait(ctx, "cache", r)
 }
+
+// MetaContexts implements StatusReporter.
+func (d *memDevice) MetaContexts() []string { return d.contexts }
+
+// BlockStatus implements StatusReporter block by block, which leaves the joining to the server.
+func (d *memDevice) BlockStatus(ctx context.Context, name string, r block.Range, emit func(uint64, uint32) bool) error {
+	if err := d.wait(ctx, "status", r); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for at := r.Off; at < uint64(len(d.data)); {
+		end := min((at/block.Size+1)*block.Size, uint64(len(d.data)))
+		status, err := d.status(name, at, d.data[at:end])
+		if err != nil {
+			return err
+		}
+		if !emit(end-at, status) {
+			break
+		}
+		at = end
+	}
+	return nil
+}
+
+// status is that of a part of one block.
+func (d *memDevice) status(name string, off uint64, p []byte) (uint32, error) {
+	switch name {
+	case ContextAllocation:
+		if isZero(p) {
+			return StatusHole | StatusZero, nil
+		}
+		return 0, nil
+	case ContextDepth:
+		if isZero(p) {
+			return 0, nil
+		}
+		return 1 + uint32(off>>20&1), nil // every other MiB comes from a layer below
+	case ContextDirtyPrefix + "since-monday":
+		return uint32(off >> 16 & 1), nil // every other 64 KiB
+	case ContextHeat:
+		return uint32(off >> 18), nil
+	}
+	return 0, fmt.Errorf("context %q: %w", name, block.ErrNotFound)
+}
+
+// allContexts are those that memDevice can tell.
+var allContexts = []string{ContextAllocation, ContextDepth, ContextDirtyPrefix + "since-monday", ContextHeat}
 
 // table is Exports over a map. It counts what is acquired and not released.
 type table struct {

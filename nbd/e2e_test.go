@@ -14,8 +14,28 @@ import (
 	"time"
 )
 
-// tool runs a real program and returns its output. A program that is not installed skips the test; one that fails, fails it.
-func tool(t *testing.T, name string, args ...string) string {
+// packages of Debian that bring the programs.
+var packages = map[string]string{
+	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "fio": "fio", "nbdkit": "nbdkit",
+}
+
+// needs ends a test that cannot run without a program and returns its path. On a developer's machine it is skipped; where everything can be
+// installed (CI, or HV_REQUIRE_TOOLS set) it fails, so that no client goes untested unseen.
+func needs(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+		return path
+	case os.Getenv("CI") != "" || os.Getenv("HV_REQUIRE_TOOLS") != "":
+		t.Fatalf("%s is not installed (Debian: apt install %s)", name, packages[name])
+	}
+	t.Skipf("%s is not installed (Debian: apt install %s)", name, packages[name])
+	return ""
+}
+
+// tool runs a real program and returns its output. A program that fails, fails the test.
+func tool(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := tryTool(t, name, args...)
 	if err != nil {
@@ -24,12 +44,9 @@ func tool(t *testing.T, name string, args ...string) string {
 	return out
 }
 
-func tryTool(t *testing.T, name string, args ...string) (string, error) {
+func tryTool(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("%s is not installed (Debian: qemu-utils, libnbd-bin, fio)", name)
-	}
+	path := needs(t, name)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
@@ -109,6 +126,8 @@ func TestNBDCopyBothWays(t *testing.T) {
 		out := filepath.Join(t.TempDir(), "out.raw")
 		tool(t, "nbdcopy", "--connections=4", s.uri(), out)
 		mustEqualFiles(t, file, out)
+		tool(t, "nbdcopy", "--request-size=33554432", s.uri(), out) // answered in pieces
+		mustEqualFiles(t, file, out)
 	})
 }
 
@@ -178,16 +197,34 @@ func TestQemuIOReadOnly(t *testing.T) {
 	}
 }
 
+// fioJobs write and verify what they wrote.
+var fioJobs = []string{"--bs=4k --iodepth=32 --rw=randwrite", "--bsrange=512-256k --bs_unaligned --iodepth=16 --rw=randwrite", "--bs=1M --iodepth=8 --rw=write"}
+
+func (s *served) fio(t *testing.T, job string) {
+	t.Helper()
+	tool(t, "fio", append(strings.Fields(job), "--name=verify", "--ioengine=nbd", "--uri="+s.uri(), "--size=32M", "--verify=crc32c",
+		"--verify_fatal=1", "--do_verify=1", "--fsync=8", "--randseed=1")...)
+}
+
 func TestFioVerifies(t *testing.T) {
-	for _, job := range []string{"--bs=4k --iodepth=32 --rw=randwrite", "--bsrange=512-256k --bs_unaligned --iodepth=16 --rw=randwrite", "--bs=1M --iodepth=8 --rw=write"} {
+	for _, job := range fioJobs {
 		eachDevice(t, 32<<20, func(t *testing.T, dev *memDevice, s *served) {
-			args := append(strings.Fields(job), "--name=verify", "--ioengine=nbd", "--uri="+s.uri(), "--size=32M", "--verify=crc32c",
-				"--verify_fatal=1", "--do_verify=1", "--fsync=8", "--randseed=1")
-			tool(t, "fio", args...)
+			s.fio(t, job)
 			if dev.flushes.Load() == 0 {
 				t.Error("fio sent no flush")
 			}
 		})
+	}
+}
+
+// TestFioThroughSmallLeases is what clients have whose server has lent all that it has.
+func TestFioThroughSmallLeases(t *testing.T) {
+	for i, job := range fioJobs[:2] {
+		dev := newMemDevice(32 << 20)
+		dev.slow.Store(i == 0)
+		s := serveDevice(t, dev, Options{})
+		s.memory.onlySmall.Store(true)
+		s.fio(t, job)
 	}
 }
 

@@ -35,8 +35,12 @@ var (
 	refuseCommand     = refusal{errnoInvalid, "unknown command"}
 	refuseFlags       = refusal{errnoInvalid, "unknown or unnegotiated command flag"}
 	refuseFlushRange  = refusal{errnoInvalid, "flush with an offset or a length"}
-	refuseUnsplit     = refusal{errnoOverflow, "read too long for one chunk"}
+	refuseUnsplit     = refusal{errnoOverflow, "read longer than 32 MiB"}
 	refuseLength      = refusal{errnoInvalid, "payload longer than 32 MiB"}
+	refusePayload     = refusal{errnoInvalid, "write without a payload"}
+	refuseContexts    = refusal{errnoInvalid, "no metadata contexts were agreed on"}
+	refuseNothing     = refusal{errnoInvalid, "block status of nothing"}
+	refuseFilter      = refusal{errnoInvalid, "malformed choice of metadata contexts"}
 	refuseReadOnly    = refusal{errnoPerm, "export is read-only"}
 	refuseBeyond      = refusal{errnoInvalid, "beyond the end of the export"}
 	refuseBeyondWrite = refusal{errnoNoSpace, "beyond the end of the export"}

@@ -27,12 +27,15 @@ type Events struct {
 type Peer struct {
 	Addr   net.Addr
 	Export string // the export's own name, also when the client asked for the default
+	// Encrypted reports TLS, and Identity is what the client proved to be (Client.Identity).
+	Encrypted bool
+	Identity  string
 }
 
 // Failure is a request that its device could not do.
 type Failure struct {
 	Command Command
 	Off     uint64 // bytes
-	Len     uint32 // bytes
+	Len     uint64 // bytes
 	Err     error  // what the device returned
 }

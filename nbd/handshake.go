@@ -22,6 +22,8 @@ var (
 	errOptionMagic  = errors.New("nbd: option with a wrong magic number")
 	errOptionLength = errors.New("nbd: option longer than 1 MiB")
 	errOptionCount  = errors.New("nbd: more than 1024 options")
+	errNotGo        = errors.New("nbd: client with extended headers asked by EXPORT_NAME")
+	errPlainText    = errors.New("nbd: client asked by EXPORT_NAME in plain text where TLS is required")
 	errClosing      = errors.New("nbd: server is closing")
 )
 
@@ -55,7 +57,7 @@ func (c *conn) haggle() error {
 	}
 	for range maxOptions {
 		var head [16]byte
-		if _, err := io.ReadFull(c.nc, head[:]); err != nil {
+		if _, err := io.ReadFull(c.stream, head[:]); err != nil {
 			if errors.Is(err, io.EOF) {
 				return errAborted
 			}
@@ -88,11 +90,11 @@ func (c *conn) greet() (fixed bool, err error) {
 	be.PutUint64(hello[:], magicInit)
 	be.PutUint64(hello[8:], magicOption)
 	be.PutUint16(hello[16:], flagFixedNewstyle|flagNoZeroes)
-	if _, err := c.nc.Write(hello[:]); err != nil {
+	if _, err := c.stream.Write(hello[:]); err != nil {
 		return false, err
 	}
 	var answer [4]byte
-	if _, err := io.ReadFull(c.nc, answer[:]); err != nil {
+	if _, err := io.ReadFull(c.stream, answer[:]); err != nil {
 		if errors.Is(err, io.EOF) {
 			return false, errAborted
 		}
@@ -113,21 +115,24 @@ func (c *conn) optionData(opt, size uint32) ([]byte, error) {
 	}
 	if size <= maxOption {
 		data := make([]byte, size)
-		_, err := io.ReadFull(c.nc, data)
+		_, err := io.ReadFull(c.stream, data)
 		return data, err
 	}
-	if _, err := io.CopyN(io.Discard, c.nc, int64(size)); err != nil {
+	if _, err := io.CopyN(io.Discard, c.stream, int64(size)); err != nil {
 		return nil, err
 	}
 	if opt == optExportName {
 		return nil, errOptionLength // this option has no reply
+	}
+	if c.mustEncrypt() {
+		return nil, c.optionPlain(opt, []byte("too long"))
 	}
 	return nil, c.optionReply(opt, repErrTooBig, []byte("option data longer than 16 KiB"))
 }
 
 // optionReply sends one reply to an option.
 func (c *conn) optionReply(opt, kind uint32, data []byte) error {
-	_, err := c.nc.Write(appendOptionReply(nil, opt, kind, data))
+	_, err := c.stream.Write(appendOptionReply(nil, opt, kind, data))
 	return err
 }
 

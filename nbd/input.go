@@ -10,7 +10,9 @@ import (
 // While no part of a request is there it waits without a lease.
 func (c *conn) fill() error {
 	if c.ls != nil {
-		c.w = copy(c.ls.in, c.ls.in[c.r:c.w])
+		if c.w = copy(c.ls.in, c.ls.in[c.r:c.w]); c.w == 0 && c.ls.floor() {
+			c.dropLease() // the next one may be full
+		}
 		c.r = 0
 	}
 	if c.w > 0 {
@@ -25,20 +27,10 @@ func (c *conn) fill() error {
 
 // fillRaw is fill for a socket: the buffer is taken when the socket is readable and not before.
 func (c *conn) fillRaw() error {
-	for {
-		c.starved = false
-		if err := c.raw.Read(c.readable); err != nil {
-			return err
-		}
-		if !c.starved {
-			break
-		}
-		l, err := c.srv.memory.waitLease(c.ctx)
-		if err != nil {
-			return err
-		}
-		c.ls = l
+	if err := c.raw.Read(c.readable); err != nil {
+		return err
 	}
+	c.makingDo()
 	c.fillMax = 0
 	switch {
 	case c.gotErr != nil:
@@ -53,13 +45,10 @@ func (c *conn) fillRaw() error {
 }
 
 // readReady is called by the runtime's poller, first at once and then whenever the socket may be readable. It returns false to wait on. It
-// must not block, so a want of leases is passed on in starved.
+// must not block, but for a moment.
 func (c *conn) readReady(fd uintptr) bool {
 	if c.ls == nil {
-		if c.ls = c.srv.memory.tryLease(); c.ls == nil {
-			c.starved = true
-			return true
-		}
+		c.ls = c.srv.memory.lend(c.tenant)
 	}
 	p := c.ls.in[c.w:]
 	if c.fillMax > 0 {
@@ -71,6 +60,9 @@ func (c *conn) readReady(fd uintptr) bool {
 		case syscall.EINTR:
 			continue
 		case syscall.EAGAIN:
+			if c.stay(fd) {
+				continue
+			}
 			if c.w == 0 {
 				c.dropLease()
 			}
@@ -81,21 +73,20 @@ func (c *conn) readReady(fd uintptr) bool {
 	}
 }
 
-// fillPlain is fill for a connection that is not a plain socket, such as a pipe in a test. It waits with room for one header.
+// fillPlain is fill for a connection that is not a plain socket: TLS, or a pipe in a test. It waits with room for one header.
 func (c *conn) fillPlain() error {
 	if c.w == 0 {
 		c.dropLease()
-		n, err := c.nc.Read(c.head[:])
+		n, err := c.stream.Read(c.head[:])
 		if n == 0 {
 			return noProgress(err)
 		}
-		if c.ls, err = c.srv.memory.waitLease(c.ctx); err != nil {
-			return err
-		}
+		c.ls = c.srv.memory.lend(c.tenant)
+		c.makingDo()
 		c.w = copy(c.ls.in, c.head[:n])
 		return nil
 	}
-	n, err := c.nc.Read(c.ls.in[c.w:])
+	n, err := c.stream.Read(c.ls.in[c.w:])
 	c.w += n
 	if n == 0 {
 		if err == io.EOF {
@@ -104,6 +95,13 @@ func (c *conn) fillPlain() error {
 		return noProgress(err)
 	}
 	return nil
+}
+
+// makingDo asks for relief if the lease is small for want of others.
+func (c *conn) makingDo() {
+	if c.ls.floor() {
+		c.srv.memory.makingDo()
+	}
 }
 
 // dropLease gives the lease back, if there is one, with whatever is in it.
@@ -129,7 +127,7 @@ func (c *conn) readFull(p []byte) error {
 	defer c.readStall.Store(0)
 	for n < len(p) {
 		c.readStall.Store(time.Now().UnixNano())
-		m, err := c.nc.Read(p[n:])
+		m, err := c.stream.Read(p[n:])
 		n += m
 		if m == 0 {
 			return noProgress(err)

@@ -118,9 +118,9 @@ func TestStalledClientsAreEvictedUnderPressure(t *testing.T) {
 	stalled := s.attach(t, false)
 	stalled.send(header(0, 1, 1, 0, 32<<20), make([]byte, 1<<20)) // the rest of the 32 MiB never comes
 	eventually(t, "the stalled client holds its buffer", func() bool {
-		ok := s.memory.bytes.TryAcquire(8 << 20)
+		ok := s.memory.large.TryAcquire(8 << 20)
 		if ok {
-			s.memory.bytes.Release(8 << 20)
+			s.memory.large.Release(8 << 20)
 		}
 		return !ok
 	})
@@ -137,7 +137,7 @@ func TestStalledClientsAreEvictedUnderPressure(t *testing.T) {
 // TestMoreClientsThanLeases: more active clients than leases, all of them stuck half way through a header, then all of them served.
 func TestMoreClientsThanLeases(t *testing.T) {
 	s := serveDevice(t, newMemDevice(1<<20), Options{InFlightBytes: 48 << 20, MaxConnections: 200})
-	const clients = 48<<20/4/leaseSize + 20
+	const clients = 48<<20/4/leaseSize + 20 // the last ones make do with a small lease
 	var cs []*client
 	for range clients {
 		cs = append(cs, s.attach(t, false))
@@ -282,7 +282,7 @@ func TestPlainConnections(t *testing.T) {
 	s := serveDevice(t, dev, Options{})
 	near, far := net.Pipe()
 	defer near.Close()
-	s.admit(far, s.table)
+	s.admit(far, Door{Exports: s.table})
 	c := &client{t: t, nc: near}
 	c.greet(3)
 	c.sendOption(1, []byte("disk"))

@@ -11,41 +11,69 @@ import (
 
 // option answers one option of the handshake. It sets c.dev if that ends it.
 func (c *conn) option(opt uint32, data []byte) error {
+	if c.mustEncrypt() {
+		return c.optionPlain(opt, data)
+	}
 	switch opt {
 	case optExportName:
 		return c.optionExportName(string(data))
+	case optStartTLS:
+		return c.optionStartTLS(data)
 	case optInfo, optGo:
 		return c.optionInfo(opt, data)
 	case optList:
 		return c.optionList(data)
-	case optStructuredReply:
-		if len(data) != 0 {
-			return c.optionReply(opt, repErrInvalid, []byte("structured reply takes no data"))
-		}
-		c.structured = true
-		return c.optionReply(opt, repAck, nil)
+	case optListMetaContext, optSetMetaContext:
+		return c.optionMetaContext(opt, data)
+	case optStructuredReply, optExtendedHeaders:
+		return c.optionFraming(opt, data)
 	case optAbort:
-		_ = c.optionReply(opt, repAck, nil) // the client need not wait for it
-		return errAborted
+		return c.optionAbort()
 	}
 	return c.optionReply(opt, repErrUnsup, nil)
 }
 
+// optionAbort answers NBD_OPT_ABORT.
+func (c *conn) optionAbort() error {
+	_ = c.optionReply(optAbort, repAck, nil) // the client need not wait for it
+	return errAborted
+}
+
+// optionFraming answers NBD_OPT_STRUCTURED_REPLY and NBD_OPT_EXTENDED_HEADERS, which takes precedence and cannot be undone.
+func (c *conn) optionFraming(opt uint32, data []byte) error {
+	switch {
+	case len(data) != 0:
+		return c.optionReply(opt, repErrInvalid, []byte("this option takes no data"))
+	case c.framing == extendedHeaders && opt == optStructuredReply:
+		return c.optionReply(opt, repErrExtHeaders, []byte("extended headers were agreed on"))
+	case c.framing == extendedHeaders:
+		return c.optionReply(opt, repErrInvalid, []byte("extended headers were agreed on before"))
+	case opt == optStructuredReply:
+		c.framing = structuredReplies
+	default:
+		c.framing = extendedHeaders
+	}
+	return c.optionReply(opt, repAck, nil)
+}
+
 // optionExportName answers NBD_OPT_EXPORT_NAME, which cannot say no except by hanging up.
 func (c *conn) optionExportName(name string) error {
+	if c.framing == extendedHeaders {
+		return errNotGo
+	}
 	e, release, err := c.acquire(name)
 	if err != nil {
 		return fmt.Errorf("nbd: export %q: %w", name, err)
 	}
-	if err := c.enter(e, release); err != nil {
+	if err := c.enter(e, release, name); err != nil {
 		return err
 	}
 	reply := be.AppendUint64(nil, e.Device.Size())
-	reply = be.AppendUint16(reply, c.transmissionFlags(e.Device))
+	reply = be.AppendUint16(reply, c.transmissionFlags(e.Device, name))
 	if !c.noZeroes {
 		reply = append(reply, make([]byte, 124)...)
 	}
-	_, err = c.nc.Write(reply)
+	_, err = c.stream.Write(reply)
 	return err
 }
 
@@ -57,15 +85,15 @@ func (c *conn) optionInfo(opt uint32, data []byte) error {
 	}
 	e, release, err := c.acquire(name)
 	if err != nil {
-		kind, text := acquireRefusal(err)
+		kind, text := c.acquireRefusal(opt, err)
 		return c.optionReply(opt, kind, []byte(text))
 	}
 	if opt == optInfo {
 		defer release()
-	} else if err := c.enter(e, release); err != nil {
+	} else if err := c.enter(e, release, name); err != nil {
 		return err
 	}
-	_, err = c.nc.Write(appendOptionReply(c.appendInfos(nil, opt, e, wanted), opt, repAck, nil))
+	_, err = c.stream.Write(appendOptionReply(c.appendInfos(nil, opt, e, name, wanted), opt, repAck, nil))
 	return err
 }
 
@@ -74,24 +102,42 @@ func (c *conn) acquire(name string) (Export, func(), error) {
 	if len(name) > maxNameSize {
 		return Export{}, nil, fmt.Errorf("nbd: export name of %d bytes: %w", len(name), block.ErrNotFound)
 	}
+	if who, ok := c.exports.(ClientExports); ok {
+		return who.AcquireFor(c.client(), name)
+	}
 	return c.exports.Acquire(name)
 }
 
+// list returns what the client may see.
+func (c *conn) list() []Export {
+	if who, ok := c.exports.(ClientExports); ok {
+		return who.ListFor(c.client())
+	}
+	return c.exports.List()
+}
+
 // acquireRefusal chooses the answer to an export that is not to be had. Why is the owner's business, not the client's.
-func acquireRefusal(err error) (kind uint32, text string) {
+// "TLS required" is an answer to INFO and GO only, and only where TLS can be had ("SELECTIVETLS mode").
+func (c *conn) acquireRefusal(opt uint32, err error) (kind uint32, text string) {
+	offersTLS := c.tls != nil && c.encrypted == nil && (opt == optInfo || opt == optGo)
+	if offersTLS && errors.Is(err, ErrTLSRequired) {
+		return repErrTLSRequired, "this export wants TLS"
+	}
 	if errors.Is(err, block.ErrNotFound) {
 		return repErrUnknown, "no such export"
 	}
 	return repErrPolicy, "export not available"
 }
 
-// enter makes e the export of this connection, which releases it in the end.
-func (c *conn) enter(e Export, release func()) error {
-	if !c.srv.enter(c, e.Name) {
+// enter makes e, which the client called name, the export of this connection, which releases it in the end. Contexts that were selected for
+// another export are forgotten.
+func (c *conn) enter(e Export, release func(), name string) error {
+	if !c.srv.enter(c, e.Name, c.client().Identity()) {
 		release()
 		return errClosing
 	}
 	c.dev, c.release = e.Device, release
+	c.contexts = c.contextsFor(name)
 	return nil
 }
 
@@ -119,10 +165,10 @@ func parseInfoRequest(data []byte) (name string, wanted []uint16, ok bool) {
 }
 
 // appendInfos appends what the client must know (size, flags, block sizes) and what it asked for and is there.
-func (c *conn) appendInfos(dst []byte, opt uint32, e Export, wanted []uint16) []byte {
+func (c *conn) appendInfos(dst []byte, opt uint32, e Export, name string, wanted []uint16) []byte {
 	info := be.AppendUint16(nil, infoExport)
 	info = be.AppendUint64(info, e.Device.Size())
-	info = be.AppendUint16(info, c.transmissionFlags(e.Device))
+	info = be.AppendUint16(info, c.transmissionFlags(e.Device, name))
 	dst = appendOptionReply(dst, opt, repInfo, info)
 
 	least, preferred, most := blockSizes(e)
@@ -146,11 +192,14 @@ func (c *conn) appendInfos(dst []byte, opt uint32, e Export, wanted []uint16) []
 	return dst
 }
 
-// transmissionFlags says what the export can do.
-func (c *conn) transmissionFlags(dev Device) uint16 {
+// transmissionFlags says what the export that the client calls name can do.
+func (c *conn) transmissionFlags(dev Device, name string) uint16 {
 	flags := flagHasFlags | flagSendFlush | flagSendFUA | flagCanMultiConn | flagSendCache
-	if c.structured {
+	if c.framing != simpleReplies {
 		flags |= flagSendDF
+	}
+	if c.framing == extendedHeaders && len(c.contextsFor(name)) > 0 {
+		flags |= flagStatusPayload
 	}
 	if dev.ReadOnly() {
 		return flags | flagReadOnly
@@ -183,9 +232,9 @@ func (c *conn) optionList(data []byte) error {
 	if len(data) != 0 {
 		return c.optionReply(optList, repErrInvalid, []byte("list takes no data"))
 	}
-	w := bufio.NewWriter(c.nc)
+	w := bufio.NewWriter(c.stream)
 	var reply, body []byte
-	for _, e := range c.exports.List() {
+	for _, e := range c.list() {
 		body = be.AppendUint32(body[:0], uint32(len(e.Name)))
 		body = append(body, e.Name...)
 		body = append(body, bounded(e.Description)...)

@@ -12,7 +12,8 @@ type Options struct {
 	// MaxConnections bounds the connections at once, those in handshake included. One more is closed at once. Default 4096.
 	MaxConnections int
 	// InFlightBytes bounds the buffers lent to requests, in bytes, over all connections: a quarter goes to the readers' input and output
-	// buffers, the rest to long payloads and to requests at a worker. Default 64 MiB, at least 48 MiB.
+	// buffers, the rest to long payloads and to requests at a worker. Readers beyond that quarter make do with 9 KiB each, which are not
+	// counted. Default 64 MiB, at least 48 MiB.
 	InFlightBytes int64
 	// MaxSlow bounds, for one connection, the requests handed to workers and not yet replied. Default 128.
 	MaxSlow int

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bufio"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -8,20 +9,23 @@ import (
 )
 
 // maxReply is the room that a reply without data may take, in bytes.
-const maxReply = chunkHeaderSize + 4 + 2 + 64
+const maxReply = maxChunkHeader + 4 + 2 + 64
 
-// appendReply appends a reply without data: a structured chunk where the client must or may as well get one, else a simple reply.
-func appendReply(dst []byte, read, structured bool, cookie uint64, why refusal) []byte {
-	switch {
-	case !structured || !read && why == accepted:
+// appendReply appends a reply without data: a chunk where the client must or may as well get one, else a simple reply.
+func (f framing) appendReply(dst []byte, read bool, cookie, off uint64, why refusal) []byte {
+	if f == simpleReplies || f == structuredReplies && !read && why == accepted {
 		dst = append(dst, make([]byte, simpleReplySize)...)
 		putSimpleReply(dst[len(dst)-simpleReplySize:], cookie, why.errno)
-	case why == accepted:
-		dst = append(dst, make([]byte, chunkHeaderSize)...)
-		putChunkHeader(dst[len(dst)-chunkHeaderSize:], replyFlagDone, replyTypeNone, cookie, 0)
-	default:
-		dst = append(dst, make([]byte, chunkHeaderSize)...)
-		putChunkHeader(dst[len(dst)-chunkHeaderSize:], replyFlagDone, replyTypeError, cookie, 4+2+len(why.text))
+		return dst
+	}
+	kind, size := replyTypeNone, 0
+	if why != accepted {
+		kind, size = replyTypeError, 4+2+len(why.text)
+	}
+	header := f.chunkHeader()
+	dst = append(dst, make([]byte, header)...)
+	f.putChunk(dst[len(dst)-header:], replyFlagDone, kind, cookie, off, size)
+	if why != accepted {
 		dst = be.AppendUint32(dst, uint32(why.errno))
 		dst = be.AppendUint16(dst, uint16(len(why.text)))
 		dst = append(dst, why.text...)
@@ -30,18 +34,20 @@ func appendReply(dst []byte, read, structured bool, cookie uint64, why refusal) 
 }
 
 // replyTo appends a reply without data to the output buffer.
-func (c *conn) replyTo(read bool, cookie uint64, why refusal) error {
-	if leaseOutput-c.o < maxReply {
+func (c *conn) replyTo(read bool, cookie, off uint64, why refusal) error {
+	if len(c.ls.out)-c.o < maxReply {
 		if err := c.flush(); err != nil {
 			return err
 		}
 	}
-	c.o = len(appendReply(c.ls.out[:c.o], read, c.structured, cookie, why))
+	c.o = len(c.framing.appendReply(c.ls.out[:c.o], read, cookie, off, why))
 	return nil
 }
 
 // reply answers a command other than READ.
-func (c *conn) reply(cookie uint64, why refusal) error { return c.replyTo(false, cookie, why) }
+func (c *conn) reply(cookie, off uint64, why refusal) error {
+	return c.replyTo(false, cookie, off, why)
+}
 
 // flush sends the output buffer.
 func (c *conn) flush() error {
@@ -62,7 +68,8 @@ func (c *conn) flushWith(more []byte) error {
 // written by whoever has the socket, with one system call.
 type sender struct {
 	c       *conn
-	writing sync.Mutex // held over a write; guards vec, backing, sent
+	writing sync.Mutex    // held over a write; guards vec, backing, sent
+	joined  *bufio.Writer // over TLS, where each write is a record; nil until needed
 	backing net.Buffers
 	vec     net.Buffers
 	sent    []*task
@@ -110,6 +117,7 @@ func (s *sender) writeLocked(a, b []byte) error {
 		s.sent, s.mu.queue = s.mu.queue, s.sent[:0]
 		s.queued.Store(0)
 		s.mu.Unlock()
+		s.c.unanswered.Add(-int32(len(s.sent)))
 	}
 	s.backing = s.backing[:0]
 	size, err := 0, error(nil)
@@ -147,13 +155,16 @@ func (s *sender) writeVector() error {
 	if len(s.backing) == 0 {
 		return nil
 	}
-	nc := s.c.nc
+	nc := s.c.stream
 	var err error
 	s.c.writeStall.Store(time.Now().UnixNano())
-	if len(s.backing) > 1 {
+	switch {
+	case len(s.backing) > 1 && s.c.encrypted != nil:
+		err = s.join()
+	case len(s.backing) > 1:
 		s.vec = s.backing
 		_, err = s.vec.WriteTo(nc)
-	} else {
+	default:
 		for p := s.backing[0]; len(p) > 0 && err == nil; {
 			n := min(len(p), maxVector)
 			s.c.writeStall.Store(time.Now().UnixNano())
@@ -165,4 +176,20 @@ func (s *sender) writeVector() error {
 	clear(s.backing)
 	s.backing = s.backing[:0]
 	return err
+}
+
+// maxRecord is the plain text of a full TLS record, in bytes.
+const maxRecord = 16 << 10
+
+// join writes backing in records as full as they get: each is sealed and sent alone.
+func (s *sender) join() error {
+	if s.joined == nil {
+		s.joined = bufio.NewWriterSize(s.c.encrypted, maxRecord)
+	}
+	for _, p := range s.backing {
+		if _, err := s.joined.Write(p); err != nil {
+			return err
+		}
+	}
+	return s.joined.Flush()
 }

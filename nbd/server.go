@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/crew"
 )
 
 // Server serves exports on any number of listeners. All its connections share one budget of memory.
@@ -16,6 +17,7 @@ type Server struct {
 	opts     Options
 	exports  Exports
 	memory   *memory
+	crew     *crew.Crew[*task] // works on what waits for a device
 	counters counters
 	running  sync.WaitGroup // one for each connection
 
@@ -27,12 +29,16 @@ type Server struct {
 	}
 }
 
+// idleWorkers is how many goroutines stay for the next requests that wait for a device: as many as a usual client has in flight, twice.
+const idleWorkers = 64
+
 // NewServer returns a server of the given exports. Options that Validate refuses are an error.
 func NewServer(exports Exports, opts Options) (*Server, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
 	s := &Server{opts: opts.withDefaults(), exports: exports}
+	s.crew = crew.New(idleWorkers, (*task).run)
 	s.memory = newMemory(s.opts.InFlightBytes, s.evictStalled)
 	s.mu.listeners = make(map[net.Listener]struct{})
 	s.mu.conns = make(map[*conn]struct{})
@@ -47,6 +53,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // ServeExports is Serve with another table of exports for this listener, such as a socket that shows one volume only.
 func (s *Server) ServeExports(ctx context.Context, l net.Listener, exports Exports) error {
+	return s.ServeDoor(ctx, l, Door{Exports: exports})
+}
+
+// Door is how the clients of one listener are treated.
+type Door struct {
+	// Exports is the table that they see. Default: the server's.
+	Exports Exports
+	// TLS is how they may, or must, encrypt. Default: they cannot.
+	TLS *TLS
+}
+
+// ServeDoor is Serve for clients that are treated in their own way.
+func (s *Server) ServeDoor(ctx context.Context, l net.Listener, d Door) error {
+	if d.Exports == nil {
+		d.Exports = s.exports
+	}
 	if !s.addListener(l) {
 		_ = l.Close()
 		return fmt.Errorf("nbd: serve %v: %w", l.Addr(), block.ErrClosed)
@@ -59,7 +81,7 @@ func (s *Server) ServeExports(ctx context.Context, l net.Listener, exports Expor
 		nc, err := l.Accept()
 		if err == nil {
 			backoff = 0
-			s.admit(nc, exports)
+			s.admit(nc, d)
 			continue
 		}
 		if ctx.Err() != nil || s.isClosing() {
@@ -81,8 +103,8 @@ func (s *Server) ServeExports(ctx context.Context, l net.Listener, exports Expor
 }
 
 // admit starts a connection, or closes it if there are too many.
-func (s *Server) admit(nc net.Conn, exports Exports) {
-	c := newConn(s, nc, exports)
+func (s *Server) admit(nc net.Conn, d Door) {
+	c := newConn(s, nc, d)
 	s.mu.Lock()
 	full := len(s.mu.conns) >= s.opts.MaxConnections
 	ok := !full && !s.mu.closing
@@ -102,6 +124,7 @@ func (s *Server) admit(nc net.Conn, exports Exports) {
 		return
 	}
 	s.counters.accepted.Add(1)
+	widen(nc)
 	go func() {
 		defer s.running.Done()
 		c.run()
@@ -113,7 +136,7 @@ func (s *Server) admit(nc net.Conn, exports Exports) {
 }
 
 // enter records that c uses an export; false means that the server is closing and c must end.
-func (s *Server) enter(c *conn, export string) bool {
+func (s *Server) enter(c *conn, export, identity string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closing {
@@ -121,6 +144,7 @@ func (s *Server) enter(c *conn, export string) bool {
 	}
 	c.entered = true
 	c.exportName = export
+	c.identity = identity
 	return true
 }
 
@@ -152,6 +176,7 @@ func (s *Server) DropConnections(ctx context.Context, export string) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := drainAll(ctx, s.beginClose())
 	s.running.Wait()
+	s.crew.Close()
 	return err
 }
 
@@ -161,6 +186,7 @@ func (s *Server) Close() error {
 		c.kill()
 	}
 	s.running.Wait()
+	s.crew.Close()
 	return nil
 }
 
@@ -250,4 +276,14 @@ func (s *Server) removeListener(l net.Listener) {
 	s.mu.Lock()
 	delete(s.mu.listeners, l)
 	s.mu.Unlock()
+}
+
+// sendBuffer is what the kernel may hold of replies that a client on a unix socket has not read yet, in bytes; it counts its own overhead in.
+const sendBuffer = 1 << 20
+
+// widen gives a unix socket a send buffer that takes a long reply at once. With the usual one, of 208 KiB, who sends 1 MiB is put to sleep and woken several times. It is a hint.
+func widen(nc net.Conn) {
+	if u, ok := nc.(*net.UnixConn); ok {
+		_ = u.SetWriteBuffer(sendBuffer / 2) // the kernel doubles it
+	}
 }

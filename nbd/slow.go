@@ -14,8 +14,9 @@ type task struct {
 	batch   []Write
 	cookies []uint64
 	holes   []block.Range
-	reply   []byte // encoded reply, in small or in buf
-	small   []byte // memory for replies without data
+	status  []metaContext // to report on, for BLOCK_STATUS
+	reply   []byte        // encoded reply, in small or in buf
+	small   []byte        // memory for replies without data
 }
 
 var tasks = sync.Pool{New: func() any { return new(task) }}
@@ -23,24 +24,34 @@ var tasks = sync.Pool{New: func() any { return new(task) }}
 // borrow takes a buffer with room for n bytes and the headers of a reply. It waits while this connection or the server holds too much, and
 // then sends first what there is to reply.
 func (c *conn) borrow(n int) (*buffer, error) {
-	class := bufferClass(n)
-	if c.share.TryAcquire(classSize(class)) {
-		if b := c.srv.memory.tryBuffer(class); b != nil {
-			return b, nil
-		}
-		c.share.Release(classSize(class))
+	if b := c.tryBorrow(n); b != nil {
+		return b, nil
 	}
 	if err := c.flush(); err != nil {
 		return nil, err
 	}
+	class := bufferClass(n)
 	if err := c.share.Acquire(c.ctx, classSize(class)); err != nil {
 		return nil, err
 	}
-	b, err := c.srv.memory.waitBuffer(c.ctx, class)
+	b, err := c.srv.memory.waitBuffer(c.ctx, class, c.tenant)
 	if err != nil {
 		c.share.Release(classSize(class))
 	}
 	return b, err
+}
+
+// tryBorrow is borrow that returns nil instead of waiting.
+func (c *conn) tryBorrow(n int) *buffer {
+	class := bufferClass(n)
+	if !c.share.TryAcquire(classSize(class)) {
+		return nil
+	}
+	b := c.srv.memory.tryBuffer(class, c.tenant)
+	if b == nil {
+		c.share.Release(classSize(class))
+	}
+	return b
 }
 
 // giveBack returns a buffer that borrow lent.
@@ -59,19 +70,25 @@ func (c *conn) startRead(q *request, buf *buffer) error {
 
 // startCommand has a worker do a command without payload.
 func (c *conn) startCommand(q *request) error {
-	if q.len == 0 && q.cmd != CmdFlush {
+	switch {
+	case q.len == 0 && q.cmd != CmdFlush:
 		c.tally.count(q.cmd, 1, 0, false)
-		return c.reply(q.cookie, accepted)
+		return c.reply(q.cookie, q.off, accepted)
+	case c.alone():
+		return c.commandAlone(q)
 	}
 	return c.start(c.newTask(q))
 }
 
-// startWrite has a worker apply the collected batch. Its payload is in buf, which it consumes, or else is copied.
+// startWrite has a worker apply the collected batch. Its payload is in buf, which it consumes, or else is copied; if there is no memory for that,
+// or the client has nothing else to do, no worker is needed.
 func (c *conn) startWrite(buf *buffer) error {
 	if buf == nil {
-		var err error
-		if buf, err = c.copyBatch(); err != nil {
-			return err
+		if c.alone() {
+			return c.writeAlone()
+		}
+		if buf = c.copyBatch(); buf == nil {
+			return c.writeAlone()
 		}
 	}
 	t := c.newTask(&request{cmd: CmdWrite})
@@ -85,15 +102,15 @@ func (c *conn) startWrite(buf *buffer) error {
 	return c.start(t)
 }
 
-// copyBatch moves the payload of the batch out of the input buffer.
-func (c *conn) copyBatch() (*buffer, error) {
+// copyBatch moves the payload of the batch out of the input buffer. It returns nil if there is no memory for it.
+func (c *conn) copyBatch() *buffer {
 	size := 0
 	for _, w := range c.ls.batch {
 		size += len(w.Data)
 	}
-	buf, err := c.borrow(size)
-	if err != nil {
-		return nil, err
+	buf := c.tryBorrow(size)
+	if buf == nil {
+		return nil
 	}
 	n := 0
 	for i := range c.ls.batch {
@@ -102,7 +119,7 @@ func (c *conn) copyBatch() (*buffer, error) {
 		w.Data = buf.b[n : n+m : n+m]
 		n += m
 	}
-	return buf, nil
+	return buf
 }
 
 func (c *conn) newTask(q *request) *task {
@@ -115,6 +132,7 @@ func (c *conn) newTask(q *request) *task {
 func (c *conn) start(t *task) error {
 	c.tally.countSlow()
 	c.workers.Add(1)
+	c.unanswered.Add(1)
 	select {
 	case c.slots <- struct{}{}:
 	default:
@@ -125,7 +143,7 @@ func (c *conn) start(t *task) error {
 		}
 		c.slots <- struct{}{}
 	}
-	go t.run()
+	c.srv.crew.Go(t)
 	return nil
 }
 
@@ -133,9 +151,15 @@ func (c *conn) start(t *task) error {
 func (t *task) run() {
 	switch t.q.cmd {
 	case CmdRead:
-		t.runRead()
+		if t.q.inPieces(t.c.framing) {
+			t.runPieces()
+		} else {
+			t.runRead()
+		}
 	case CmdWrite:
 		t.runWrite()
+	case CmdBlockStatus:
+		t.runStatus()
 	default:
 		err := t.c.command(&t.q)
 		t.answer(t.q.cookie, t.q.off, t.q.len, err)
@@ -147,7 +171,7 @@ func (t *task) run() {
 // command does a command without payload.
 func (c *conn) command(q *request) error {
 	ctx := c.ctx
-	r := block.Range{Off: q.off, Len: uint64(q.len)}
+	r := block.Range{Off: q.off, Len: q.len}
 	switch q.cmd {
 	case CmdTrim:
 		return c.dev.Trim(ctx, r, q.fua())
@@ -161,7 +185,7 @@ func (c *conn) command(q *request) error {
 
 func (t *task) runRead() {
 	c := t.c
-	header := c.readHeader()
+	header := c.framing.dataHeader()
 	p := t.buf.b[:header+int(t.q.len)]
 	var err error
 	if t.holes, err = c.dev.ReadAt(c.ctx, p[header:], t.q.off, t.holes[:0]); err != nil {
@@ -169,8 +193,8 @@ func (t *task) runRead() {
 		t.reply = t.small
 		return
 	}
-	c.srv.counters.count(CmdRead, uint64(t.q.len), false)
-	t.reply = p[:encodeRead(p, &t.q, c.structured, t.holes)]
+	c.srv.counters.count(CmdRead, t.q.len, false)
+	t.reply = p[:encodeRead(p, &t.q, c.framing, t.holes)]
 }
 
 // runWrite applies the batch; if that fails, each write alone, so that one bad write does not fail its neighbours.
@@ -180,22 +204,22 @@ func (t *task) runWrite() {
 	c.srv.counters.batches.Add(1)
 	for i, w := range t.batch {
 		if err != nil && len(t.batch) > 1 {
-			t.answer(t.cookies[i], w.Off, uint32(len(w.Data)), c.dev.Write(c.ctx, t.batch[i:i+1], t.q.fua()))
+			t.answer(t.cookies[i], w.Off, uint64(len(w.Data)), c.dev.Write(c.ctx, t.batch[i:i+1], t.q.fua()))
 			continue
 		}
-		t.answer(t.cookies[i], w.Off, uint32(len(w.Data)), err)
+		t.answer(t.cookies[i], w.Off, uint64(len(w.Data)), err)
 	}
 	t.reply = t.small
 }
 
 // answer counts one request and appends its reply, which has no data.
-func (t *task) answer(cookie, off uint64, length uint32, err error) {
+func (t *task) answer(cookie, off, length uint64, err error) {
 	why := accepted
 	if err != nil {
 		why = t.c.failed(t.q.cmd, off, length, err)
 	}
-	t.c.srv.counters.count(t.q.cmd, uint64(length), err != nil)
-	t.small = appendReply(t.small, t.q.cmd == CmdRead, t.c.structured, cookie, why)
+	t.c.srv.counters.count(t.q.cmd, length, err != nil)
+	t.small = t.c.framing.appendReply(t.small, t.q.cmd == CmdRead, cookie, off, why)
 }
 
 // free ends a task whose reply is written or can no longer be.

@@ -9,7 +9,7 @@ type Stats struct {
 	Refused     uint64 // closed on arrival because there were too many
 	Evicted     uint64 // dropped because they stalled while memory was short
 
-	Read, Write, Flush, Trim, Cache, WriteZeroes CommandStats
+	Read, Write, Flush, Trim, Cache, WriteZeroes, BlockStatus CommandStats
 
 	Invalid      uint64 // requests refused without asking the device
 	WriteBatches uint64 // calls of Device.TryWrite and Device.Write
@@ -102,7 +102,7 @@ func (s *Server) Stats() Stats {
 	return Stats{
 		Connections: open, Accepted: c.accepted.Load(), Refused: c.refused.Load(), Evicted: c.evicted.Load(),
 		Read: c.command(CmdRead), Write: c.command(CmdWrite), Flush: c.command(CmdFlush), Trim: c.command(CmdTrim),
-		Cache: c.command(CmdCache), WriteZeroes: c.command(CmdWriteZeroes),
+		Cache: c.command(CmdCache), WriteZeroes: c.command(CmdWriteZeroes), BlockStatus: c.command(CmdBlockStatus),
 		Invalid: c.invalid.Load(), WriteBatches: c.batches.Load(), Slow: c.slow.Load(),
 	}
 }

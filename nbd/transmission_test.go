@@ -12,6 +12,9 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
+// shortHole is the shortest hole that a structured reply tells.
+const shortHole = 64
+
 const (
 	fua, noHole, df, reqOne, fastZero = 1, 2, 4, 8, 16
 
@@ -158,12 +161,7 @@ func TestErrnoOfDeviceErrors(t *testing.T) {
 // TestBatchFailsOnlyTheBadWrite: when a batch fails, its good writes must not be answered with the error of the bad one.
 func TestBatchFailsOnlyTheBadWrite(t *testing.T) {
 	dev := newMemDevice(1 << 20)
-	dev.fail = func(_ string, r block.Range) error {
-		if r.Off == 8192 {
-			return block.ErrNoSpace
-		}
-		return nil
-	}
+	dev.fail = failAt(8192)
 	c := serveDevice(t, dev, Options{}).attach(t, false)
 	var all []byte
 	for i := range uint64(4) {
@@ -181,6 +179,16 @@ func TestBatchFailsOnlyTheBadWrite(t *testing.T) {
 	}
 	if dev.data[3*4096] != 4 {
 		t.Error("the write behind the bad one was not done")
+	}
+}
+
+// failAt fails what begins at an offset.
+func failAt(off uint64) func(string, block.Range) error {
+	return func(_ string, r block.Range) error {
+		if r.Off == off {
+			return block.ErrNoSpace
+		}
+		return nil
 	}
 }
 
@@ -221,8 +229,8 @@ func TestHolesAreChunks(t *testing.T) {
 		{0, 0, 32768, []uint16{2, 1, 2, 1, 2}},
 		{0, 8192, 4096, []uint16{1}},
 		{0, 0, 8192, []uint16{2}},
-		{0, 8192 - minHole, 4096, []uint16{2, 1}},
-		{0, 8192 - minHole + 1, 4096, []uint16{1}}, // the hole is shorter than what would announce it
+		{0, 8192 - shortHole, 4096, []uint16{2, 1}},
+		{0, 8192 - shortHole + 1, 4096, []uint16{1}}, // the hole is shorter than what would announce it
 		{0, 9000, 12000, []uint16{1, 2, 1}},
 		{df, 0, 32768, []uint16{1}},
 		{df, 0, 8192, []uint16{2}},
@@ -242,8 +250,14 @@ func TestHolesAreChunks(t *testing.T) {
 	}
 }
 
-// TestEncodeReadInPlace checks the in-place encoder against random holes of any length and place.
+// TestEncodeReadInPlace checks the in-place encoder against random holes of any length and place, in both framings that have chunks.
 func TestEncodeReadInPlace(t *testing.T) {
+	for _, f := range []framing{structuredReplies, extendedHeaders} {
+		testEncodeRead(t, f)
+	}
+}
+
+func testEncodeRead(t *testing.T, f framing) {
 	const seed = 1
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for range 2000 {
@@ -260,30 +274,37 @@ func TestEncodeReadInPlace(t *testing.T) {
 			clear(want[at : at+size])
 			at += size + 1 + rng.IntN(200)
 		}
-		p := append(make([]byte, dataHeaderSize), want...)
-		p = p[:encodeRead(p, &request{off: off, len: uint32(n)}, true, holes)]
-		if got := decodeRead(t, p, off, n); !bytes.Equal(got, want) {
+		p := append(make([]byte, f.dataHeader()), want...)
+		p = p[:encodeRead(p, &request{off: off, len: uint64(n)}, f, holes)]
+		if got := decodeRead(t, f, p, off, n); !bytes.Equal(got, want) {
 			t.Fatalf("seed %d: %d bytes with holes %v do not come back", seed, n, holes)
 		}
 	}
 }
 
 // decodeRead parses chunks from memory.
-func decodeRead(t *testing.T, p []byte, off uint64, n int) []byte {
+func decodeRead(t *testing.T, f framing, p []byte, off uint64, n int) []byte {
 	got := bytes.Repeat([]byte{0xee}, n)
 	for len(p) > 0 {
-		size := int(be.Uint32(p[16:]))
-		at := be.Uint64(p[20:]) - off
+		header, size := 20, int(be.Uint32(p[16:]))
+		if f == extendedHeaders {
+			header, size = 32, int(be.Uint64(p[24:]))
+			if be.Uint64(p[16:]) != off {
+				t.Fatalf("extended reply for a request at %d, want %d", be.Uint64(p[16:]), off)
+			}
+		}
+		body := p[header : header+size]
+		at := be.Uint64(body) - off
 		switch be.Uint16(p[6:]) {
 		case 1:
-			copy(got[at:], p[28:20+size])
+			copy(got[at:], body[8:])
 		case 2:
-			clear(got[at:][:be.Uint32(p[28:])])
+			clear(got[at:][:be.Uint32(body[8:])])
 		}
-		if last := be.Uint16(p[4:]) == 1; last != (len(p) == 20+size) {
-			t.Fatalf("DONE flag is %v with %d bytes to go", last, len(p)-20-size)
+		if last := be.Uint16(p[4:]) == 1; last != (len(p) == header+size) {
+			t.Fatalf("DONE flag is %v with %d bytes to go", last, len(p)-header-size)
 		}
-		p = p[20+size:]
+		p = p[header+size:]
 	}
 	return got
 }
@@ -337,11 +358,14 @@ func TestHalfClosedClientGetsItsReplies(t *testing.T) {
 // every read with a plain slice.
 func TestRandomTrafficAgainstAByteSlice(t *testing.T) {
 	const size, seed = 3 << 20, 42
-	for _, structured := range []bool{false, true} {
+	for i := range 4 {
+		structured, small := i&1 != 0, i&2 != 0
 		rng := rand.New(rand.NewPCG(seed, 0))
 		dev := newMemDevice(size)
 		dev.holes = true
-		c := serveDevice(t, dev, Options{}).attach(t, structured)
+		s := serveDevice(t, dev, Options{})
+		s.memory.onlySmall.Store(small)
+		c := s.attach(t, structured)
 		model := make([]byte, size)
 		for i := range uint64(400) {
 			dev.slow.Store(rng.IntN(3) == 0)

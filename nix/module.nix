@@ -6,6 +6,8 @@ let
   cfg = config.services.hyper-nixos;
   yaml = pkgs.formats.yaml { };
   dataDir = cfg.settings.data-dir;
+  disks = lib.filter (disk: disk != "") (map lib.trim (lib.splitString "," (cfg.settings.store.disks or "")));
+  overTCP = (cfg.settings.nbd.listen or "off") != "off";
   isDefaultDir = dataDir == "/var/lib/hyper-nixos";
   configFile = yaml.generate "hvd.yaml" cfg.settings;
 in
@@ -71,7 +73,9 @@ in
       description = "Hyper-NixOS storage daemon";
       documentation = [ "https://github.com/hyper-nixos/hyper-nixos" ];
       wantedBy = [ "multi-user.target" ];
-      after = [ "local-fs.target" "network.target" ];
+      # An address to listen on must be there.
+      after = [ "local-fs.target" (if overTCP then "network-online.target" else "network.target") ];
+      wants = lib.optional overTCP "network-online.target";
       # Guests go away before their disks do.
       before = [ "libvirtd.service" "libvirt-guests.service" ];
       unitConfig.RequiresMountsFor = dataDir;
@@ -92,7 +96,8 @@ in
         RuntimeDirectory = [ "hyper-nixos" "hyper-nixos/nbd" ];
         RuntimeDirectoryMode = "0755";
         RuntimeDirectoryPreserve = "restart";
-        ReadWritePaths = lib.mkIf (!isDefaultDir) [ dataDir ];
+        # A disk that is lost must not keep hvd from starting.
+        ReadWritePaths = lib.optional (!isDefaultDir) dataDir ++ map (disk: "-${disk}") disks;
         LimitNOFILE = 65536;
         OOMScoreAdjust = -500;
 
@@ -111,7 +116,7 @@ in
         ProtectKernelModules = true;
         ProtectKernelTunables = true;
         ProtectProc = "invisible";
-        ProcSubset = "pid";
+        # Not ProcSubset: hvd reads which boot of the machine this is.
         LockPersonality = true;
         MemoryDenyWriteExecute = true;
         RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];

@@ -42,9 +42,10 @@ type Capacity struct {
 
 // Writer appends to one new segment. It belongs to one goroutine.
 type Writer interface {
-	// Write appends. When it returns, readers of the segment see the bytes. A full backend is block.ErrNoSpace.
+	// Write appends. Readers of the segment see the bytes after the next Sync; until then they may see a part of them, and up to a block of zeroes behind. A full
+	// backend is block.ErrNoSpace, of this call or of the next one.
 	io.Writer
-	// Sync makes all written bytes and the segment's name durable.
+	// Sync makes all written bytes and the segment's name durable. The segment then has exactly those bytes.
 	Sync() error
 	// Close releases the handle. It neither syncs nor deletes.
 	io.Closer
@@ -69,6 +70,12 @@ type Reader interface {
 	// Size returns the present size in bytes.
 	Size() (int64, error)
 	io.Closer
+}
+
+// Prefetcher is a Reader that can begin to bring bytes into memory without waiting for them.
+type Prefetcher interface {
+	// Prefetch is a hint: what cannot be had is no error.
+	Prefetch(off, n int64)
 }
 
 // SegmentKey returns the key of a segment: 16 hexadecimal digits of its id, 8 of its generation.

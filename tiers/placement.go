@@ -53,18 +53,17 @@ const (
 )
 
 // AppendPlacement appends the encoding of a list: version u8, count u8, zero u16; per copy tier length u8, key length u16, state u8, generation u32, verified at i64, tier,
-// key. All integers are little-endian. The caller stores it in a row that has its own checksum. A list outside the bounds panics, since it was made by
-// this program.
-func AppendPlacement(dst []byte, list PlacementList) []byte {
+// key. All integers are little-endian. A list outside the bounds is block.ErrInvalid.
+func AppendPlacement(dst []byte, list PlacementList) ([]byte, error) {
 	if len(list) > maxPlacements {
-		panic(fmt.Sprintf("tiers: %d placements of one segment", len(list)))
+		return nil, fmt.Errorf("%d placements of one segment, at most %d: %w", len(list), maxPlacements, block.ErrInvalid)
 	}
 	le := binary.LittleEndian
 	dst = append(dst, placementVersion, byte(len(list)), 0, 0)
 	for i := range list {
 		p := &list[i]
 		if err := p.check(); err != nil {
-			panic("tiers: " + err.Error())
+			return nil, fmt.Errorf("placement %d of a segment: want %w: %w", i, err, block.ErrInvalid)
 		}
 		dst = append(dst, byte(len(p.Tier)))
 		dst = le.AppendUint16(dst, uint16(len(p.Key)))
@@ -74,7 +73,7 @@ func AppendPlacement(dst []byte, list PlacementList) []byte {
 		dst = append(dst, p.Tier...)
 		dst = append(dst, p.Key...)
 	}
-	return dst
+	return dst, nil
 }
 
 // placementFixed is the length of a copy's encoding without its strings.

@@ -22,15 +22,36 @@ const twoCopiesHex = "01020000" +
 	"020b0002" + "01000000" + "0000000000000000" + "7333" + "7365676d656e74732f3132"
 
 func TestPlacementIsGolden(t *testing.T) {
-	if got := hex.EncodeToString(tiers.AppendPlacement(nil, twoCopies)); got != twoCopiesHex {
-		t.Errorf("encoded as %s", got)
+	if got, err := tiers.AppendPlacement(nil, twoCopies); err != nil || hex.EncodeToString(got) != twoCopiesHex {
+		t.Errorf("encoded as %x, %v", got, err)
 	}
 	b, _ := hex.DecodeString(twoCopiesHex)
 	if got, err := tiers.DecodePlacement(b); err != nil || !reflect.DeepEqual(got, twoCopies) {
 		t.Errorf("decoded as %+v, %v", got, err)
 	}
-	if got, err := tiers.DecodePlacement(tiers.AppendPlacement(nil, nil)); err != nil || len(got) != 0 {
+	none, err := tiers.AppendPlacement(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := tiers.DecodePlacement(none); err != nil || len(got) != 0 {
 		t.Errorf("empty list: %+v, %v", got, err)
+	}
+	good := twoCopies[0]
+	for what, change := range map[string]func(p *tiers.Placement){
+		"no tier":       func(p *tiers.Placement) { p.Tier = "" },
+		"a long tier":   func(p *tiers.Placement) { p.Tier = strings.Repeat("t", 65) },
+		"no key":        func(p *tiers.Placement) { p.Key = "" },
+		"a long key":    func(p *tiers.Placement) { p.Key = strings.Repeat("k", 513) },
+		"a wrong state": func(p *tiers.Placement) { p.State = 77 },
+	} {
+		bad := good
+		change(&bad)
+		if _, err := tiers.AppendPlacement(nil, tiers.PlacementList{good, bad}); !errors.Is(err, block.ErrInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := tiers.AppendPlacement(nil, make(tiers.PlacementList, 17)); !errors.Is(err, block.ErrInvalid) {
+		t.Errorf("17 copies: %v", err)
 	}
 }
 

@@ -188,11 +188,34 @@ func (s *Set) TryReadAt(id block.SegmentID, list PlacementList, p []byte, off in
 	return block.ErrWouldBlock
 }
 
+// Prefetch begins to bring bytes of a segment into memory, where its first live copy can do that. It may wait for the segment to be opened, and for nothing else. It is a hint: what
+// is wrong with the segment is for ReadAt to tell.
+func (s *Set) Prefetch(ctx context.Context, id block.SegmentID, list PlacementList, off, n int64) {
+	for i := range list {
+		pl := &list[i]
+		if pl.State != Live {
+			continue
+		}
+		h, err := s.handles.acquire(ctx, handleKey{pl.Tier, pl.Key}, func() (Reader, error) { return s.open(id, pl) })
+		if err != nil {
+			return
+		}
+		if p, ok := h.r.(Prefetcher); ok {
+			p.Prefetch(off, n)
+		}
+		s.handles.release(h)
+		return
+	}
+}
+
 // Delete removes the copy p. Reads that have begun end well; later ones find nothing. The caller has made sure that no row refers to p.
 func (s *Set) Delete(p Placement) error {
 	b, err := s.Backend(p.Tier)
 	if err != nil {
 		return fmt.Errorf("delete segment: %w", err)
+	}
+	if err := s.DeleteParity(p); err != nil { // first: a sidecar without a segment would be nobody's
+		return err
 	}
 	err = b.Delete(p.Key)
 	s.handles.forget(handleKey{p.Tier, p.Key})
@@ -201,6 +224,9 @@ func (s *Set) Delete(p Placement) error {
 	}
 	return nil
 }
+
+// Forget makes reads that begin from now on open the copy p anew: it lies elsewhere now, byte for byte the same.
+func (s *Set) Forget(p Placement) { s.handles.forget(handleKey{p.Tier, p.Key}) }
 
 // OpenHandles returns how many segments are open now.
 func (s *Set) OpenHandles() int { return s.handles.open() }

@@ -17,6 +17,18 @@ type AttachVolumeInput struct {
 	Owner string `json:"owner"`
 	// Octal permissions of that socket. Default: 0600.
 	Mode string `json:"mode"`
+	// Serves it over TCP as well, at nbd.listen. Every change is durable before its reply.
+	Tcp bool `json:"tcp"`
+	// Over TCP, leaves it to the volume's mode when a change is durable. If the machine goes down, clients that had written are refused until force.
+	TcpWriteback bool `json:"tcpWriteback"`
+	// Those who may use it over TCP: names (common name or DNS name) in their certificates, or psk:IDENTITY of their pre-shared keys. None: all who have either; of a volume that is attached already: no change.
+	Clients []string `json:"clients"`
+	// Refuses every change.
+	ReadOnly bool `json:"readOnly"`
+	// What shall go wrong on purpose, such as delay=10ms,jitter=5ms,error=0.01,errno=ENOSPC,rate=10MB/s,on=read+write,seed=7. Empty: no change; none: nothing any more.
+	Inject string `json:"inject"`
+	// Serves it over TCP again although writes of a client may be lost.
+	Force bool `json:"force"`
 }
 
 // GetName returns AttachVolumeInput.Name, and is useful for accessing the field via an interface.
@@ -31,9 +43,27 @@ func (v *AttachVolumeInput) GetOwner() string { return v.Owner }
 // GetMode returns AttachVolumeInput.Mode, and is useful for accessing the field via an interface.
 func (v *AttachVolumeInput) GetMode() string { return v.Mode }
 
+// GetTcp returns AttachVolumeInput.Tcp, and is useful for accessing the field via an interface.
+func (v *AttachVolumeInput) GetTcp() bool { return v.Tcp }
+
+// GetTcpWriteback returns AttachVolumeInput.TcpWriteback, and is useful for accessing the field via an interface.
+func (v *AttachVolumeInput) GetTcpWriteback() bool { return v.TcpWriteback }
+
+// GetClients returns AttachVolumeInput.Clients, and is useful for accessing the field via an interface.
+func (v *AttachVolumeInput) GetClients() []string { return v.Clients }
+
+// GetReadOnly returns AttachVolumeInput.ReadOnly, and is useful for accessing the field via an interface.
+func (v *AttachVolumeInput) GetReadOnly() bool { return v.ReadOnly }
+
+// GetInject returns AttachVolumeInput.Inject, and is useful for accessing the field via an interface.
+func (v *AttachVolumeInput) GetInject() string { return v.Inject }
+
+// GetForce returns AttachVolumeInput.Force, and is useful for accessing the field via an interface.
+func (v *AttachVolumeInput) GetForce() bool { return v.Force }
+
 // AttachVolumeResponse is returned by AttachVolume on success.
 type AttachVolumeResponse struct {
-	// Exports a volume over NBD until it is detached, across restarts. To repeat it is no error.
+	// Exports a volume over NBD until it is detached, across restarts. To repeat it is no error; clients and inject may be others then.
 	AttachVolume Attached `json:"attachVolume"`
 }
 
@@ -60,7 +90,16 @@ type Attachment struct {
 	Uri    string `json:"uri"`
 	Socket string `json:"socket"`
 	// The socket serves this volume only.
-	OwnSocket   bool      `json:"ownSocket"`
+	OwnSocket bool `json:"ownSocket"`
+	// nbds://HOST:PORT/NAME, or nbd:// where there is no TLS; empty unless it is served over TCP.
+	TcpUri string `json:"tcpUri"`
+	// durable or writeback; empty unless it was attached for TCP.
+	TcpMode string `json:"tcpMode"`
+	// Those who may use it over TCP, by names in their certificates or psk:IDENTITY of their pre-shared keys; none: all who have either.
+	Clients  []string `json:"clients"`
+	ReadOnly bool     `json:"readOnly"`
+	// What goes wrong on purpose; empty for nothing.
+	Inject      string    `json:"inject"`
 	AttachedAt  time.Time `json:"attachedAt"`
 	Connections int       `json:"connections"`
 	// Why the export does not serve; empty when it does.
@@ -79,6 +118,21 @@ func (v *Attachment) GetSocket() string { return v.Socket }
 // GetOwnSocket returns Attachment.OwnSocket, and is useful for accessing the field via an interface.
 func (v *Attachment) GetOwnSocket() bool { return v.OwnSocket }
 
+// GetTcpUri returns Attachment.TcpUri, and is useful for accessing the field via an interface.
+func (v *Attachment) GetTcpUri() string { return v.TcpUri }
+
+// GetTcpMode returns Attachment.TcpMode, and is useful for accessing the field via an interface.
+func (v *Attachment) GetTcpMode() string { return v.TcpMode }
+
+// GetClients returns Attachment.Clients, and is useful for accessing the field via an interface.
+func (v *Attachment) GetClients() []string { return v.Clients }
+
+// GetReadOnly returns Attachment.ReadOnly, and is useful for accessing the field via an interface.
+func (v *Attachment) GetReadOnly() bool { return v.ReadOnly }
+
+// GetInject returns Attachment.Inject, and is useful for accessing the field via an interface.
+func (v *Attachment) GetInject() string { return v.Inject }
+
 // GetAttachedAt returns Attachment.AttachedAt, and is useful for accessing the field via an interface.
 func (v *Attachment) GetAttachedAt() time.Time { return v.AttachedAt }
 
@@ -87,6 +141,92 @@ func (v *Attachment) GetConnections() int { return v.Connections }
 
 // GetProblem returns Attachment.Problem, and is useful for accessing the field via an interface.
 func (v *Attachment) GetProblem() string { return v.Problem }
+
+// Audit includes the GraphQL fields of Audit requested by the fragment Audit.
+// The GraphQL type's documentation follows.
+//
+// What an audit found.
+type Audit struct {
+	EndedAt     time.Time `json:"endedAt"`
+	TookSeconds float64   `json:"tookSeconds"`
+	// Everything that can be reached is stored, and is referred to as often as is counted.
+	Passed bool `json:"passed"`
+	// Why it could not be done; else empty.
+	Error string `json:"error"`
+	// Chunks that can be reached.
+	Chunks uint64 `json:"chunks"`
+	// References to these.
+	References uint64 `json:"references"`
+	// Chunks that are stored and nothing reaches.
+	Unreachable      uint64 `json:"unreachable"`
+	UnreachableBytes uint64 `json:"unreachableBytes"`
+	// Chunks that are reached and are not stored.
+	Missing         uint64 `json:"missing"`
+	WrongReferences bool   `json:"wrongReferences"`
+	// Segments whose live counters are wrong.
+	WrongSegments uint64 `json:"wrongSegments"`
+	// How often all maps were read, as the bound of its memory asked for.
+	Passes int `json:"passes"`
+	// Most that its bitmap and tables took.
+	MemoryBytes uint64 `json:"memoryBytes"`
+	// Files of segments that were given up: those that may go, and those that stay as they may be needed.
+	FilesProven uint64 `json:"filesProven"`
+	FilesKept   uint64 `json:"filesKept"`
+}
+
+// GetEndedAt returns Audit.EndedAt, and is useful for accessing the field via an interface.
+func (v *Audit) GetEndedAt() time.Time { return v.EndedAt }
+
+// GetTookSeconds returns Audit.TookSeconds, and is useful for accessing the field via an interface.
+func (v *Audit) GetTookSeconds() float64 { return v.TookSeconds }
+
+// GetPassed returns Audit.Passed, and is useful for accessing the field via an interface.
+func (v *Audit) GetPassed() bool { return v.Passed }
+
+// GetError returns Audit.Error, and is useful for accessing the field via an interface.
+func (v *Audit) GetError() string { return v.Error }
+
+// GetChunks returns Audit.Chunks, and is useful for accessing the field via an interface.
+func (v *Audit) GetChunks() uint64 { return v.Chunks }
+
+// GetReferences returns Audit.References, and is useful for accessing the field via an interface.
+func (v *Audit) GetReferences() uint64 { return v.References }
+
+// GetUnreachable returns Audit.Unreachable, and is useful for accessing the field via an interface.
+func (v *Audit) GetUnreachable() uint64 { return v.Unreachable }
+
+// GetUnreachableBytes returns Audit.UnreachableBytes, and is useful for accessing the field via an interface.
+func (v *Audit) GetUnreachableBytes() uint64 { return v.UnreachableBytes }
+
+// GetMissing returns Audit.Missing, and is useful for accessing the field via an interface.
+func (v *Audit) GetMissing() uint64 { return v.Missing }
+
+// GetWrongReferences returns Audit.WrongReferences, and is useful for accessing the field via an interface.
+func (v *Audit) GetWrongReferences() bool { return v.WrongReferences }
+
+// GetWrongSegments returns Audit.WrongSegments, and is useful for accessing the field via an interface.
+func (v *Audit) GetWrongSegments() uint64 { return v.WrongSegments }
+
+// GetPasses returns Audit.Passes, and is useful for accessing the field via an interface.
+func (v *Audit) GetPasses() int { return v.Passes }
+
+// GetMemoryBytes returns Audit.MemoryBytes, and is useful for accessing the field via an interface.
+func (v *Audit) GetMemoryBytes() uint64 { return v.MemoryBytes }
+
+// GetFilesProven returns Audit.FilesProven, and is useful for accessing the field via an interface.
+func (v *Audit) GetFilesProven() uint64 { return v.FilesProven }
+
+// GetFilesKept returns Audit.FilesKept, and is useful for accessing the field via an interface.
+func (v *Audit) GetFilesKept() uint64 { return v.FilesKept }
+
+// AuditGarbageResponse is returned by AuditGarbage on success.
+type AuditGarbageResponse struct {
+	// Begins to mark every chunk that can be reached, and to compare that with what is stored. An error while a job of garbage collection runs.
+	AuditGarbage Garbage `json:"auditGarbage"`
+}
+
+// GetAuditGarbage returns AuditGarbageResponse.AuditGarbage, and is useful for accessing the field via an interface.
+func (v *AuditGarbageResponse) GetAuditGarbage() Garbage { return v.AuditGarbage }
 
 // Cache includes the requested fields of the GraphQL type Cache.
 type Cache struct {
@@ -109,6 +249,48 @@ func (v *Cache) GetMisses() uint64 { return v.Misses }
 // GetHitRate returns Cache.HitRate, and is useful for accessing the field via an interface.
 func (v *Cache) GetHitRate() float64 { return v.HitRate }
 
+// CancelExplainResponse is returned by CancelExplain on success.
+type CancelExplainResponse struct {
+	// Ends the survey that is under way.
+	CancelExplain Explaining `json:"cancelExplain"`
+}
+
+// GetCancelExplain returns CancelExplainResponse.CancelExplain, and is useful for accessing the field via an interface.
+func (v *CancelExplainResponse) GetCancelExplain() Explaining { return v.CancelExplain }
+
+// CancelGarbageResponse is returned by CancelGarbage on success.
+type CancelGarbageResponse struct {
+	// Ends the job that runs; what it did stays done.
+	CancelGarbage Garbage `json:"cancelGarbage"`
+}
+
+// GetCancelGarbage returns CancelGarbageResponse.CancelGarbage, and is useful for accessing the field via an interface.
+func (v *CancelGarbageResponse) GetCancelGarbage() Garbage { return v.CancelGarbage }
+
+// CancelScrubResponse is returned by CancelScrub on success.
+type CancelScrubResponse struct {
+	CancelScrub Scrub `json:"cancelScrub"`
+}
+
+// GetCancelScrub returns CancelScrubResponse.CancelScrub, and is useful for accessing the field via an interface.
+func (v *CancelScrubResponse) GetCancelScrub() Scrub { return v.CancelScrub }
+
+// ClearVolumeLimitsResponse is returned by ClearVolumeLimits on success.
+type ClearVolumeLimitsResponse struct {
+	ClearVolumeLimits Volume `json:"clearVolumeLimits"`
+}
+
+// GetClearVolumeLimits returns ClearVolumeLimitsResponse.ClearVolumeLimits, and is useful for accessing the field via an interface.
+func (v *ClearVolumeLimitsResponse) GetClearVolumeLimits() Volume { return v.ClearVolumeLimits }
+
+// ClearVolumeQuotaResponse is returned by ClearVolumeQuota on success.
+type ClearVolumeQuotaResponse struct {
+	ClearVolumeQuota Volume `json:"clearVolumeQuota"`
+}
+
+// GetClearVolumeQuota returns ClearVolumeQuotaResponse.ClearVolumeQuota, and is useful for accessing the field via an interface.
+func (v *ClearVolumeQuotaResponse) GetClearVolumeQuota() Volume { return v.ClearVolumeQuota }
+
 // CloneVolumeResponse is returned by CloneVolume on success.
 type CloneVolumeResponse struct {
 	// Makes a volume from a snapshot, or from the volume as it is.
@@ -117,6 +299,15 @@ type CloneVolumeResponse struct {
 
 // GetCloneVolume returns CloneVolumeResponse.CloneVolume, and is useful for accessing the field via an interface.
 func (v *CloneVolumeResponse) GetCloneVolume() Volume { return v.CloneVolume }
+
+// CollectGarbageResponse is returned by CollectGarbage on success.
+type CollectGarbageResponse struct {
+	// Begins to give back all that is dead in segments now. An error while a job of garbage collection runs. Ask garbage until its job does not run any more.
+	CollectGarbage Garbage `json:"collectGarbage"`
+}
+
+// GetCollectGarbage returns CollectGarbageResponse.CollectGarbage, and is useful for accessing the field via an interface.
+func (v *CollectGarbageResponse) GetCollectGarbage() Garbage { return v.CollectGarbage }
 
 // CreateSnapshotResponse is returned by CreateSnapshot on success.
 type CreateSnapshotResponse struct {
@@ -206,6 +397,82 @@ func (v *CreatedToken) GetWarning() string { return v.Warning }
 // GetExpiresAt returns CreatedToken.ExpiresAt, and is useful for accessing the field via an interface.
 func (v *CreatedToken) GetExpiresAt() *time.Time { return v.ExpiresAt }
 
+// Damage includes the GraphQL fields of Damage requested by the fragment Damage.
+// The GraphQL type's documentation follows.
+//
+// A segment that was found damaged.
+type Damage struct {
+	Segment uint64 `json:"segment"`
+	// Name of the file in its tier.
+	File    string    `json:"file"`
+	FoundAt time.Time `json:"foundAt"`
+	// Damaged columns of 4 KiB, as far as that is known.
+	Columns int `json:"columns"`
+	// All of it is whole again.
+	Mended bool `json:"mended"`
+	// Columns that parity does not reach.
+	Lost int `json:"lost"`
+	// Chunks that cannot be read for it.
+	Chunks int `json:"chunks"`
+	// How many places are not listed.
+	MorePlaces uint64 `json:"morePlaces"`
+	// Why it is not mended; else empty.
+	Reason string `json:"reason"`
+	// What of volumes and snapshots answers EIO.
+	Places []DamagedPlace `json:"places"`
+}
+
+// GetSegment returns Damage.Segment, and is useful for accessing the field via an interface.
+func (v *Damage) GetSegment() uint64 { return v.Segment }
+
+// GetFile returns Damage.File, and is useful for accessing the field via an interface.
+func (v *Damage) GetFile() string { return v.File }
+
+// GetFoundAt returns Damage.FoundAt, and is useful for accessing the field via an interface.
+func (v *Damage) GetFoundAt() time.Time { return v.FoundAt }
+
+// GetColumns returns Damage.Columns, and is useful for accessing the field via an interface.
+func (v *Damage) GetColumns() int { return v.Columns }
+
+// GetMended returns Damage.Mended, and is useful for accessing the field via an interface.
+func (v *Damage) GetMended() bool { return v.Mended }
+
+// GetLost returns Damage.Lost, and is useful for accessing the field via an interface.
+func (v *Damage) GetLost() int { return v.Lost }
+
+// GetChunks returns Damage.Chunks, and is useful for accessing the field via an interface.
+func (v *Damage) GetChunks() int { return v.Chunks }
+
+// GetMorePlaces returns Damage.MorePlaces, and is useful for accessing the field via an interface.
+func (v *Damage) GetMorePlaces() uint64 { return v.MorePlaces }
+
+// GetReason returns Damage.Reason, and is useful for accessing the field via an interface.
+func (v *Damage) GetReason() string { return v.Reason }
+
+// GetPlaces returns Damage.Places, and is useful for accessing the field via an interface.
+func (v *Damage) GetPlaces() []DamagedPlace { return v.Places }
+
+// DamagedPlace includes the requested fields of the GraphQL type DamagedPlace.
+type DamagedPlace struct {
+	Volume string `json:"volume"`
+	// Empty: the volume as it is.
+	Snapshot string `json:"snapshot"`
+	Offset   uint64 `json:"offset"`
+	Length   uint64 `json:"length"`
+}
+
+// GetVolume returns DamagedPlace.Volume, and is useful for accessing the field via an interface.
+func (v *DamagedPlace) GetVolume() string { return v.Volume }
+
+// GetSnapshot returns DamagedPlace.Snapshot, and is useful for accessing the field via an interface.
+func (v *DamagedPlace) GetSnapshot() string { return v.Snapshot }
+
+// GetOffset returns DamagedPlace.Offset, and is useful for accessing the field via an interface.
+func (v *DamagedPlace) GetOffset() uint64 { return v.Offset }
+
+// GetLength returns DamagedPlace.Length, and is useful for accessing the field via an interface.
+func (v *DamagedPlace) GetLength() uint64 { return v.Length }
+
 // DeleteSnapshotResponse is returned by DeleteSnapshot on success.
 type DeleteSnapshotResponse struct {
 	// Returns the snapshot's name.
@@ -232,6 +499,457 @@ type DetachVolumeResponse struct {
 
 // GetDetachVolume returns DetachVolumeResponse.DetachVolume, and is useful for accessing the field via an interface.
 func (v *DetachVolumeResponse) GetDetachVolume() string { return v.DetachVolume }
+
+// Disks includes the GraphQL fields of Disks requested by the fragment Disks.
+type Disks struct {
+	// Less is there than there shall be.
+	Degraded bool `json:"degraded"`
+	// Directories that were in use at the last run and are not there.
+	Missed int `json:"missed"`
+	// Segments with fewer shards than they shall have.
+	SegmentsLacking int `json:"segmentsLacking"`
+	// Segments that are not cut over the disks as they shall be yet.
+	SegmentsWaiting int `json:"segmentsWaiting"`
+	// Bytes of these segments, and of log files that disks still lack.
+	BytesLeft uint64           `json:"bytesLeft"`
+	Disks     []DisksDisksDisk `json:"disks"`
+}
+
+// GetDegraded returns Disks.Degraded, and is useful for accessing the field via an interface.
+func (v *Disks) GetDegraded() bool { return v.Degraded }
+
+// GetMissed returns Disks.Missed, and is useful for accessing the field via an interface.
+func (v *Disks) GetMissed() int { return v.Missed }
+
+// GetSegmentsLacking returns Disks.SegmentsLacking, and is useful for accessing the field via an interface.
+func (v *Disks) GetSegmentsLacking() int { return v.SegmentsLacking }
+
+// GetSegmentsWaiting returns Disks.SegmentsWaiting, and is useful for accessing the field via an interface.
+func (v *Disks) GetSegmentsWaiting() int { return v.SegmentsWaiting }
+
+// GetBytesLeft returns Disks.BytesLeft, and is useful for accessing the field via an interface.
+func (v *Disks) GetBytesLeft() uint64 { return v.BytesLeft }
+
+// GetDisks returns Disks.Disks, and is useful for accessing the field via an interface.
+func (v *Disks) GetDisks() []DisksDisksDisk { return v.Disks }
+
+// DisksDisksDisk includes the requested fields of the GraphQL type Disk.
+// The GraphQL type's documentation follows.
+//
+// A directory on a disk of its own.
+type DisksDisksDisk struct {
+	Path string `json:"path"`
+	// in sync, filling, stale, vacant or failed; empty: it holds no log.
+	Log string `json:"log"`
+	// in sync, stale, vacant or failed; empty: it holds no segments.
+	Segments string `json:"segments"`
+	// Files of the log that it still lacks, while it is being filled.
+	LogFiles   int    `json:"logFiles"`
+	TotalBytes uint64 `json:"totalBytes"`
+	FreeBytes  uint64 `json:"freeBytes"`
+	// Why it is not in sync; else empty.
+	Problem string `json:"problem"`
+}
+
+// GetPath returns DisksDisksDisk.Path, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetPath() string { return v.Path }
+
+// GetLog returns DisksDisksDisk.Log, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetLog() string { return v.Log }
+
+// GetSegments returns DisksDisksDisk.Segments, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetSegments() string { return v.Segments }
+
+// GetLogFiles returns DisksDisksDisk.LogFiles, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetLogFiles() int { return v.LogFiles }
+
+// GetTotalBytes returns DisksDisksDisk.TotalBytes, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetTotalBytes() uint64 { return v.TotalBytes }
+
+// GetFreeBytes returns DisksDisksDisk.FreeBytes, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetFreeBytes() uint64 { return v.FreeBytes }
+
+// GetProblem returns DisksDisksDisk.Problem, and is useful for accessing the field via an interface.
+func (v *DisksDisksDisk) GetProblem() string { return v.Problem }
+
+// ExplainedVolume includes the requested fields of the GraphQL type ExplainedVolume.
+type ExplainedVolume struct {
+	Name             string `json:"name"`
+	Snapshots        uint64 `json:"snapshots"`
+	SizeBytes        uint64 `json:"sizeBytes"`
+	DataBytes        uint64 `json:"dataBytes"`
+	DedupInsideBytes uint64 `json:"dedupInsideBytes"`
+	// Data, not counted twice, that another volume or its snapshots need, too.
+	SharedBytes uint64 `json:"sharedBytes"`
+	// Data, not counted twice, that no other volume needs.
+	OwnBytes uint64 `json:"ownBytes"`
+}
+
+// GetName returns ExplainedVolume.Name, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetName() string { return v.Name }
+
+// GetSnapshots returns ExplainedVolume.Snapshots, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetSnapshots() uint64 { return v.Snapshots }
+
+// GetSizeBytes returns ExplainedVolume.SizeBytes, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetSizeBytes() uint64 { return v.SizeBytes }
+
+// GetDataBytes returns ExplainedVolume.DataBytes, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetDataBytes() uint64 { return v.DataBytes }
+
+// GetDedupInsideBytes returns ExplainedVolume.DedupInsideBytes, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetDedupInsideBytes() uint64 { return v.DedupInsideBytes }
+
+// GetSharedBytes returns ExplainedVolume.SharedBytes, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetSharedBytes() uint64 { return v.SharedBytes }
+
+// GetOwnBytes returns ExplainedVolume.OwnBytes, and is useful for accessing the field via an interface.
+func (v *ExplainedVolume) GetOwnBytes() uint64 { return v.OwnBytes }
+
+// Explaining includes the GraphQL fields of Explaining requested by the fragment Explaining.
+type Explaining struct {
+	Running bool `json:"running"`
+	// The number of the survey, from 1 on; 0: there was none yet.
+	Run uint64 `json:"run"`
+	// Empty: all volumes.
+	Volume string `json:"volume"`
+	// Bytes of volumes and chunks that were looked at.
+	DoneBytes  uint64 `json:"doneBytes"`
+	TotalBytes uint64 `json:"totalBytes"`
+	Cancelled  bool   `json:"cancelled"`
+	// Why it ended badly; else empty.
+	Error string `json:"error"`
+	// Null until it ended well.
+	Explanation *Explanation `json:"explanation"`
+}
+
+// GetRunning returns Explaining.Running, and is useful for accessing the field via an interface.
+func (v *Explaining) GetRunning() bool { return v.Running }
+
+// GetRun returns Explaining.Run, and is useful for accessing the field via an interface.
+func (v *Explaining) GetRun() uint64 { return v.Run }
+
+// GetVolume returns Explaining.Volume, and is useful for accessing the field via an interface.
+func (v *Explaining) GetVolume() string { return v.Volume }
+
+// GetDoneBytes returns Explaining.DoneBytes, and is useful for accessing the field via an interface.
+func (v *Explaining) GetDoneBytes() uint64 { return v.DoneBytes }
+
+// GetTotalBytes returns Explaining.TotalBytes, and is useful for accessing the field via an interface.
+func (v *Explaining) GetTotalBytes() uint64 { return v.TotalBytes }
+
+// GetCancelled returns Explaining.Cancelled, and is useful for accessing the field via an interface.
+func (v *Explaining) GetCancelled() bool { return v.Cancelled }
+
+// GetError returns Explaining.Error, and is useful for accessing the field via an interface.
+func (v *Explaining) GetError() string { return v.Error }
+
+// GetExplanation returns Explaining.Explanation, and is useful for accessing the field via an interface.
+func (v *Explaining) GetExplanation() *Explanation { return v.Explanation }
+
+// Explanation includes the GraphQL fields of Explanation requested by the fragment Explanation.
+// The GraphQL type's documentation follows.
+//
+// Where the bytes of a volume, or of all, went, at one moment. sizeBytes is unwrittenBytes, zeroBytes, damagedBytes and dataBytes; dataBytes is dedupInsideBytes, dedupAcrossBytes, clonedBytes and firstBytes.
+// What is in the log alone is in none of them.
+type Explanation struct {
+	// Empty: all volumes.
+	Volume    string    `json:"volume"`
+	Volumes   int       `json:"volumes"`
+	At        time.Time `json:"at"`
+	SizeBytes uint64    `json:"sizeBytes"`
+	// Never written, trimmed, or written with zeroes that became holes.
+	UnwrittenBytes uint64 `json:"unwrittenBytes"`
+	// Zeroes that are allocated, and take no space.
+	ZeroBytes uint64 `json:"zeroBytes"`
+	// Answers EIO.
+	DamagedBytes uint64 `json:"damagedBytes"`
+	DataBytes    uint64 `json:"dataBytes"`
+	// Data that the same volume has at a lower offset, too.
+	DedupInsideBytes uint64 `json:"dedupInsideBytes"`
+	// Data that another volume has; of all volumes, that an older one has.
+	DedupAcrossBytes uint64 `json:"dedupAcrossBytes"`
+	// The same, but because this volume began as a clone.
+	ClonedBytes uint64 `json:"clonedBytes"`
+	// The rest of the data.
+	FirstBytes uint64 `json:"firstBytes"`
+	// Chunks that a volume needs now, and no other volume or snapshot of another one.
+	Unique Held `json:"unique"`
+	// Chunks that a volume needs now, and another one as well.
+	Shared Held `json:"shared"`
+	// Chunks that only snapshots of one volume need: deleting them gives these back.
+	Snapshots Held `json:"snapshots"`
+	// Chunks that only snapshots need, of several volumes.
+	Elsewhere Held `json:"elsewhere"`
+	// Of the store: chunks that nothing visible needs; deletes and trims are still being worked off.
+	Waiting Held `json:"waiting"`
+	// Of the store: dead bytes of segments that wait for reclaim.
+	HeldUnusedBytes uint64 `json:"heldUnusedBytes"`
+	// Of a volume: its part.
+	ParityBytes uint64 `json:"parityBytes"`
+	// Of the store, as the next two.
+	MetadataBytes   uint64 `json:"metadataBytes"`
+	UndestagedBytes uint64 `json:"undestagedBytes"`
+	FreeBytes       uint64 `json:"freeBytes"`
+	// Of all volumes, by name; empty for one.
+	PerVolume []ExplainedVolume `json:"perVolume"`
+	// 1: every chunk was counted. Else one in so many, and what depends on chunks is scaled.
+	SampledOneIn uint64 `json:"sampledOneIn"`
+	Pages        uint64 `json:"pages"`
+	Rows         uint64 `json:"rows"`
+	// Of the survey, at most.
+	MemoryBytes uint64  `json:"memoryBytes"`
+	TookSeconds float64 `json:"tookSeconds"`
+}
+
+// GetVolume returns Explanation.Volume, and is useful for accessing the field via an interface.
+func (v *Explanation) GetVolume() string { return v.Volume }
+
+// GetVolumes returns Explanation.Volumes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetVolumes() int { return v.Volumes }
+
+// GetAt returns Explanation.At, and is useful for accessing the field via an interface.
+func (v *Explanation) GetAt() time.Time { return v.At }
+
+// GetSizeBytes returns Explanation.SizeBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetSizeBytes() uint64 { return v.SizeBytes }
+
+// GetUnwrittenBytes returns Explanation.UnwrittenBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetUnwrittenBytes() uint64 { return v.UnwrittenBytes }
+
+// GetZeroBytes returns Explanation.ZeroBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetZeroBytes() uint64 { return v.ZeroBytes }
+
+// GetDamagedBytes returns Explanation.DamagedBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetDamagedBytes() uint64 { return v.DamagedBytes }
+
+// GetDataBytes returns Explanation.DataBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetDataBytes() uint64 { return v.DataBytes }
+
+// GetDedupInsideBytes returns Explanation.DedupInsideBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetDedupInsideBytes() uint64 { return v.DedupInsideBytes }
+
+// GetDedupAcrossBytes returns Explanation.DedupAcrossBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetDedupAcrossBytes() uint64 { return v.DedupAcrossBytes }
+
+// GetClonedBytes returns Explanation.ClonedBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetClonedBytes() uint64 { return v.ClonedBytes }
+
+// GetFirstBytes returns Explanation.FirstBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetFirstBytes() uint64 { return v.FirstBytes }
+
+// GetUnique returns Explanation.Unique, and is useful for accessing the field via an interface.
+func (v *Explanation) GetUnique() Held { return v.Unique }
+
+// GetShared returns Explanation.Shared, and is useful for accessing the field via an interface.
+func (v *Explanation) GetShared() Held { return v.Shared }
+
+// GetSnapshots returns Explanation.Snapshots, and is useful for accessing the field via an interface.
+func (v *Explanation) GetSnapshots() Held { return v.Snapshots }
+
+// GetElsewhere returns Explanation.Elsewhere, and is useful for accessing the field via an interface.
+func (v *Explanation) GetElsewhere() Held { return v.Elsewhere }
+
+// GetWaiting returns Explanation.Waiting, and is useful for accessing the field via an interface.
+func (v *Explanation) GetWaiting() Held { return v.Waiting }
+
+// GetHeldUnusedBytes returns Explanation.HeldUnusedBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetHeldUnusedBytes() uint64 { return v.HeldUnusedBytes }
+
+// GetParityBytes returns Explanation.ParityBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetParityBytes() uint64 { return v.ParityBytes }
+
+// GetMetadataBytes returns Explanation.MetadataBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetMetadataBytes() uint64 { return v.MetadataBytes }
+
+// GetUndestagedBytes returns Explanation.UndestagedBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetUndestagedBytes() uint64 { return v.UndestagedBytes }
+
+// GetFreeBytes returns Explanation.FreeBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetFreeBytes() uint64 { return v.FreeBytes }
+
+// GetPerVolume returns Explanation.PerVolume, and is useful for accessing the field via an interface.
+func (v *Explanation) GetPerVolume() []ExplainedVolume { return v.PerVolume }
+
+// GetSampledOneIn returns Explanation.SampledOneIn, and is useful for accessing the field via an interface.
+func (v *Explanation) GetSampledOneIn() uint64 { return v.SampledOneIn }
+
+// GetPages returns Explanation.Pages, and is useful for accessing the field via an interface.
+func (v *Explanation) GetPages() uint64 { return v.Pages }
+
+// GetRows returns Explanation.Rows, and is useful for accessing the field via an interface.
+func (v *Explanation) GetRows() uint64 { return v.Rows }
+
+// GetMemoryBytes returns Explanation.MemoryBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetMemoryBytes() uint64 { return v.MemoryBytes }
+
+// GetTookSeconds returns Explanation.TookSeconds, and is useful for accessing the field via an interface.
+func (v *Explanation) GetTookSeconds() float64 { return v.TookSeconds }
+
+// Garbage includes the GraphQL fields of Garbage requested by the fragment Garbage.
+// The GraphQL type's documentation follows.
+//
+// How garbage collection is doing. Counts are since hvd was started.
+type Garbage struct {
+	// idle, collecting, auditing or paused.
+	State string `json:"state"`
+	// Bytes of segments that hold nothing that lives.
+	HeldUnusedBytes uint64 `json:"heldUnusedBytes"`
+	// Regions of 16 MiB that lie in twice as many pieces as they should, as far as known: they will be cut anew when they have cooled.
+	RegionsInPieces int `json:"regionsInPieces"`
+	// Segments that are worth emptying now.
+	Victims int `json:"victims"`
+	// What is dead in these.
+	VictimBytes uint64 `json:"victimBytes"`
+	// Files of segments that were given up and wait for an audit or a checkpoint.
+	WaitingFiles  int    `json:"waitingFiles"`
+	WaitingBytes  uint64 `json:"waitingBytes"`
+	SegmentsFreed uint64 `json:"segmentsFreed"`
+	// Of the files of these.
+	FreedBytes uint64 `json:"freedBytes"`
+	// What was moved out of segments to empty them, raw.
+	MovedBytes uint64 `json:"movedBytes"`
+	// Budget; while guests are served a quarter of it is used.
+	BytesPerSecond    uint64 `json:"bytesPerSecond"`
+	RequestsPerSecond uint64 `json:"requestsPerSecond"`
+	// How many audits there were in the life of the store.
+	Audits uint64 `json:"audits"`
+	// Segments that could not be emptied and are tried again later.
+	PutOff []PutOffSegment `json:"putOff"`
+	// The last one.
+	Audit *Audit `json:"audit"`
+	// What somebody asked for last.
+	Job GarbageJob `json:"job"`
+}
+
+// GetState returns Garbage.State, and is useful for accessing the field via an interface.
+func (v *Garbage) GetState() string { return v.State }
+
+// GetHeldUnusedBytes returns Garbage.HeldUnusedBytes, and is useful for accessing the field via an interface.
+func (v *Garbage) GetHeldUnusedBytes() uint64 { return v.HeldUnusedBytes }
+
+// GetRegionsInPieces returns Garbage.RegionsInPieces, and is useful for accessing the field via an interface.
+func (v *Garbage) GetRegionsInPieces() int { return v.RegionsInPieces }
+
+// GetVictims returns Garbage.Victims, and is useful for accessing the field via an interface.
+func (v *Garbage) GetVictims() int { return v.Victims }
+
+// GetVictimBytes returns Garbage.VictimBytes, and is useful for accessing the field via an interface.
+func (v *Garbage) GetVictimBytes() uint64 { return v.VictimBytes }
+
+// GetWaitingFiles returns Garbage.WaitingFiles, and is useful for accessing the field via an interface.
+func (v *Garbage) GetWaitingFiles() int { return v.WaitingFiles }
+
+// GetWaitingBytes returns Garbage.WaitingBytes, and is useful for accessing the field via an interface.
+func (v *Garbage) GetWaitingBytes() uint64 { return v.WaitingBytes }
+
+// GetSegmentsFreed returns Garbage.SegmentsFreed, and is useful for accessing the field via an interface.
+func (v *Garbage) GetSegmentsFreed() uint64 { return v.SegmentsFreed }
+
+// GetFreedBytes returns Garbage.FreedBytes, and is useful for accessing the field via an interface.
+func (v *Garbage) GetFreedBytes() uint64 { return v.FreedBytes }
+
+// GetMovedBytes returns Garbage.MovedBytes, and is useful for accessing the field via an interface.
+func (v *Garbage) GetMovedBytes() uint64 { return v.MovedBytes }
+
+// GetBytesPerSecond returns Garbage.BytesPerSecond, and is useful for accessing the field via an interface.
+func (v *Garbage) GetBytesPerSecond() uint64 { return v.BytesPerSecond }
+
+// GetRequestsPerSecond returns Garbage.RequestsPerSecond, and is useful for accessing the field via an interface.
+func (v *Garbage) GetRequestsPerSecond() uint64 { return v.RequestsPerSecond }
+
+// GetAudits returns Garbage.Audits, and is useful for accessing the field via an interface.
+func (v *Garbage) GetAudits() uint64 { return v.Audits }
+
+// GetPutOff returns Garbage.PutOff, and is useful for accessing the field via an interface.
+func (v *Garbage) GetPutOff() []PutOffSegment { return v.PutOff }
+
+// GetAudit returns Garbage.Audit, and is useful for accessing the field via an interface.
+func (v *Garbage) GetAudit() *Audit { return v.Audit }
+
+// GetJob returns Garbage.Job, and is useful for accessing the field via an interface.
+func (v *Garbage) GetJob() GarbageJob { return v.Job }
+
+// GarbageJob includes the requested fields of the GraphQL type GarbageJob.
+type GarbageJob struct {
+	// run or audit; empty: there was none since hvd was started.
+	Kind string `json:"kind"`
+	// Its number, from 1 on.
+	Run       uint64 `json:"run"`
+	Running   bool   `json:"running"`
+	Phase     string `json:"phase"`
+	DoneBytes uint64 `json:"doneBytes"`
+	// As far as known.
+	LeftBytes uint64 `json:"leftBytes"`
+	// Why it ended badly; else empty.
+	Error string `json:"error"`
+}
+
+// GetKind returns GarbageJob.Kind, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetKind() string { return v.Kind }
+
+// GetRun returns GarbageJob.Run, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetRun() uint64 { return v.Run }
+
+// GetRunning returns GarbageJob.Running, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetRunning() bool { return v.Running }
+
+// GetPhase returns GarbageJob.Phase, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetPhase() string { return v.Phase }
+
+// GetDoneBytes returns GarbageJob.DoneBytes, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetDoneBytes() uint64 { return v.DoneBytes }
+
+// GetLeftBytes returns GarbageJob.LeftBytes, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetLeftBytes() uint64 { return v.LeftBytes }
+
+// GetError returns GarbageJob.Error, and is useful for accessing the field via an interface.
+func (v *GarbageJob) GetError() string { return v.Error }
+
+// GetDisksResponse is returned by GetDisks on success.
+type GetDisksResponse struct {
+	// How the disks of the store are, and whether one that is lost is missed.
+	Disks Disks `json:"disks"`
+}
+
+// GetDisks returns GetDisksResponse.Disks, and is useful for accessing the field via an interface.
+func (v *GetDisksResponse) GetDisks() Disks { return v.Disks }
+
+// GetExplainingResponse is returned by GetExplaining on success.
+type GetExplainingResponse struct {
+	// How far the survey is that runs or ran last, and what it found.
+	Explaining Explaining `json:"explaining"`
+}
+
+// GetExplaining returns GetExplainingResponse.Explaining, and is useful for accessing the field via an interface.
+func (v *GetExplainingResponse) GetExplaining() Explaining { return v.Explaining }
+
+// GetGarbageResponse is returned by GetGarbage on success.
+type GetGarbageResponse struct {
+	// How garbage collection is doing.
+	Garbage Garbage `json:"garbage"`
+}
+
+// GetGarbage returns GetGarbageResponse.Garbage, and is useful for accessing the field via an interface.
+func (v *GetGarbageResponse) GetGarbage() Garbage { return v.Garbage }
+
+// GetIndexResponse is returned by GetIndex on success.
+type GetIndexResponse struct {
+	// How far the index of chunks by their hash is.
+	Index Index `json:"index"`
+}
+
+// GetIndex returns GetIndexResponse.Index, and is useful for accessing the field via an interface.
+func (v *GetIndexResponse) GetIndex() Index { return v.Index }
+
+// GetScrubResponse is returned by GetScrub on success.
+type GetScrubResponse struct {
+	// How far the scrub is that runs or ran last.
+	Scrub Scrub `json:"scrub"`
+}
+
+// GetScrub returns GetScrubResponse.Scrub, and is useful for accessing the field via an interface.
+func (v *GetScrubResponse) GetScrub() Scrub { return v.Scrub }
 
 // GetSettlingResponse is returned by GetSettling on success.
 type GetSettlingResponse struct {
@@ -267,6 +985,81 @@ type GetVolumeResponse struct {
 
 // GetVolume returns GetVolumeResponse.Volume, and is useful for accessing the field via an interface.
 func (v *GetVolumeResponse) GetVolume() Volume { return v.Volume }
+
+// Held includes the GraphQL fields of HeldBytes requested by the fragment Held.
+type Held struct {
+	// Before compression.
+	RawBytes uint64 `json:"rawBytes"`
+	// In segments: a chunk's part of its segment by raw length.
+	StoredBytes uint64 `json:"storedBytes"`
+}
+
+// GetRawBytes returns Held.RawBytes, and is useful for accessing the field via an interface.
+func (v *Held) GetRawBytes() uint64 { return v.RawBytes }
+
+// GetStoredBytes returns Held.StoredBytes, and is useful for accessing the field via an interface.
+func (v *Held) GetStoredBytes() uint64 { return v.StoredBytes }
+
+// Index includes the GraphQL fields of Index requested by the fragment Index.
+// The GraphQL type's documentation follows.
+//
+// The index of chunks by their hash. No data depends on it, only savings.
+type Index struct {
+	// Nothing is left to do.
+	Whole bool `json:"whole"`
+	// Ids of chunks up to which all are in it.
+	Indexed uint64 `json:"indexed"`
+	// The last id of a chunk that was given.
+	Chunks uint64 `json:"chunks"`
+	// Chunks that were stored without a look whether they are there already, and are still to be looked for.
+	Unmatched uint64 `json:"unmatched"`
+	// Chunks that are there twice and are still to be joined, or are held by a snapshot.
+	Doubles uint64 `json:"doubles"`
+	// Chunks that were joined with an equal one since the index was made.
+	Joined uint64 `json:"joined"`
+	// Bytes of these, before compression.
+	JoinedBytes uint64 `json:"joinedBytes"`
+	// What it takes on disk.
+	DiskBytes uint64 `json:"diskBytes"`
+	// What its filter takes in memory.
+	FilterBytes uint64 `json:"filterBytes"`
+}
+
+// GetWhole returns Index.Whole, and is useful for accessing the field via an interface.
+func (v *Index) GetWhole() bool { return v.Whole }
+
+// GetIndexed returns Index.Indexed, and is useful for accessing the field via an interface.
+func (v *Index) GetIndexed() uint64 { return v.Indexed }
+
+// GetChunks returns Index.Chunks, and is useful for accessing the field via an interface.
+func (v *Index) GetChunks() uint64 { return v.Chunks }
+
+// GetUnmatched returns Index.Unmatched, and is useful for accessing the field via an interface.
+func (v *Index) GetUnmatched() uint64 { return v.Unmatched }
+
+// GetDoubles returns Index.Doubles, and is useful for accessing the field via an interface.
+func (v *Index) GetDoubles() uint64 { return v.Doubles }
+
+// GetJoined returns Index.Joined, and is useful for accessing the field via an interface.
+func (v *Index) GetJoined() uint64 { return v.Joined }
+
+// GetJoinedBytes returns Index.JoinedBytes, and is useful for accessing the field via an interface.
+func (v *Index) GetJoinedBytes() uint64 { return v.JoinedBytes }
+
+// GetDiskBytes returns Index.DiskBytes, and is useful for accessing the field via an interface.
+func (v *Index) GetDiskBytes() uint64 { return v.DiskBytes }
+
+// GetFilterBytes returns Index.FilterBytes, and is useful for accessing the field via an interface.
+func (v *Index) GetFilterBytes() uint64 { return v.FilterBytes }
+
+// ListDamagesResponse is returned by ListDamages on success.
+type ListDamagesResponse struct {
+	// Segments that were found damaged since the daemon started, mended or not.
+	Damages []Damage `json:"damages"`
+}
+
+// GetDamages returns ListDamagesResponse.Damages, and is useful for accessing the field via an interface.
+func (v *ListDamagesResponse) GetDamages() []Damage { return v.Damages }
 
 // ListSnapshotsResponse is returned by ListSnapshots on success.
 type ListSnapshotsResponse struct {
@@ -311,6 +1104,53 @@ func (v *MemoryPart) GetUsedBytes() uint64 { return v.UsedBytes }
 // GetBudgetBytes returns MemoryPart.BudgetBytes, and is useful for accessing the field via an interface.
 func (v *MemoryPart) GetBudgetBytes() uint64 { return v.BudgetBytes }
 
+// PauseGarbageResponse is returned by PauseGarbage on success.
+type PauseGarbageResponse struct {
+	// Stops that space is given back, across restarts, and ends the job that runs.
+	PauseGarbage Garbage `json:"pauseGarbage"`
+}
+
+// GetPauseGarbage returns PauseGarbageResponse.PauseGarbage, and is useful for accessing the field via an interface.
+func (v *PauseGarbageResponse) GetPauseGarbage() Garbage { return v.PauseGarbage }
+
+// PauseScrubResponse is returned by PauseScrub on success.
+type PauseScrubResponse struct {
+	// Stops the scrub after the segment it is at, across restarts.
+	PauseScrub Scrub `json:"pauseScrub"`
+}
+
+// GetPauseScrub returns PauseScrubResponse.PauseScrub, and is useful for accessing the field via an interface.
+func (v *PauseScrubResponse) GetPauseScrub() Scrub { return v.PauseScrub }
+
+// PutOffSegment includes the requested fields of the GraphQL type PutOffSegment.
+type PutOffSegment struct {
+	Segment uint64    `json:"segment"`
+	Tries   int       `json:"tries"`
+	Until   time.Time `json:"until"`
+	Reason  string    `json:"reason"`
+}
+
+// GetSegment returns PutOffSegment.Segment, and is useful for accessing the field via an interface.
+func (v *PutOffSegment) GetSegment() uint64 { return v.Segment }
+
+// GetTries returns PutOffSegment.Tries, and is useful for accessing the field via an interface.
+func (v *PutOffSegment) GetTries() int { return v.Tries }
+
+// GetUntil returns PutOffSegment.Until, and is useful for accessing the field via an interface.
+func (v *PutOffSegment) GetUntil() time.Time { return v.Until }
+
+// GetReason returns PutOffSegment.Reason, and is useful for accessing the field via an interface.
+func (v *PutOffSegment) GetReason() string { return v.Reason }
+
+// RebuildIndexResponse is returned by RebuildIndex on success.
+type RebuildIndexResponse struct {
+	// Throws the index of chunks by their hash away and begins a new one, which is completed in the background. No data depends on it; until it is whole, some of what is written is stored a second time, and joined later.
+	RebuildIndex Index `json:"rebuildIndex"`
+}
+
+// GetRebuildIndex returns RebuildIndexResponse.RebuildIndex, and is useful for accessing the field via an interface.
+func (v *RebuildIndexResponse) GetRebuildIndex() Index { return v.RebuildIndex }
+
 // RenameVolumeResponse is returned by RenameVolume on success.
 type RenameVolumeResponse struct {
 	RenameVolume Volume `json:"renameVolume"`
@@ -319,14 +1159,71 @@ type RenameVolumeResponse struct {
 // GetRenameVolume returns RenameVolumeResponse.RenameVolume, and is useful for accessing the field via an interface.
 func (v *RenameVolumeResponse) GetRenameVolume() Volume { return v.RenameVolume }
 
+// RepairResponse is returned by Repair on success.
+type RepairResponse struct {
+	// Tries again to mend what is known to be damaged and returns, when that is done, what came of it.
+	Repair []Damage `json:"repair"`
+}
+
+// GetRepair returns RepairResponse.Repair, and is useful for accessing the field via an interface.
+func (v *RepairResponse) GetRepair() []Damage { return v.Repair }
+
+// ReplaceDiskResponse is returned by ReplaceDisk on success.
+type ReplaceDiskResponse struct {
+	// Takes the directory at path in the place of a disk, which may be the same path with another disk mounted. What the old one held is made anew in the background; disks tells how far that is.
+	ReplaceDisk Disks `json:"replaceDisk"`
+}
+
+// GetReplaceDisk returns ReplaceDiskResponse.ReplaceDisk, and is useful for accessing the field via an interface.
+func (v *ReplaceDiskResponse) GetReplaceDisk() Disks { return v.ReplaceDisk }
+
+type ResizeVolumeInput struct {
+	// A multiple of 512.
+	SizeBytes uint64 `json:"sizeBytes"`
+	// Allows a smaller size, which loses what lies beyond it.
+	Shrink bool `json:"shrink"`
+	// Allows that for a volume that is attached.
+	Force bool `json:"force"`
+	// Leaves the clients alone; they go on with the size they know.
+	KeepConnections bool `json:"keepConnections"`
+}
+
+// GetSizeBytes returns ResizeVolumeInput.SizeBytes, and is useful for accessing the field via an interface.
+func (v *ResizeVolumeInput) GetSizeBytes() uint64 { return v.SizeBytes }
+
+// GetShrink returns ResizeVolumeInput.Shrink, and is useful for accessing the field via an interface.
+func (v *ResizeVolumeInput) GetShrink() bool { return v.Shrink }
+
+// GetForce returns ResizeVolumeInput.Force, and is useful for accessing the field via an interface.
+func (v *ResizeVolumeInput) GetForce() bool { return v.Force }
+
+// GetKeepConnections returns ResizeVolumeInput.KeepConnections, and is useful for accessing the field via an interface.
+func (v *ResizeVolumeInput) GetKeepConnections() bool { return v.KeepConnections }
+
 // ResizeVolumeResponse is returned by ResizeVolume on success.
 type ResizeVolumeResponse struct {
-	// A smaller size loses what lies beyond it and needs shrink.
+	// Sets the size of a volume, attached or not. Connections of its clients are ended, so that they come back and see it.
 	ResizeVolume Volume `json:"resizeVolume"`
 }
 
 // GetResizeVolume returns ResizeVolumeResponse.ResizeVolume, and is useful for accessing the field via an interface.
 func (v *ResizeVolumeResponse) GetResizeVolume() Volume { return v.ResizeVolume }
+
+// ResumeGarbageResponse is returned by ResumeGarbage on success.
+type ResumeGarbageResponse struct {
+	ResumeGarbage Garbage `json:"resumeGarbage"`
+}
+
+// GetResumeGarbage returns ResumeGarbageResponse.ResumeGarbage, and is useful for accessing the field via an interface.
+func (v *ResumeGarbageResponse) GetResumeGarbage() Garbage { return v.ResumeGarbage }
+
+// ResumeScrubResponse is returned by ResumeScrub on success.
+type ResumeScrubResponse struct {
+	ResumeScrub Scrub `json:"resumeScrub"`
+}
+
+// GetResumeScrub returns ResumeScrubResponse.ResumeScrub, and is useful for accessing the field via an interface.
+func (v *ResumeScrubResponse) GetResumeScrub() Scrub { return v.ResumeScrub }
 
 // RevokeTokenResponse is returned by RevokeToken on success.
 type RevokeTokenResponse struct {
@@ -363,9 +1260,84 @@ var AllScope = []Scope{
 	ScopeAdmin,
 }
 
+// Scrub includes the GraphQL fields of Scrub requested by the fragment Scrub.
+type Scrub struct {
+	// never, running, paused, done or cancelled.
+	State string `json:"state"`
+	// The number of the scrub, from 1 on.
+	Run uint64 `json:"run"`
+	// It mends nothing.
+	FindOnly     bool   `json:"findOnly"`
+	SegmentsDone uint64 `json:"segmentsDone"`
+	SegmentsLeft uint64 `json:"segmentsLeft"`
+	BytesDone    uint64 `json:"bytesDone"`
+	BytesLeft    uint64 `json:"bytesLeft"`
+	// Segments that were found damaged.
+	Damaged uint64 `json:"damaged"`
+	// Segments of these that are whole again.
+	Mended    uint64     `json:"mended"`
+	StartedAt *time.Time `json:"startedAt"`
+	EndedAt   *time.Time `json:"endedAt"`
+}
+
+// GetState returns Scrub.State, and is useful for accessing the field via an interface.
+func (v *Scrub) GetState() string { return v.State }
+
+// GetRun returns Scrub.Run, and is useful for accessing the field via an interface.
+func (v *Scrub) GetRun() uint64 { return v.Run }
+
+// GetFindOnly returns Scrub.FindOnly, and is useful for accessing the field via an interface.
+func (v *Scrub) GetFindOnly() bool { return v.FindOnly }
+
+// GetSegmentsDone returns Scrub.SegmentsDone, and is useful for accessing the field via an interface.
+func (v *Scrub) GetSegmentsDone() uint64 { return v.SegmentsDone }
+
+// GetSegmentsLeft returns Scrub.SegmentsLeft, and is useful for accessing the field via an interface.
+func (v *Scrub) GetSegmentsLeft() uint64 { return v.SegmentsLeft }
+
+// GetBytesDone returns Scrub.BytesDone, and is useful for accessing the field via an interface.
+func (v *Scrub) GetBytesDone() uint64 { return v.BytesDone }
+
+// GetBytesLeft returns Scrub.BytesLeft, and is useful for accessing the field via an interface.
+func (v *Scrub) GetBytesLeft() uint64 { return v.BytesLeft }
+
+// GetDamaged returns Scrub.Damaged, and is useful for accessing the field via an interface.
+func (v *Scrub) GetDamaged() uint64 { return v.Damaged }
+
+// GetMended returns Scrub.Mended, and is useful for accessing the field via an interface.
+func (v *Scrub) GetMended() uint64 { return v.Mended }
+
+// GetStartedAt returns Scrub.StartedAt, and is useful for accessing the field via an interface.
+func (v *Scrub) GetStartedAt() *time.Time { return v.StartedAt }
+
+// GetEndedAt returns Scrub.EndedAt, and is useful for accessing the field via an interface.
+func (v *Scrub) GetEndedAt() *time.Time { return v.EndedAt }
+
+// SetVolumeLimitsResponse is returned by SetVolumeLimits on success.
+type SetVolumeLimitsResponse struct {
+	// Limits what the clients of a volume may do in a second, at once and across restarts.
+	SetVolumeLimits Volume `json:"setVolumeLimits"`
+}
+
+// GetSetVolumeLimits returns SetVolumeLimitsResponse.SetVolumeLimits, and is useful for accessing the field via an interface.
+func (v *SetVolumeLimitsResponse) GetSetVolumeLimits() Volume { return v.SetVolumeLimits }
+
+// SetVolumeQuotaResponse is returned by SetVolumeQuota on success.
+type SetVolumeQuotaResponse struct {
+	// Bounds how much data a volume may refer to, and keeps room for it, at once and across restarts. NO_SPACE when so much cannot be kept.
+	SetVolumeQuota Volume `json:"setVolumeQuota"`
+}
+
+// GetSetVolumeQuota returns SetVolumeQuotaResponse.SetVolumeQuota, and is useful for accessing the field via an interface.
+func (v *SetVolumeQuotaResponse) GetSetVolumeQuota() Volume { return v.SetVolumeQuota }
+
 // Settling includes the GraphQL fields of Settling requested by the fragment Settling.
 type Settling struct {
 	Running bool `json:"running"`
+	// The number of the settle that runs, or ran last; in the reply to settle, of the one that was asked for.
+	Run uint64 `json:"run"`
+	// The number of the last settle that ended.
+	Ended uint64 `json:"ended"`
 	// The last settle ended well.
 	Done      bool   `json:"done"`
 	Phase     string `json:"phase"`
@@ -378,6 +1350,12 @@ type Settling struct {
 
 // GetRunning returns Settling.Running, and is useful for accessing the field via an interface.
 func (v *Settling) GetRunning() bool { return v.Running }
+
+// GetRun returns Settling.Run, and is useful for accessing the field via an interface.
+func (v *Settling) GetRun() uint64 { return v.Run }
+
+// GetEnded returns Settling.Ended, and is useful for accessing the field via an interface.
+func (v *Settling) GetEnded() uint64 { return v.Ended }
 
 // GetDone returns Settling.Done, and is useful for accessing the field via an interface.
 func (v *Settling) GetDone() bool { return v.Done }
@@ -415,6 +1393,15 @@ func (v *Snapshot) GetSizeBytes() uint64 { return v.SizeBytes }
 // GetCreatedAt returns Snapshot.CreatedAt, and is useful for accessing the field via an interface.
 func (v *Snapshot) GetCreatedAt() time.Time { return v.CreatedAt }
 
+// SnapshotExportResponse is returned by SnapshotExport on success.
+type SnapshotExportResponse struct {
+	// The export VOLUME@SNAPSHOT of a snapshot, which is there while the volume is attached.
+	SnapshotExport Attachment `json:"snapshotExport"`
+}
+
+// GetSnapshotExport returns SnapshotExportResponse.SnapshotExport, and is useful for accessing the field via an interface.
+func (v *SnapshotExportResponse) GetSnapshotExport() Attachment { return v.SnapshotExport }
+
 // SnapshotFreesResponse is returned by SnapshotFrees on success.
 type SnapshotFreesResponse struct {
 	// Stored bytes that deleting a snapshot would free now.
@@ -424,9 +1411,27 @@ type SnapshotFreesResponse struct {
 // GetSnapshotFrees returns SnapshotFreesResponse.SnapshotFrees, and is useful for accessing the field via an interface.
 func (v *SnapshotFreesResponse) GetSnapshotFrees() uint64 { return v.SnapshotFrees }
 
+// StartExplainResponse is returned by StartExplain on success.
+type StartExplainResponse struct {
+	// Begins to survey where the savings of a volume come from, or of all without one. An error while a survey is under way. Ask explaining until it does not run any more.
+	Explain Explaining `json:"explain"`
+}
+
+// GetExplain returns StartExplainResponse.Explain, and is useful for accessing the field via an interface.
+func (v *StartExplainResponse) GetExplain() Explaining { return v.Explain }
+
+// StartScrubResponse is returned by StartScrub on success.
+type StartScrubResponse struct {
+	// Begins to verify everything that is sealed, and to mend what is damaged. An error while a scrub is under way.
+	StartScrub Scrub `json:"startScrub"`
+}
+
+// GetStartScrub returns StartScrubResponse.StartScrub, and is useful for accessing the field via an interface.
+func (v *StartScrubResponse) GetStartScrub() Scrub { return v.StartScrub }
+
 // StartSettleResponse is returned by StartSettle on success.
 type StartSettleResponse struct {
-	// Begins to destage and reclaim everything, or joins the settle that runs. Ask settling how far it is.
+	// Begins to destage and reclaim everything that is there now; while a settle runs, another one follows it. Ask settling until its ended has reached the run of this reply. With cold it also rewrites all that is stored into cold segments: the smallest that the store can be, and slower to read at random.
 	Settle Settling `json:"settle"`
 }
 
@@ -442,22 +1447,48 @@ type Stats struct {
 	Snapshots int `json:"snapshots"`
 	// Sizes of all volumes together.
 	LogicalBytes uint64 `json:"logicalBytes"`
-	// What volumes and snapshots refer to, each reference counted.
+	// What volumes and snapshots refer to, each reference counted, so that what clones and snapshots share counts once for each. It is an upper bound: what a trim or a delete cut off in one piece counts until
+	// the background has freed it (store settle waits for that), and what of it an older snapshot still has counts as long as the snapshot.
 	NonZeroBytes uint64 `json:"nonZeroBytes"`
 	// Chunks that something refers to, each counted once, before compression.
 	UniqueBytes uint64 `json:"uniqueBytes"`
-	// The part of uniqueBytes that has more than one reference.
+	// The part of uniqueBytes that deduplication found more than once: chunks that several places of maps refer to. It does not say what clones and snapshots share: they share whole maps, which count one
+	// reference.
 	SharedBytes uint64 `json:"sharedBytes"`
 	// Bytes of segments that hold uniqueBytes.
 	StoredBytes uint64 `json:"storedBytes"`
 	// Bytes of segments that nothing refers to, not reclaimed yet.
 	HeldUnusedBytes uint64 `json:"heldUnusedBytes"`
 	MetadataBytes   uint64 `json:"metadataBytes"`
+	// Parity sidecars of segments; not part of the sizes above.
+	ParityBytes uint64 `json:"parityBytes"`
+	// Bytes of sealed segments that have a sidecar.
+	GuardedBytes uint64 `json:"guardedBytes"`
+	// Bytes of sealed segments that have none yet.
+	UnguardedBytes uint64 `json:"unguardedBytes"`
+	// The part of uniqueBytes that lies in cold segments.
+	ColdBytes uint64 `json:"coldBytes"`
+	// What the background still has to move there now.
+	CoolingBytes uint64 `json:"coolingBytes"`
+	// What went there since the store was opened.
+	CooledBytes uint64 `json:"cooledBytes"`
+	// The part of cooledBytes that was packed behind data that it is like.
+	SimilarBytes uint64 `json:"similarBytes"`
+	// What that saved, after compression: an estimate from one frame in 16.
+	SimilarSavedBytes uint64 `json:"similarSavedBytes"`
+	// What it took to find out what is alike, on all workers together.
+	SimilarSeconds float64 `json:"similarSeconds"`
+	// Damaged columns of 4 KiB of segments and sidecars that were found since the store was opened.
+	DamageFound  uint64 `json:"damageFound"`
+	DamageMended uint64 `json:"damageMended"`
+	DamageLost   uint64 `json:"damageLost"`
+	// Reads that were answered by parity since the store was opened.
+	InlineRepairs uint64 `json:"inlineRepairs"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
 	DedupRatio float64 `json:"dedupRatio"`
 	// uniqueBytes per storedBytes; 0 while there is nothing.
 	CompressionRatio float64 `json:"compressionRatio"`
-	// ok, near full or full.
+	// ok, near full (from 85 % on), nearly full (from 95 % on) or full.
 	Space string `json:"space"`
 	// Free in the file system, the reserve not included.
 	FreeBytes    uint64 `json:"freeBytes"`
@@ -507,6 +1538,45 @@ func (v *Stats) GetHeldUnusedBytes() uint64 { return v.HeldUnusedBytes }
 
 // GetMetadataBytes returns Stats.MetadataBytes, and is useful for accessing the field via an interface.
 func (v *Stats) GetMetadataBytes() uint64 { return v.MetadataBytes }
+
+// GetParityBytes returns Stats.ParityBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetParityBytes() uint64 { return v.ParityBytes }
+
+// GetGuardedBytes returns Stats.GuardedBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetGuardedBytes() uint64 { return v.GuardedBytes }
+
+// GetUnguardedBytes returns Stats.UnguardedBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetUnguardedBytes() uint64 { return v.UnguardedBytes }
+
+// GetColdBytes returns Stats.ColdBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetColdBytes() uint64 { return v.ColdBytes }
+
+// GetCoolingBytes returns Stats.CoolingBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetCoolingBytes() uint64 { return v.CoolingBytes }
+
+// GetCooledBytes returns Stats.CooledBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetCooledBytes() uint64 { return v.CooledBytes }
+
+// GetSimilarBytes returns Stats.SimilarBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetSimilarBytes() uint64 { return v.SimilarBytes }
+
+// GetSimilarSavedBytes returns Stats.SimilarSavedBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetSimilarSavedBytes() uint64 { return v.SimilarSavedBytes }
+
+// GetSimilarSeconds returns Stats.SimilarSeconds, and is useful for accessing the field via an interface.
+func (v *Stats) GetSimilarSeconds() float64 { return v.SimilarSeconds }
+
+// GetDamageFound returns Stats.DamageFound, and is useful for accessing the field via an interface.
+func (v *Stats) GetDamageFound() uint64 { return v.DamageFound }
+
+// GetDamageMended returns Stats.DamageMended, and is useful for accessing the field via an interface.
+func (v *Stats) GetDamageMended() uint64 { return v.DamageMended }
+
+// GetDamageLost returns Stats.DamageLost, and is useful for accessing the field via an interface.
+func (v *Stats) GetDamageLost() uint64 { return v.DamageLost }
+
+// GetInlineRepairs returns Stats.InlineRepairs, and is useful for accessing the field via an interface.
+func (v *Stats) GetInlineRepairs() uint64 { return v.InlineRepairs }
 
 // GetDedupRatio returns Stats.DedupRatio, and is useful for accessing the field via an interface.
 func (v *Stats) GetDedupRatio() float64 { return v.DedupRatio }
@@ -570,11 +1640,17 @@ type Status struct {
 	Attached      int       `json:"attached"`
 	// NBD connections, those in handshake included.
 	Connections int `json:"connections"`
-	// ok, near full or full.
+	// ok, near full (from 85 % on), nearly full (from 95 % on) or full.
 	Space     string `json:"space"`
 	NbdSocket string `json:"nbdSocket"`
-	// Attached volumes that are not served, and why.
+	// nbds://HOST:PORT, or nbd:// where there is no TLS; empty where NBD is not served over TCP.
+	NbdTcp string `json:"nbdTcp"`
+	// Attached volumes that are not served, and why; other things that should not be so.
 	Problems []string `json:"problems"`
+	// What is near full, nearly full or full: the file system of the store, quotas of volumes. GET /v1/alarms tells changes.
+	Alarms []string `json:"alarms"`
+	// Attached volumes in which something goes wrong on purpose, and what.
+	Faults []string `json:"faults"`
 }
 
 // GetVersion returns Status.Version, and is useful for accessing the field via an interface.
@@ -607,8 +1683,17 @@ func (v *Status) GetSpace() string { return v.Space }
 // GetNbdSocket returns Status.NbdSocket, and is useful for accessing the field via an interface.
 func (v *Status) GetNbdSocket() string { return v.NbdSocket }
 
+// GetNbdTcp returns Status.NbdTcp, and is useful for accessing the field via an interface.
+func (v *Status) GetNbdTcp() string { return v.NbdTcp }
+
 // GetProblems returns Status.Problems, and is useful for accessing the field via an interface.
 func (v *Status) GetProblems() []string { return v.Problems }
+
+// GetAlarms returns Status.Alarms, and is useful for accessing the field via an interface.
+func (v *Status) GetAlarms() []string { return v.Alarms }
+
+// GetFaults returns Status.Faults, and is useful for accessing the field via an interface.
+func (v *Status) GetFaults() []string { return v.Faults }
 
 // Token includes the requested fields of the GraphQL type Token.
 type Token struct {
@@ -649,8 +1734,16 @@ type Volume struct {
 	OriginVolume string `json:"originVolume"`
 	// Of a clone: the snapshot it was made from, while that exists; else empty.
 	OriginSnapshot string `json:"originSnapshot"`
+	// Data of the volume and its snapshots that is in no segment yet.
+	UndestagedBytes uint64 `json:"undestagedBytes"`
+	// Data that the volume refers to, at least: what is overwritten in the log counts twice until it is destaged, and what was trimmed until that is worked off.
+	ReferencedBytes uint64 `json:"referencedBytes"`
 	// Null when the volume is not attached.
 	Attachment *Attachment `json:"attachment"`
+	// Null when there are none.
+	Limits *VolumeLimits `json:"limits"`
+	// Null when there is none.
+	Quota *VolumeQuota `json:"quota"`
 }
 
 // GetName returns Volume.Name, and is useful for accessing the field via an interface.
@@ -680,8 +1773,110 @@ func (v *Volume) GetOriginVolume() string { return v.OriginVolume }
 // GetOriginSnapshot returns Volume.OriginSnapshot, and is useful for accessing the field via an interface.
 func (v *Volume) GetOriginSnapshot() string { return v.OriginSnapshot }
 
+// GetUndestagedBytes returns Volume.UndestagedBytes, and is useful for accessing the field via an interface.
+func (v *Volume) GetUndestagedBytes() uint64 { return v.UndestagedBytes }
+
+// GetReferencedBytes returns Volume.ReferencedBytes, and is useful for accessing the field via an interface.
+func (v *Volume) GetReferencedBytes() uint64 { return v.ReferencedBytes }
+
 // GetAttachment returns Volume.Attachment, and is useful for accessing the field via an interface.
 func (v *Volume) GetAttachment() *Attachment { return v.Attachment }
+
+// GetLimits returns Volume.Limits, and is useful for accessing the field via an interface.
+func (v *Volume) GetLimits() *VolumeLimits { return v.Limits }
+
+// GetQuota returns Volume.Quota, and is useful for accessing the field via an interface.
+func (v *Volume) GetQuota() *VolumeQuota { return v.Quota }
+
+// VolumeLimits includes the GraphQL fields of VolumeLimits requested by the fragment VolumeLimits.
+// The GraphQL type's documentation follows.
+//
+// What the clients of a volume may do in a second; 0: no limit. Snapshots are not limited.
+type VolumeLimits struct {
+	ReadIops   uint64 `json:"readIops"`
+	WriteIops  uint64 `json:"writeIops"`
+	ReadBytes  uint64 `json:"readBytes"`
+	WriteBytes uint64 `json:"writeBytes"`
+	// After an idle time, what the limits allow in so many seconds may be done at once; 0 stands for 0.1.
+	BurstSeconds float64 `json:"burstSeconds"`
+}
+
+// GetReadIops returns VolumeLimits.ReadIops, and is useful for accessing the field via an interface.
+func (v *VolumeLimits) GetReadIops() uint64 { return v.ReadIops }
+
+// GetWriteIops returns VolumeLimits.WriteIops, and is useful for accessing the field via an interface.
+func (v *VolumeLimits) GetWriteIops() uint64 { return v.WriteIops }
+
+// GetReadBytes returns VolumeLimits.ReadBytes, and is useful for accessing the field via an interface.
+func (v *VolumeLimits) GetReadBytes() uint64 { return v.ReadBytes }
+
+// GetWriteBytes returns VolumeLimits.WriteBytes, and is useful for accessing the field via an interface.
+func (v *VolumeLimits) GetWriteBytes() uint64 { return v.WriteBytes }
+
+// GetBurstSeconds returns VolumeLimits.BurstSeconds, and is useful for accessing the field via an interface.
+func (v *VolumeLimits) GetBurstSeconds() float64 { return v.BurstSeconds }
+
+// What limits shall become. Null leaves one as it is, 0 takes it away.
+type VolumeLimitsInput struct {
+	// Requests a second.
+	ReadIops *uint64 `json:"readIops"`
+	// Requests a second; trims and zeroes count as one each.
+	WriteIops *uint64 `json:"writeIops"`
+	// Bytes a second, at least 4096.
+	ReadBytes *uint64 `json:"readBytes"`
+	// Bytes a second, at least 4096.
+	WriteBytes *uint64 `json:"writeBytes"`
+	// After an idle time, what the limits allow in so many seconds may be done at once; 0 to 60, where 0 stands for 0.1.
+	BurstSeconds *float64 `json:"burstSeconds"`
+}
+
+// GetReadIops returns VolumeLimitsInput.ReadIops, and is useful for accessing the field via an interface.
+func (v *VolumeLimitsInput) GetReadIops() *uint64 { return v.ReadIops }
+
+// GetWriteIops returns VolumeLimitsInput.WriteIops, and is useful for accessing the field via an interface.
+func (v *VolumeLimitsInput) GetWriteIops() *uint64 { return v.WriteIops }
+
+// GetReadBytes returns VolumeLimitsInput.ReadBytes, and is useful for accessing the field via an interface.
+func (v *VolumeLimitsInput) GetReadBytes() *uint64 { return v.ReadBytes }
+
+// GetWriteBytes returns VolumeLimitsInput.WriteBytes, and is useful for accessing the field via an interface.
+func (v *VolumeLimitsInput) GetWriteBytes() *uint64 { return v.WriteBytes }
+
+// GetBurstSeconds returns VolumeLimitsInput.BurstSeconds, and is useful for accessing the field via an interface.
+func (v *VolumeLimitsInput) GetBurstSeconds() *float64 { return v.BurstSeconds }
+
+// VolumeQuota includes the GraphQL fields of VolumeQuota requested by the fragment VolumeQuota.
+type VolumeQuota struct {
+	// 0: no bound.
+	ReferencedBytes uint64 `json:"referencedBytes"`
+	// 0: nothing is kept.
+	ReservedBytes uint64 `json:"reservedBytes"`
+	// ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused.
+	State string `json:"state"`
+}
+
+// GetReferencedBytes returns VolumeQuota.ReferencedBytes, and is useful for accessing the field via an interface.
+func (v *VolumeQuota) GetReferencedBytes() uint64 { return v.ReferencedBytes }
+
+// GetReservedBytes returns VolumeQuota.ReservedBytes, and is useful for accessing the field via an interface.
+func (v *VolumeQuota) GetReservedBytes() uint64 { return v.ReservedBytes }
+
+// GetState returns VolumeQuota.State, and is useful for accessing the field via an interface.
+func (v *VolumeQuota) GetState() string { return v.State }
+
+// What the quota of a volume shall become. Null leaves a part as it is, 0 takes it away. Data counts as the guest wrote it, before dedup and compression; zeroes, trimmed blocks and snapshots do not count.
+type VolumeQuotaInput struct {
+	// The most data that the volume may refer to: what adds to it beyond that is ENOSPC. At least 4096.
+	ReferencedBytes *uint64 `json:"referencedBytes"`
+	// Until the volume refers to as much, the room for the rest is no other volume's.
+	ReservedBytes *uint64 `json:"reservedBytes"`
+}
+
+// GetReferencedBytes returns VolumeQuotaInput.ReferencedBytes, and is useful for accessing the field via an interface.
+func (v *VolumeQuotaInput) GetReferencedBytes() *uint64 { return v.ReferencedBytes }
+
+// GetReservedBytes returns VolumeQuotaInput.ReservedBytes, and is useful for accessing the field via an interface.
+func (v *VolumeQuotaInput) GetReservedBytes() *uint64 { return v.ReservedBytes }
 
 type WriteMode string
 
@@ -704,6 +1899,22 @@ type __AttachVolumeInput struct {
 
 // GetInput returns __AttachVolumeInput.Input, and is useful for accessing the field via an interface.
 func (v *__AttachVolumeInput) GetInput() AttachVolumeInput { return v.Input }
+
+// __ClearVolumeLimitsInput is used internally by genqlient
+type __ClearVolumeLimitsInput struct {
+	Name string `json:"name"`
+}
+
+// GetName returns __ClearVolumeLimitsInput.Name, and is useful for accessing the field via an interface.
+func (v *__ClearVolumeLimitsInput) GetName() string { return v.Name }
+
+// __ClearVolumeQuotaInput is used internally by genqlient
+type __ClearVolumeQuotaInput struct {
+	Name string `json:"name"`
+}
+
+// GetName returns __ClearVolumeQuotaInput.Name, and is useful for accessing the field via an interface.
+func (v *__ClearVolumeQuotaInput) GetName() string { return v.Name }
 
 // __CloneVolumeInput is used internally by genqlient
 type __CloneVolumeInput struct {
@@ -809,21 +2020,29 @@ func (v *__RenameVolumeInput) GetName() string { return v.Name }
 // GetNewName returns __RenameVolumeInput.NewName, and is useful for accessing the field via an interface.
 func (v *__RenameVolumeInput) GetNewName() string { return v.NewName }
 
+// __ReplaceDiskInput is used internally by genqlient
+type __ReplaceDiskInput struct {
+	Old  string `json:"old"`
+	Path string `json:"path"`
+}
+
+// GetOld returns __ReplaceDiskInput.Old, and is useful for accessing the field via an interface.
+func (v *__ReplaceDiskInput) GetOld() string { return v.Old }
+
+// GetPath returns __ReplaceDiskInput.Path, and is useful for accessing the field via an interface.
+func (v *__ReplaceDiskInput) GetPath() string { return v.Path }
+
 // __ResizeVolumeInput is used internally by genqlient
 type __ResizeVolumeInput struct {
-	Name      string `json:"name"`
-	SizeBytes uint64 `json:"sizeBytes"`
-	Shrink    bool   `json:"shrink"`
+	Name  string            `json:"name"`
+	Input ResizeVolumeInput `json:"input"`
 }
 
 // GetName returns __ResizeVolumeInput.Name, and is useful for accessing the field via an interface.
 func (v *__ResizeVolumeInput) GetName() string { return v.Name }
 
-// GetSizeBytes returns __ResizeVolumeInput.SizeBytes, and is useful for accessing the field via an interface.
-func (v *__ResizeVolumeInput) GetSizeBytes() uint64 { return v.SizeBytes }
-
-// GetShrink returns __ResizeVolumeInput.Shrink, and is useful for accessing the field via an interface.
-func (v *__ResizeVolumeInput) GetShrink() bool { return v.Shrink }
+// GetInput returns __ResizeVolumeInput.Input, and is useful for accessing the field via an interface.
+func (v *__ResizeVolumeInput) GetInput() ResizeVolumeInput { return v.Input }
 
 // __RevokeTokenInput is used internally by genqlient
 type __RevokeTokenInput struct {
@@ -845,6 +2064,42 @@ func (v *__RollbackInput) GetVolume() string { return v.Volume }
 // GetSnapshot returns __RollbackInput.Snapshot, and is useful for accessing the field via an interface.
 func (v *__RollbackInput) GetSnapshot() string { return v.Snapshot }
 
+// __SetVolumeLimitsInput is used internally by genqlient
+type __SetVolumeLimitsInput struct {
+	Name   string            `json:"name"`
+	Limits VolumeLimitsInput `json:"limits"`
+}
+
+// GetName returns __SetVolumeLimitsInput.Name, and is useful for accessing the field via an interface.
+func (v *__SetVolumeLimitsInput) GetName() string { return v.Name }
+
+// GetLimits returns __SetVolumeLimitsInput.Limits, and is useful for accessing the field via an interface.
+func (v *__SetVolumeLimitsInput) GetLimits() VolumeLimitsInput { return v.Limits }
+
+// __SetVolumeQuotaInput is used internally by genqlient
+type __SetVolumeQuotaInput struct {
+	Name  string           `json:"name"`
+	Quota VolumeQuotaInput `json:"quota"`
+}
+
+// GetName returns __SetVolumeQuotaInput.Name, and is useful for accessing the field via an interface.
+func (v *__SetVolumeQuotaInput) GetName() string { return v.Name }
+
+// GetQuota returns __SetVolumeQuotaInput.Quota, and is useful for accessing the field via an interface.
+func (v *__SetVolumeQuotaInput) GetQuota() VolumeQuotaInput { return v.Quota }
+
+// __SnapshotExportInput is used internally by genqlient
+type __SnapshotExportInput struct {
+	Volume   string `json:"volume"`
+	Snapshot string `json:"snapshot"`
+}
+
+// GetVolume returns __SnapshotExportInput.Volume, and is useful for accessing the field via an interface.
+func (v *__SnapshotExportInput) GetVolume() string { return v.Volume }
+
+// GetSnapshot returns __SnapshotExportInput.Snapshot, and is useful for accessing the field via an interface.
+func (v *__SnapshotExportInput) GetSnapshot() string { return v.Snapshot }
+
 // __SnapshotFreesInput is used internally by genqlient
 type __SnapshotFreesInput struct {
 	Volume string `json:"volume"`
@@ -856,6 +2111,30 @@ func (v *__SnapshotFreesInput) GetVolume() string { return v.Volume }
 
 // GetName returns __SnapshotFreesInput.Name, and is useful for accessing the field via an interface.
 func (v *__SnapshotFreesInput) GetName() string { return v.Name }
+
+// __StartExplainInput is used internally by genqlient
+type __StartExplainInput struct {
+	Volume string `json:"volume"`
+}
+
+// GetVolume returns __StartExplainInput.Volume, and is useful for accessing the field via an interface.
+func (v *__StartExplainInput) GetVolume() string { return v.Volume }
+
+// __StartScrubInput is used internally by genqlient
+type __StartScrubInput struct {
+	FindOnly bool `json:"findOnly"`
+}
+
+// GetFindOnly returns __StartScrubInput.FindOnly, and is useful for accessing the field via an interface.
+func (v *__StartScrubInput) GetFindOnly() bool { return v.FindOnly }
+
+// __StartSettleInput is used internally by genqlient
+type __StartSettleInput struct {
+	Cold bool `json:"cold"`
+}
+
+// GetCold returns __StartSettleInput.Cold, and is useful for accessing the field via an interface.
+func (v *__StartSettleInput) GetCold() bool { return v.Cold }
 
 // The mutation executed by AttachVolume.
 const AttachVolume_Operation = `
@@ -872,6 +2151,11 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
@@ -903,6 +2187,467 @@ func AttachVolume(
 	return data_, err_
 }
 
+// The mutation executed by AuditGarbage.
+const AuditGarbage_Operation = `
+mutation AuditGarbage {
+	auditGarbage {
+		... Garbage
+	}
+}
+fragment Garbage on Garbage {
+	state
+	heldUnusedBytes
+	regionsInPieces
+	victims
+	victimBytes
+	waitingFiles
+	waitingBytes
+	segmentsFreed
+	freedBytes
+	movedBytes
+	bytesPerSecond
+	requestsPerSecond
+	audits
+	putOff {
+		segment
+		tries
+		until
+		reason
+	}
+	audit {
+		... Audit
+	}
+	job {
+		kind
+		run
+		running
+		phase
+		doneBytes
+		leftBytes
+		error
+	}
+}
+fragment Audit on Audit {
+	endedAt
+	tookSeconds
+	passed
+	error
+	chunks
+	references
+	unreachable
+	unreachableBytes
+	missing
+	wrongReferences
+	wrongSegments
+	passes
+	memoryBytes
+	filesProven
+	filesKept
+}
+`
+
+func AuditGarbage(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *AuditGarbageResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "AuditGarbage",
+		Query:  AuditGarbage_Operation,
+	}
+
+	data_ = &AuditGarbageResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CancelExplain.
+const CancelExplain_Operation = `
+mutation CancelExplain {
+	cancelExplain {
+		... Explaining
+	}
+}
+fragment Explaining on Explaining {
+	running
+	run
+	volume
+	doneBytes
+	totalBytes
+	cancelled
+	error
+	explanation {
+		... Explanation
+	}
+}
+fragment Explanation on Explanation {
+	volume
+	volumes
+	at
+	sizeBytes
+	unwrittenBytes
+	zeroBytes
+	damagedBytes
+	dataBytes
+	dedupInsideBytes
+	dedupAcrossBytes
+	clonedBytes
+	firstBytes
+	unique {
+		... Held
+	}
+	shared {
+		... Held
+	}
+	snapshots {
+		... Held
+	}
+	elsewhere {
+		... Held
+	}
+	waiting {
+		... Held
+	}
+	heldUnusedBytes
+	parityBytes
+	metadataBytes
+	undestagedBytes
+	freeBytes
+	perVolume {
+		name
+		snapshots
+		sizeBytes
+		dataBytes
+		dedupInsideBytes
+		sharedBytes
+		ownBytes
+	}
+	sampledOneIn
+	pages
+	rows
+	memoryBytes
+	tookSeconds
+}
+fragment Held on HeldBytes {
+	rawBytes
+	storedBytes
+}
+`
+
+func CancelExplain(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *CancelExplainResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CancelExplain",
+		Query:  CancelExplain_Operation,
+	}
+
+	data_ = &CancelExplainResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CancelGarbage.
+const CancelGarbage_Operation = `
+mutation CancelGarbage {
+	cancelGarbage {
+		... Garbage
+	}
+}
+fragment Garbage on Garbage {
+	state
+	heldUnusedBytes
+	regionsInPieces
+	victims
+	victimBytes
+	waitingFiles
+	waitingBytes
+	segmentsFreed
+	freedBytes
+	movedBytes
+	bytesPerSecond
+	requestsPerSecond
+	audits
+	putOff {
+		segment
+		tries
+		until
+		reason
+	}
+	audit {
+		... Audit
+	}
+	job {
+		kind
+		run
+		running
+		phase
+		doneBytes
+		leftBytes
+		error
+	}
+}
+fragment Audit on Audit {
+	endedAt
+	tookSeconds
+	passed
+	error
+	chunks
+	references
+	unreachable
+	unreachableBytes
+	missing
+	wrongReferences
+	wrongSegments
+	passes
+	memoryBytes
+	filesProven
+	filesKept
+}
+`
+
+func CancelGarbage(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *CancelGarbageResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CancelGarbage",
+		Query:  CancelGarbage_Operation,
+	}
+
+	data_ = &CancelGarbageResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CancelScrub.
+const CancelScrub_Operation = `
+mutation CancelScrub {
+	cancelScrub {
+		... Scrub
+	}
+}
+fragment Scrub on Scrub {
+	state
+	run
+	findOnly
+	segmentsDone
+	segmentsLeft
+	bytesDone
+	bytesLeft
+	damaged
+	mended
+	startedAt
+	endedAt
+}
+`
+
+func CancelScrub(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *CancelScrubResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CancelScrub",
+		Query:  CancelScrub_Operation,
+	}
+
+	data_ = &CancelScrubResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by ClearVolumeLimits.
+const ClearVolumeLimits_Operation = `
+mutation ClearVolumeLimits ($name: String!) {
+	clearVolumeLimits(name: $name) {
+		... Volume
+	}
+}
+fragment Volume on Volume {
+	name
+	uuid
+	sizeBytes
+	chunking
+	mode
+	createdAt
+	snapshotCount
+	originVolume
+	originSnapshot
+	undestagedBytes
+	referencedBytes
+	attachment {
+		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
+}
+`
+
+func ClearVolumeLimits(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+) (data_ *ClearVolumeLimitsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ClearVolumeLimits",
+		Query:  ClearVolumeLimits_Operation,
+		Variables: &__ClearVolumeLimitsInput{
+			Name: name,
+		},
+	}
+
+	data_ = &ClearVolumeLimitsResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by ClearVolumeQuota.
+const ClearVolumeQuota_Operation = `
+mutation ClearVolumeQuota ($name: String!) {
+	clearVolumeQuota(name: $name) {
+		... Volume
+	}
+}
+fragment Volume on Volume {
+	name
+	uuid
+	sizeBytes
+	chunking
+	mode
+	createdAt
+	snapshotCount
+	originVolume
+	originSnapshot
+	undestagedBytes
+	referencedBytes
+	attachment {
+		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
+}
+`
+
+func ClearVolumeQuota(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+) (data_ *ClearVolumeQuotaResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ClearVolumeQuota",
+		Query:  ClearVolumeQuota_Operation,
+		Variables: &__ClearVolumeQuotaInput{
+			Name: name,
+		},
+	}
+
+	data_ = &ClearVolumeQuotaResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by CloneVolume.
 const CloneVolume_Operation = `
 mutation CloneVolume ($name: String!, $snapshot: String, $newName: String!) {
@@ -920,8 +2665,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -929,9 +2682,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -953,6 +2723,86 @@ func CloneVolume(
 	}
 
 	data_ = &CloneVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CollectGarbage.
+const CollectGarbage_Operation = `
+mutation CollectGarbage {
+	collectGarbage {
+		... Garbage
+	}
+}
+fragment Garbage on Garbage {
+	state
+	heldUnusedBytes
+	regionsInPieces
+	victims
+	victimBytes
+	waitingFiles
+	waitingBytes
+	segmentsFreed
+	freedBytes
+	movedBytes
+	bytesPerSecond
+	requestsPerSecond
+	audits
+	putOff {
+		segment
+		tries
+		until
+		reason
+	}
+	audit {
+		... Audit
+	}
+	job {
+		kind
+		run
+		running
+		phase
+		doneBytes
+		leftBytes
+		error
+	}
+}
+fragment Audit on Audit {
+	endedAt
+	tookSeconds
+	passed
+	error
+	chunks
+	references
+	unreachable
+	unreachableBytes
+	missing
+	wrongReferences
+	wrongSegments
+	passes
+	memoryBytes
+	filesProven
+	filesKept
+}
+`
+
+func CollectGarbage(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *CollectGarbageResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CollectGarbage",
+		Query:  CollectGarbage_Operation,
+	}
+
+	data_ = &CollectGarbageResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -1061,8 +2911,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -1070,9 +2928,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -1201,6 +3076,310 @@ func DetachVolume(
 	return data_, err_
 }
 
+// The query executed by GetDisks.
+const GetDisks_Operation = `
+query GetDisks {
+	disks {
+		... Disks
+	}
+}
+fragment Disks on Disks {
+	degraded
+	missed
+	segmentsLacking
+	segmentsWaiting
+	bytesLeft
+	disks {
+		path
+		log
+		segments
+		logFiles
+		totalBytes
+		freeBytes
+		problem
+	}
+}
+`
+
+func GetDisks(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *GetDisksResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "GetDisks",
+		Query:  GetDisks_Operation,
+	}
+
+	data_ = &GetDisksResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by GetExplaining.
+const GetExplaining_Operation = `
+query GetExplaining {
+	explaining {
+		... Explaining
+	}
+}
+fragment Explaining on Explaining {
+	running
+	run
+	volume
+	doneBytes
+	totalBytes
+	cancelled
+	error
+	explanation {
+		... Explanation
+	}
+}
+fragment Explanation on Explanation {
+	volume
+	volumes
+	at
+	sizeBytes
+	unwrittenBytes
+	zeroBytes
+	damagedBytes
+	dataBytes
+	dedupInsideBytes
+	dedupAcrossBytes
+	clonedBytes
+	firstBytes
+	unique {
+		... Held
+	}
+	shared {
+		... Held
+	}
+	snapshots {
+		... Held
+	}
+	elsewhere {
+		... Held
+	}
+	waiting {
+		... Held
+	}
+	heldUnusedBytes
+	parityBytes
+	metadataBytes
+	undestagedBytes
+	freeBytes
+	perVolume {
+		name
+		snapshots
+		sizeBytes
+		dataBytes
+		dedupInsideBytes
+		sharedBytes
+		ownBytes
+	}
+	sampledOneIn
+	pages
+	rows
+	memoryBytes
+	tookSeconds
+}
+fragment Held on HeldBytes {
+	rawBytes
+	storedBytes
+}
+`
+
+func GetExplaining(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *GetExplainingResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "GetExplaining",
+		Query:  GetExplaining_Operation,
+	}
+
+	data_ = &GetExplainingResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by GetGarbage.
+const GetGarbage_Operation = `
+query GetGarbage {
+	garbage {
+		... Garbage
+	}
+}
+fragment Garbage on Garbage {
+	state
+	heldUnusedBytes
+	regionsInPieces
+	victims
+	victimBytes
+	waitingFiles
+	waitingBytes
+	segmentsFreed
+	freedBytes
+	movedBytes
+	bytesPerSecond
+	requestsPerSecond
+	audits
+	putOff {
+		segment
+		tries
+		until
+		reason
+	}
+	audit {
+		... Audit
+	}
+	job {
+		kind
+		run
+		running
+		phase
+		doneBytes
+		leftBytes
+		error
+	}
+}
+fragment Audit on Audit {
+	endedAt
+	tookSeconds
+	passed
+	error
+	chunks
+	references
+	unreachable
+	unreachableBytes
+	missing
+	wrongReferences
+	wrongSegments
+	passes
+	memoryBytes
+	filesProven
+	filesKept
+}
+`
+
+func GetGarbage(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *GetGarbageResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "GetGarbage",
+		Query:  GetGarbage_Operation,
+	}
+
+	data_ = &GetGarbageResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by GetIndex.
+const GetIndex_Operation = `
+query GetIndex {
+	index {
+		... Index
+	}
+}
+fragment Index on Index {
+	whole
+	indexed
+	chunks
+	unmatched
+	doubles
+	joined
+	joinedBytes
+	diskBytes
+	filterBytes
+}
+`
+
+func GetIndex(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *GetIndexResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "GetIndex",
+		Query:  GetIndex_Operation,
+	}
+
+	data_ = &GetIndexResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by GetScrub.
+const GetScrub_Operation = `
+query GetScrub {
+	scrub {
+		... Scrub
+	}
+}
+fragment Scrub on Scrub {
+	state
+	run
+	findOnly
+	segmentsDone
+	segmentsLeft
+	bytesDone
+	bytesLeft
+	damaged
+	mended
+	startedAt
+	endedAt
+}
+`
+
+func GetScrub(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *GetScrubResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "GetScrub",
+		Query:  GetScrub_Operation,
+	}
+
+	data_ = &GetScrubResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The query executed by GetSettling.
 const GetSettling_Operation = `
 query GetSettling {
@@ -1210,6 +3389,8 @@ query GetSettling {
 }
 fragment Settling on Settling {
 	running
+	run
+	ended
 	done
 	phase
 	doneBytes
@@ -1252,6 +3433,19 @@ query GetStats {
 		storedBytes
 		heldUnusedBytes
 		metadataBytes
+		parityBytes
+		guardedBytes
+		unguardedBytes
+		coldBytes
+		coolingBytes
+		cooledBytes
+		similarBytes
+		similarSavedBytes
+		similarSeconds
+		damageFound
+		damageMended
+		damageLost
+		inlineRepairs
 		dedupRatio
 		compressionRatio
 		space
@@ -1317,7 +3511,10 @@ query GetStatus {
 		connections
 		space
 		nbdSocket
+		nbdTcp
 		problems
+		alarms
+		faults
 	}
 }
 `
@@ -1360,8 +3557,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -1369,9 +3574,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -1389,6 +3611,53 @@ func GetVolume(
 	}
 
 	data_ = &GetVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by ListDamages.
+const ListDamages_Operation = `
+query ListDamages {
+	damages {
+		... Damage
+	}
+}
+fragment Damage on Damage {
+	segment
+	file
+	foundAt
+	columns
+	mended
+	lost
+	chunks
+	morePlaces
+	reason
+	places {
+		volume
+		snapshot
+		offset
+		length
+	}
+}
+`
+
+func ListDamages(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *ListDamagesResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ListDamages",
+		Query:  ListDamages_Operation,
+	}
+
+	data_ = &ListDamagesResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -1491,8 +3760,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -1500,9 +3777,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -1516,6 +3810,170 @@ func ListVolumes(
 	}
 
 	data_ = &ListVolumesResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by PauseGarbage.
+const PauseGarbage_Operation = `
+mutation PauseGarbage {
+	pauseGarbage {
+		... Garbage
+	}
+}
+fragment Garbage on Garbage {
+	state
+	heldUnusedBytes
+	regionsInPieces
+	victims
+	victimBytes
+	waitingFiles
+	waitingBytes
+	segmentsFreed
+	freedBytes
+	movedBytes
+	bytesPerSecond
+	requestsPerSecond
+	audits
+	putOff {
+		segment
+		tries
+		until
+		reason
+	}
+	audit {
+		... Audit
+	}
+	job {
+		kind
+		run
+		running
+		phase
+		doneBytes
+		leftBytes
+		error
+	}
+}
+fragment Audit on Audit {
+	endedAt
+	tookSeconds
+	passed
+	error
+	chunks
+	references
+	unreachable
+	unreachableBytes
+	missing
+	wrongReferences
+	wrongSegments
+	passes
+	memoryBytes
+	filesProven
+	filesKept
+}
+`
+
+func PauseGarbage(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *PauseGarbageResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "PauseGarbage",
+		Query:  PauseGarbage_Operation,
+	}
+
+	data_ = &PauseGarbageResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by PauseScrub.
+const PauseScrub_Operation = `
+mutation PauseScrub {
+	pauseScrub {
+		... Scrub
+	}
+}
+fragment Scrub on Scrub {
+	state
+	run
+	findOnly
+	segmentsDone
+	segmentsLeft
+	bytesDone
+	bytesLeft
+	damaged
+	mended
+	startedAt
+	endedAt
+}
+`
+
+func PauseScrub(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *PauseScrubResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "PauseScrub",
+		Query:  PauseScrub_Operation,
+	}
+
+	data_ = &PauseScrubResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by RebuildIndex.
+const RebuildIndex_Operation = `
+mutation RebuildIndex {
+	rebuildIndex {
+		... Index
+	}
+}
+fragment Index on Index {
+	whole
+	indexed
+	chunks
+	unmatched
+	doubles
+	joined
+	joinedBytes
+	diskBytes
+	filterBytes
+}
+`
+
+func RebuildIndex(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *RebuildIndexResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "RebuildIndex",
+		Query:  RebuildIndex_Operation,
+	}
+
+	data_ = &RebuildIndexResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -1544,8 +4002,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -1553,9 +4019,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -1586,10 +4069,109 @@ func RenameVolume(
 	return data_, err_
 }
 
+// The mutation executed by Repair.
+const Repair_Operation = `
+mutation Repair {
+	repair {
+		... Damage
+	}
+}
+fragment Damage on Damage {
+	segment
+	file
+	foundAt
+	columns
+	mended
+	lost
+	chunks
+	morePlaces
+	reason
+	places {
+		volume
+		snapshot
+		offset
+		length
+	}
+}
+`
+
+func Repair(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *RepairResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "Repair",
+		Query:  Repair_Operation,
+	}
+
+	data_ = &RepairResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by ReplaceDisk.
+const ReplaceDisk_Operation = `
+mutation ReplaceDisk ($old: String!, $path: String!) {
+	replaceDisk(old: $old, path: $path) {
+		... Disks
+	}
+}
+fragment Disks on Disks {
+	degraded
+	missed
+	segmentsLacking
+	segmentsWaiting
+	bytesLeft
+	disks {
+		path
+		log
+		segments
+		logFiles
+		totalBytes
+		freeBytes
+		problem
+	}
+}
+`
+
+func ReplaceDisk(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	old string,
+	path string,
+) (data_ *ReplaceDiskResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ReplaceDisk",
+		Query:  ReplaceDisk_Operation,
+		Variables: &__ReplaceDiskInput{
+			Old:  old,
+			Path: path,
+		},
+	}
+
+	data_ = &ReplaceDiskResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by ResizeVolume.
 const ResizeVolume_Operation = `
-mutation ResizeVolume ($name: String!, $sizeBytes: Bytes!, $shrink: Boolean!) {
-	resizeVolume(name: $name, sizeBytes: $sizeBytes, shrink: $shrink) {
+mutation ResizeVolume ($name: String!, $input: ResizeVolumeInput!) {
+	resizeVolume(name: $name, input: $input) {
 		... Volume
 	}
 }
@@ -1603,8 +4185,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -1612,9 +4202,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -1622,20 +4229,141 @@ func ResizeVolume(
 	ctx_ context.Context,
 	client_ graphql.Client,
 	name string,
-	sizeBytes uint64,
-	shrink bool,
+	input ResizeVolumeInput,
 ) (data_ *ResizeVolumeResponse, err_ error) {
 	req_ := &graphql.Request{
 		OpName: "ResizeVolume",
 		Query:  ResizeVolume_Operation,
 		Variables: &__ResizeVolumeInput{
-			Name:      name,
-			SizeBytes: sizeBytes,
-			Shrink:    shrink,
+			Name:  name,
+			Input: input,
 		},
 	}
 
 	data_ = &ResizeVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by ResumeGarbage.
+const ResumeGarbage_Operation = `
+mutation ResumeGarbage {
+	resumeGarbage {
+		... Garbage
+	}
+}
+fragment Garbage on Garbage {
+	state
+	heldUnusedBytes
+	regionsInPieces
+	victims
+	victimBytes
+	waitingFiles
+	waitingBytes
+	segmentsFreed
+	freedBytes
+	movedBytes
+	bytesPerSecond
+	requestsPerSecond
+	audits
+	putOff {
+		segment
+		tries
+		until
+		reason
+	}
+	audit {
+		... Audit
+	}
+	job {
+		kind
+		run
+		running
+		phase
+		doneBytes
+		leftBytes
+		error
+	}
+}
+fragment Audit on Audit {
+	endedAt
+	tookSeconds
+	passed
+	error
+	chunks
+	references
+	unreachable
+	unreachableBytes
+	missing
+	wrongReferences
+	wrongSegments
+	passes
+	memoryBytes
+	filesProven
+	filesKept
+}
+`
+
+func ResumeGarbage(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *ResumeGarbageResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ResumeGarbage",
+		Query:  ResumeGarbage_Operation,
+	}
+
+	data_ = &ResumeGarbageResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by ResumeScrub.
+const ResumeScrub_Operation = `
+mutation ResumeScrub {
+	resumeScrub {
+		... Scrub
+	}
+}
+fragment Scrub on Scrub {
+	state
+	run
+	findOnly
+	segmentsDone
+	segmentsLeft
+	bytesDone
+	bytesLeft
+	damaged
+	mended
+	startedAt
+	endedAt
+}
+`
+
+func ResumeScrub(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *ResumeScrubResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ResumeScrub",
+		Query:  ResumeScrub_Operation,
+	}
+
+	data_ = &ResumeScrubResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -1696,8 +4424,16 @@ fragment Volume on Volume {
 	snapshotCount
 	originVolume
 	originSnapshot
+	undestagedBytes
+	referencedBytes
 	attachment {
 		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
 	}
 }
 fragment Attachment on Attachment {
@@ -1705,9 +4441,26 @@ fragment Attachment on Attachment {
 	uri
 	socket
 	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
 	attachedAt
 	connections
 	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
 }
 `
 
@@ -1727,6 +4480,224 @@ func Rollback(
 	}
 
 	data_ = &RollbackResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by SetVolumeLimits.
+const SetVolumeLimits_Operation = `
+mutation SetVolumeLimits ($name: String!, $limits: VolumeLimitsInput!) {
+	setVolumeLimits(name: $name, limits: $limits) {
+		... Volume
+	}
+}
+fragment Volume on Volume {
+	name
+	uuid
+	sizeBytes
+	chunking
+	mode
+	createdAt
+	snapshotCount
+	originVolume
+	originSnapshot
+	undestagedBytes
+	referencedBytes
+	attachment {
+		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
+}
+`
+
+func SetVolumeLimits(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+	limits VolumeLimitsInput,
+) (data_ *SetVolumeLimitsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "SetVolumeLimits",
+		Query:  SetVolumeLimits_Operation,
+		Variables: &__SetVolumeLimitsInput{
+			Name:   name,
+			Limits: limits,
+		},
+	}
+
+	data_ = &SetVolumeLimitsResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by SetVolumeQuota.
+const SetVolumeQuota_Operation = `
+mutation SetVolumeQuota ($name: String!, $quota: VolumeQuotaInput!) {
+	setVolumeQuota(name: $name, quota: $quota) {
+		... Volume
+	}
+}
+fragment Volume on Volume {
+	name
+	uuid
+	sizeBytes
+	chunking
+	mode
+	createdAt
+	snapshotCount
+	originVolume
+	originSnapshot
+	undestagedBytes
+	referencedBytes
+	attachment {
+		... Attachment
+	}
+	limits {
+		... VolumeLimits
+	}
+	quota {
+		... VolumeQuota
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+fragment VolumeLimits on VolumeLimits {
+	readIops
+	writeIops
+	readBytes
+	writeBytes
+	burstSeconds
+}
+fragment VolumeQuota on VolumeQuota {
+	referencedBytes
+	reservedBytes
+	state
+}
+`
+
+func SetVolumeQuota(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+	quota VolumeQuotaInput,
+) (data_ *SetVolumeQuotaResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "SetVolumeQuota",
+		Query:  SetVolumeQuota_Operation,
+		Variables: &__SetVolumeQuotaInput{
+			Name:  name,
+			Quota: quota,
+		},
+	}
+
+	data_ = &SetVolumeQuotaResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by SnapshotExport.
+const SnapshotExport_Operation = `
+query SnapshotExport ($volume: String!, $snapshot: String!) {
+	snapshotExport(volume: $volume, snapshot: $snapshot) {
+		... Attachment
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+`
+
+func SnapshotExport(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	snapshot string,
+) (data_ *SnapshotExportResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "SnapshotExport",
+		Query:  SnapshotExport_Operation,
+		Variables: &__SnapshotExportInput{
+			Volume:   volume,
+			Snapshot: snapshot,
+		},
+	}
+
+	data_ = &SnapshotExportResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -1772,15 +4743,162 @@ func SnapshotFrees(
 	return data_, err_
 }
 
+// The mutation executed by StartExplain.
+const StartExplain_Operation = `
+mutation StartExplain ($volume: String) {
+	explain(volume: $volume) {
+		... Explaining
+	}
+}
+fragment Explaining on Explaining {
+	running
+	run
+	volume
+	doneBytes
+	totalBytes
+	cancelled
+	error
+	explanation {
+		... Explanation
+	}
+}
+fragment Explanation on Explanation {
+	volume
+	volumes
+	at
+	sizeBytes
+	unwrittenBytes
+	zeroBytes
+	damagedBytes
+	dataBytes
+	dedupInsideBytes
+	dedupAcrossBytes
+	clonedBytes
+	firstBytes
+	unique {
+		... Held
+	}
+	shared {
+		... Held
+	}
+	snapshots {
+		... Held
+	}
+	elsewhere {
+		... Held
+	}
+	waiting {
+		... Held
+	}
+	heldUnusedBytes
+	parityBytes
+	metadataBytes
+	undestagedBytes
+	freeBytes
+	perVolume {
+		name
+		snapshots
+		sizeBytes
+		dataBytes
+		dedupInsideBytes
+		sharedBytes
+		ownBytes
+	}
+	sampledOneIn
+	pages
+	rows
+	memoryBytes
+	tookSeconds
+}
+fragment Held on HeldBytes {
+	rawBytes
+	storedBytes
+}
+`
+
+func StartExplain(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+) (data_ *StartExplainResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "StartExplain",
+		Query:  StartExplain_Operation,
+		Variables: &__StartExplainInput{
+			Volume: volume,
+		},
+	}
+
+	data_ = &StartExplainResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by StartScrub.
+const StartScrub_Operation = `
+mutation StartScrub ($findOnly: Boolean!) {
+	startScrub(findOnly: $findOnly) {
+		... Scrub
+	}
+}
+fragment Scrub on Scrub {
+	state
+	run
+	findOnly
+	segmentsDone
+	segmentsLeft
+	bytesDone
+	bytesLeft
+	damaged
+	mended
+	startedAt
+	endedAt
+}
+`
+
+func StartScrub(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	findOnly bool,
+) (data_ *StartScrubResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "StartScrub",
+		Query:  StartScrub_Operation,
+		Variables: &__StartScrubInput{
+			FindOnly: findOnly,
+		},
+	}
+
+	data_ = &StartScrubResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by StartSettle.
 const StartSettle_Operation = `
-mutation StartSettle {
-	settle {
+mutation StartSettle ($cold: Boolean!) {
+	settle(cold: $cold) {
 		... Settling
 	}
 }
 fragment Settling on Settling {
 	running
+	run
+	ended
 	done
 	phase
 	doneBytes
@@ -1792,10 +4910,14 @@ fragment Settling on Settling {
 func StartSettle(
 	ctx_ context.Context,
 	client_ graphql.Client,
+	cold bool,
 ) (data_ *StartSettleResponse, err_ error) {
 	req_ := &graphql.Request{
 		OpName: "StartSettle",
 		Query:  StartSettle_Operation,
+		Variables: &__StartSettleInput{
+			Cold: cold,
+		},
 	}
 
 	data_ = &StartSettleResponse{}

@@ -75,6 +75,47 @@ func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx c
 	return volume, nil
 }
 
+// Alarm says that something with a bound has become more or less full (control.Alarm).
+type Alarm struct {
+	At         time.Time `json:"at"`
+	Kind       string    `json:"kind"` // "space" or "quota"; empty: a sign of life
+	Volume     string    `json:"volume,omitempty"`
+	State      string    `json:"state"`
+	UsedBytes  uint64    `json:"usedBytes,omitempty"`
+	LimitBytes uint64    `json:"limitBytes,omitempty"`
+	FreeBytes  uint64    `json:"freeBytes,omitempty"`
+}
+
+// Alarms calls tell with each thing that is nearly full or full and, with follow, with each change from then on, until tell fails, ctx ends or hvd does. Signs of life are not told.
+func (c *Client) Alarms(ctx context.Context, follow bool, tell func(Alarm) error) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/v1/alarms?follow="+strconv.FormatBool(follow), nil)
+	if err != nil {
+		return err
+	}
+	response, err := c.do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return problem(response.StatusCode, response.Body)
+	}
+	lines := bufio.NewScanner(response.Body) // of at most 64 KiB
+	for lines.Scan() {
+		var alarm Alarm
+		if err := json.Unmarshal(lines.Bytes(), &alarm); err != nil {
+			return fmt.Errorf("read the answer of hvd: %w", err)
+		}
+		if alarm.Kind == "" {
+			continue
+		}
+		if err := tell(alarm); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
 // sendBody is a request's body that is pushed into the connection rather than pulled from a reader, so that no copy lies between.
 type sendBody struct {
 	ctx    context.Context

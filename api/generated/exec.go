@@ -14,6 +14,7 @@ import (
 
 	"github.com/99designs/gqlgen/graphql"
 	"github.com/99designs/gqlgen/graphql/introspection"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control"
 	gqlparser "github.com/vektah/gqlparser/v2"
 	"github.com/vektah/gqlparser/v2/ast"
@@ -45,12 +46,35 @@ type ComplexityRoot struct {
 
 	Attachment struct {
 		AttachedAt  func(childComplexity int) int
+		Clients     func(childComplexity int) int
 		Connections func(childComplexity int) int
+		Inject      func(childComplexity int) int
 		OwnSocket   func(childComplexity int) int
 		Problem     func(childComplexity int) int
+		ReadOnly    func(childComplexity int) int
 		Socket      func(childComplexity int) int
+		TCPMode     func(childComplexity int) int
+		TCPURI      func(childComplexity int) int
 		URI         func(childComplexity int) int
 		Volume      func(childComplexity int) int
+	}
+
+	Audit struct {
+		Chunks           func(childComplexity int) int
+		EndedAt          func(childComplexity int) int
+		Error            func(childComplexity int) int
+		FilesKept        func(childComplexity int) int
+		FilesProven      func(childComplexity int) int
+		MemoryBytes      func(childComplexity int) int
+		Missing          func(childComplexity int) int
+		Passed           func(childComplexity int) int
+		Passes           func(childComplexity int) int
+		References       func(childComplexity int) int
+		TookSeconds      func(childComplexity int) int
+		Unreachable      func(childComplexity int) int
+		UnreachableBytes func(childComplexity int) int
+		WrongReferences  func(childComplexity int) int
+		WrongSegments    func(childComplexity int) int
 	}
 
 	Cache struct {
@@ -68,6 +92,143 @@ type ComplexityRoot struct {
 		Warning   func(childComplexity int) int
 	}
 
+	Damage struct {
+		Chunks     func(childComplexity int) int
+		Columns    func(childComplexity int) int
+		File       func(childComplexity int) int
+		FoundAt    func(childComplexity int) int
+		Lost       func(childComplexity int) int
+		Mended     func(childComplexity int) int
+		MorePlaces func(childComplexity int) int
+		Places     func(childComplexity int) int
+		Reason     func(childComplexity int) int
+		Segment    func(childComplexity int) int
+	}
+
+	DamagedPlace struct {
+		Length   func(childComplexity int) int
+		Offset   func(childComplexity int) int
+		Snapshot func(childComplexity int) int
+		Volume   func(childComplexity int) int
+	}
+
+	Disk struct {
+		FreeBytes  func(childComplexity int) int
+		Log        func(childComplexity int) int
+		LogFiles   func(childComplexity int) int
+		Path       func(childComplexity int) int
+		Problem    func(childComplexity int) int
+		Segments   func(childComplexity int) int
+		TotalBytes func(childComplexity int) int
+	}
+
+	Disks struct {
+		BytesLeft       func(childComplexity int) int
+		Degraded        func(childComplexity int) int
+		Disks           func(childComplexity int) int
+		Missed          func(childComplexity int) int
+		SegmentsLacking func(childComplexity int) int
+		SegmentsWaiting func(childComplexity int) int
+	}
+
+	ExplainedVolume struct {
+		DataBytes        func(childComplexity int) int
+		DedupInsideBytes func(childComplexity int) int
+		Name             func(childComplexity int) int
+		OwnBytes         func(childComplexity int) int
+		SharedBytes      func(childComplexity int) int
+		SizeBytes        func(childComplexity int) int
+		Snapshots        func(childComplexity int) int
+	}
+
+	Explaining struct {
+		Cancelled   func(childComplexity int) int
+		DoneBytes   func(childComplexity int) int
+		Error       func(childComplexity int) int
+		Explanation func(childComplexity int) int
+		Run         func(childComplexity int) int
+		Running     func(childComplexity int) int
+		TotalBytes  func(childComplexity int) int
+		Volume      func(childComplexity int) int
+	}
+
+	Explanation struct {
+		At               func(childComplexity int) int
+		ClonedBytes      func(childComplexity int) int
+		DamagedBytes     func(childComplexity int) int
+		DataBytes        func(childComplexity int) int
+		DedupAcrossBytes func(childComplexity int) int
+		DedupInsideBytes func(childComplexity int) int
+		Elsewhere        func(childComplexity int) int
+		FirstBytes       func(childComplexity int) int
+		FreeBytes        func(childComplexity int) int
+		HeldUnusedBytes  func(childComplexity int) int
+		MemoryBytes      func(childComplexity int) int
+		MetadataBytes    func(childComplexity int) int
+		Pages            func(childComplexity int) int
+		ParityBytes      func(childComplexity int) int
+		PerVolume        func(childComplexity int) int
+		Rows             func(childComplexity int) int
+		SampledOneIn     func(childComplexity int) int
+		Shared           func(childComplexity int) int
+		SizeBytes        func(childComplexity int) int
+		Snapshots        func(childComplexity int) int
+		TookSeconds      func(childComplexity int) int
+		UndestagedBytes  func(childComplexity int) int
+		Unique           func(childComplexity int) int
+		UnwrittenBytes   func(childComplexity int) int
+		Volume           func(childComplexity int) int
+		Volumes          func(childComplexity int) int
+		Waiting          func(childComplexity int) int
+		ZeroBytes        func(childComplexity int) int
+	}
+
+	Garbage struct {
+		Audit             func(childComplexity int) int
+		Audits            func(childComplexity int) int
+		BytesPerSecond    func(childComplexity int) int
+		FreedBytes        func(childComplexity int) int
+		HeldUnusedBytes   func(childComplexity int) int
+		Job               func(childComplexity int) int
+		MovedBytes        func(childComplexity int) int
+		PutOff            func(childComplexity int) int
+		RegionsInPieces   func(childComplexity int) int
+		RequestsPerSecond func(childComplexity int) int
+		SegmentsFreed     func(childComplexity int) int
+		State             func(childComplexity int) int
+		VictimBytes       func(childComplexity int) int
+		Victims           func(childComplexity int) int
+		WaitingBytes      func(childComplexity int) int
+		WaitingFiles      func(childComplexity int) int
+	}
+
+	GarbageJob struct {
+		DoneBytes func(childComplexity int) int
+		Error     func(childComplexity int) int
+		Kind      func(childComplexity int) int
+		LeftBytes func(childComplexity int) int
+		Phase     func(childComplexity int) int
+		Run       func(childComplexity int) int
+		Running   func(childComplexity int) int
+	}
+
+	HeldBytes struct {
+		RawBytes    func(childComplexity int) int
+		StoredBytes func(childComplexity int) int
+	}
+
+	Index struct {
+		Chunks      func(childComplexity int) int
+		DiskBytes   func(childComplexity int) int
+		Doubles     func(childComplexity int) int
+		FilterBytes func(childComplexity int) int
+		Indexed     func(childComplexity int) int
+		Joined      func(childComplexity int) int
+		JoinedRaw   func(childComplexity int) int
+		Unmatched   func(childComplexity int) int
+		Whole       func(childComplexity int) int
+	}
+
 	MemoryPart struct {
 		BudgetBytes func(childComplexity int) int
 		Name        func(childComplexity int) int
@@ -75,39 +236,87 @@ type ComplexityRoot struct {
 	}
 
 	Mutation struct {
-		AttachVolume   func(childComplexity int, input AttachVolumeInput) int
-		CloneVolume    func(childComplexity int, name string, snapshot *string, newName string) int
-		CreateSnapshot func(childComplexity int, volume string, name string) int
-		CreateToken    func(childComplexity int, input CreateTokenInput) int
-		CreateVolume   func(childComplexity int, input CreateVolumeInput) int
-		DeleteSnapshot func(childComplexity int, volume string, name string) int
-		DeleteVolume   func(childComplexity int, name string) int
-		DetachVolume   func(childComplexity int, name string, force bool) int
-		RenameVolume   func(childComplexity int, name string, newName string) int
-		ResizeVolume   func(childComplexity int, name string, sizeBytes uint64, shrink bool) int
-		RevokeToken    func(childComplexity int, name string) int
-		Rollback       func(childComplexity int, volume string, snapshot string) int
-		Settle         func(childComplexity int) int
+		AttachVolume      func(childComplexity int, input AttachVolumeInput) int
+		AuditGarbage      func(childComplexity int) int
+		CancelExplain     func(childComplexity int) int
+		CancelGarbage     func(childComplexity int) int
+		CancelScrub       func(childComplexity int) int
+		ClearVolumeLimits func(childComplexity int, name string) int
+		ClearVolumeQuota  func(childComplexity int, name string) int
+		CloneVolume       func(childComplexity int, name string, snapshot *string, newName string) int
+		CollectGarbage    func(childComplexity int) int
+		CreateSnapshot    func(childComplexity int, volume string, name string) int
+		CreateToken       func(childComplexity int, input CreateTokenInput) int
+		CreateVolume      func(childComplexity int, input CreateVolumeInput) int
+		DeleteSnapshot    func(childComplexity int, volume string, name string) int
+		DeleteVolume      func(childComplexity int, name string) int
+		DetachVolume      func(childComplexity int, name string, force bool) int
+		Explain           func(childComplexity int, volume *string) int
+		PauseGarbage      func(childComplexity int) int
+		PauseScrub        func(childComplexity int) int
+		RebuildIndex      func(childComplexity int) int
+		RenameVolume      func(childComplexity int, name string, newName string) int
+		Repair            func(childComplexity int) int
+		ReplaceDisk       func(childComplexity int, old string, path string) int
+		ResizeVolume      func(childComplexity int, name string, input control.ResizeSpec) int
+		ResumeGarbage     func(childComplexity int) int
+		ResumeScrub       func(childComplexity int) int
+		RevokeToken       func(childComplexity int, name string) int
+		Rollback          func(childComplexity int, volume string, snapshot string) int
+		SetVolumeLimits   func(childComplexity int, name string, limits control.LimitsChange) int
+		SetVolumeQuota    func(childComplexity int, name string, quota control.QuotaChange) int
+		Settle            func(childComplexity int, cold bool) int
+		StartScrub        func(childComplexity int, findOnly bool) int
+	}
+
+	PutOffSegment struct {
+		Reason  func(childComplexity int) int
+		Segment func(childComplexity int) int
+		Tries   func(childComplexity int) int
+		Until   func(childComplexity int) int
 	}
 
 	Query struct {
-		Attachments   func(childComplexity int) int
-		Settling      func(childComplexity int) int
-		SnapshotFrees func(childComplexity int, volume string, name string) int
-		Snapshots     func(childComplexity int, volume string) int
-		Stats         func(childComplexity int) int
-		Status        func(childComplexity int) int
-		Tokens        func(childComplexity int) int
-		Volume        func(childComplexity int, name string) int
-		Volumes       func(childComplexity int) int
+		Attachments    func(childComplexity int) int
+		Damages        func(childComplexity int) int
+		Disks          func(childComplexity int) int
+		Explaining     func(childComplexity int) int
+		Garbage        func(childComplexity int) int
+		Index          func(childComplexity int) int
+		Scrub          func(childComplexity int) int
+		Settling       func(childComplexity int) int
+		SnapshotExport func(childComplexity int, volume string, snapshot string) int
+		SnapshotFrees  func(childComplexity int, volume string, name string) int
+		Snapshots      func(childComplexity int, volume string) int
+		Stats          func(childComplexity int) int
+		Status         func(childComplexity int) int
+		Tokens         func(childComplexity int) int
+		Volume         func(childComplexity int, name string) int
+		Volumes        func(childComplexity int) int
+	}
+
+	Scrub struct {
+		BytesDone    func(childComplexity int) int
+		BytesLeft    func(childComplexity int) int
+		Damaged      func(childComplexity int) int
+		EndedAt      func(childComplexity int) int
+		FindOnly     func(childComplexity int) int
+		Mended       func(childComplexity int) int
+		Run          func(childComplexity int) int
+		SegmentsDone func(childComplexity int) int
+		SegmentsLeft func(childComplexity int) int
+		StartedAt    func(childComplexity int) int
+		State        func(childComplexity int) int
 	}
 
 	Settling struct {
 		Done      func(childComplexity int) int
 		DoneBytes func(childComplexity int) int
+		Ended     func(childComplexity int) int
 		Error     func(childComplexity int) int
 		LeftBytes func(childComplexity int) int
 		Phase     func(childComplexity int) int
+		Run       func(childComplexity int) int
 		Running   func(childComplexity int) int
 	}
 
@@ -120,14 +329,22 @@ type ComplexityRoot struct {
 
 	Stats struct {
 		Caches             func(childComplexity int) int
+		ColdBytes          func(childComplexity int) int
 		CompressionRatio   func(childComplexity int) int
+		CooledBytes        func(childComplexity int) int
+		CoolingBytes       func(childComplexity int) int
+		DamageFound        func(childComplexity int) int
+		DamageLost         func(childComplexity int) int
+		DamageMended       func(childComplexity int) int
 		DedupRatio         func(childComplexity int) int
 		DestageLagSeconds  func(childComplexity int) int
 		DiskWrittenBytes   func(childComplexity int) int
 		FreeBytes          func(childComplexity int) int
+		GuardedBytes       func(childComplexity int) int
 		GuestReadBytes     func(childComplexity int) int
 		GuestWrittenBytes  func(childComplexity int) int
 		HeldUnusedBytes    func(childComplexity int) int
+		InlineRepairs      func(childComplexity int) int
 		LogCapBytes        func(childComplexity int) int
 		LogFill            func(childComplexity int) int
 		LogUsedBytes       func(childComplexity int) int
@@ -135,23 +352,31 @@ type ComplexityRoot struct {
 		Memory             func(childComplexity int) int
 		MetadataBytes      func(childComplexity int) int
 		NonZeroBytes       func(childComplexity int) int
+		ParityBytes        func(childComplexity int) int
 		ReserveBytes       func(childComplexity int) int
 		SharedBytes        func(childComplexity int) int
+		SimilarBytes       func(childComplexity int) int
+		SimilarSavedBytes  func(childComplexity int) int
+		SimilarSeconds     func(childComplexity int) int
 		Snapshots          func(childComplexity int) int
 		Space              func(childComplexity int) int
 		StoredBytes        func(childComplexity int) int
 		Syncs              func(childComplexity int) int
 		UndestagedBytes    func(childComplexity int) int
+		UnguardedBytes     func(childComplexity int) int
 		UniqueBytes        func(childComplexity int) int
 		Volumes            func(childComplexity int) int
 		WriteAmplification func(childComplexity int) int
 	}
 
 	Status struct {
+		Alarms        func(childComplexity int) int
 		Attached      func(childComplexity int) int
 		Connections   func(childComplexity int) int
 		DataDir       func(childComplexity int) int
+		Faults        func(childComplexity int) int
 		NBDSocket     func(childComplexity int) int
+		NBDTCP        func(childComplexity int) int
 		PID           func(childComplexity int) int
 		Problems      func(childComplexity int) int
 		Space         func(childComplexity int) int
@@ -170,16 +395,34 @@ type ComplexityRoot struct {
 	}
 
 	Volume struct {
-		Attachment     func(childComplexity int) int
-		Chunking       func(childComplexity int) int
-		CreatedAt      func(childComplexity int) int
-		Mode           func(childComplexity int) int
-		Name           func(childComplexity int) int
-		OriginSnapshot func(childComplexity int) int
-		OriginVolume   func(childComplexity int) int
-		SizeBytes      func(childComplexity int) int
-		SnapshotCount  func(childComplexity int) int
-		UUID           func(childComplexity int) int
+		Attachment      func(childComplexity int) int
+		Chunking        func(childComplexity int) int
+		CreatedAt       func(childComplexity int) int
+		Limits          func(childComplexity int) int
+		Mode            func(childComplexity int) int
+		Name            func(childComplexity int) int
+		OriginSnapshot  func(childComplexity int) int
+		OriginVolume    func(childComplexity int) int
+		Quota           func(childComplexity int) int
+		ReferencedBytes func(childComplexity int) int
+		SizeBytes       func(childComplexity int) int
+		SnapshotCount   func(childComplexity int) int
+		UUID            func(childComplexity int) int
+		UndestagedBytes func(childComplexity int) int
+	}
+
+	VolumeLimits struct {
+		BurstSeconds func(childComplexity int) int
+		ReadBytes    func(childComplexity int) int
+		ReadIops     func(childComplexity int) int
+		WriteBytes   func(childComplexity int) int
+		WriteIops    func(childComplexity int) int
+	}
+
+	VolumeQuota struct {
+		ReferencedBytes func(childComplexity int) int
+		ReservedBytes   func(childComplexity int) int
+		State           func(childComplexity int) int
 	}
 }
 
@@ -190,7 +433,11 @@ type ComplexityRoot struct {
 type MutationResolver interface {
 	CreateVolume(ctx context.Context, input CreateVolumeInput) (Volume, error)
 	RenameVolume(ctx context.Context, name string, newName string) (Volume, error)
-	ResizeVolume(ctx context.Context, name string, sizeBytes uint64, shrink bool) (Volume, error)
+	ResizeVolume(ctx context.Context, name string, input control.ResizeSpec) (Volume, error)
+	SetVolumeLimits(ctx context.Context, name string, limits control.LimitsChange) (Volume, error)
+	ClearVolumeLimits(ctx context.Context, name string) (Volume, error)
+	SetVolumeQuota(ctx context.Context, name string, quota control.QuotaChange) (Volume, error)
+	ClearVolumeQuota(ctx context.Context, name string) (Volume, error)
 	DeleteVolume(ctx context.Context, name string) (string, error)
 	CloneVolume(ctx context.Context, name string, snapshot *string, newName string) (Volume, error)
 	AttachVolume(ctx context.Context, input AttachVolumeInput) (Attached, error)
@@ -198,7 +445,21 @@ type MutationResolver interface {
 	CreateSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
 	DeleteSnapshot(ctx context.Context, volume string, name string) (string, error)
 	Rollback(ctx context.Context, volume string, snapshot string) (Volume, error)
-	Settle(ctx context.Context) (control.Settling, error)
+	Settle(ctx context.Context, cold bool) (control.Settling, error)
+	CollectGarbage(ctx context.Context) (control.Garbage, error)
+	AuditGarbage(ctx context.Context) (control.Garbage, error)
+	CancelGarbage(ctx context.Context) (control.Garbage, error)
+	PauseGarbage(ctx context.Context) (control.Garbage, error)
+	ResumeGarbage(ctx context.Context) (control.Garbage, error)
+	Explain(ctx context.Context, volume *string) (control.Explaining, error)
+	CancelExplain(ctx context.Context) (control.Explaining, error)
+	StartScrub(ctx context.Context, findOnly bool) (control.Scrub, error)
+	PauseScrub(ctx context.Context) (control.Scrub, error)
+	ResumeScrub(ctx context.Context) (control.Scrub, error)
+	CancelScrub(ctx context.Context) (control.Scrub, error)
+	RebuildIndex(ctx context.Context) (control.Index, error)
+	ReplaceDisk(ctx context.Context, old string, path string) (control.Disks, error)
+	Repair(ctx context.Context) ([]control.Damage, error)
 	CreateToken(ctx context.Context, input CreateTokenInput) (CreatedToken, error)
 	RevokeToken(ctx context.Context, name string) (string, error)
 }
@@ -209,8 +470,15 @@ type QueryResolver interface {
 	Snapshots(ctx context.Context, volume string) ([]control.Snapshot, error)
 	SnapshotFrees(ctx context.Context, volume string, name string) (uint64, error)
 	Attachments(ctx context.Context) ([]control.Attachment, error)
+	SnapshotExport(ctx context.Context, volume string, snapshot string) (control.Attachment, error)
 	Stats(ctx context.Context) (Stats, error)
 	Settling(ctx context.Context) (control.Settling, error)
+	Garbage(ctx context.Context) (control.Garbage, error)
+	Scrub(ctx context.Context) (control.Scrub, error)
+	Index(ctx context.Context) (control.Index, error)
+	Disks(ctx context.Context) (control.Disks, error)
+	Explaining(ctx context.Context) (control.Explaining, error)
+	Damages(ctx context.Context) ([]control.Damage, error)
 	Tokens(ctx context.Context) ([]control.Token, error)
 }
 
@@ -251,12 +519,24 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Attachment.AttachedAt(childComplexity), true
+	case "Attachment.clients":
+		if e.ComplexityRoot.Attachment.Clients == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Attachment.Clients(childComplexity), true
 	case "Attachment.connections":
 		if e.ComplexityRoot.Attachment.Connections == nil {
 			break
 		}
 
 		return e.ComplexityRoot.Attachment.Connections(childComplexity), true
+	case "Attachment.inject":
+		if e.ComplexityRoot.Attachment.Inject == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Attachment.Inject(childComplexity), true
 	case "Attachment.ownSocket":
 		if e.ComplexityRoot.Attachment.OwnSocket == nil {
 			break
@@ -269,12 +549,30 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Attachment.Problem(childComplexity), true
+	case "Attachment.readOnly":
+		if e.ComplexityRoot.Attachment.ReadOnly == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Attachment.ReadOnly(childComplexity), true
 	case "Attachment.socket":
 		if e.ComplexityRoot.Attachment.Socket == nil {
 			break
 		}
 
 		return e.ComplexityRoot.Attachment.Socket(childComplexity), true
+	case "Attachment.tcpMode":
+		if e.ComplexityRoot.Attachment.TCPMode == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Attachment.TCPMode(childComplexity), true
+	case "Attachment.tcpUri":
+		if e.ComplexityRoot.Attachment.TCPURI == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Attachment.TCPURI(childComplexity), true
 	case "Attachment.uri":
 		if e.ComplexityRoot.Attachment.URI == nil {
 			break
@@ -287,6 +585,97 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Attachment.Volume(childComplexity), true
+
+	case "Audit.chunks":
+		if e.ComplexityRoot.Audit.Chunks == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.Chunks(childComplexity), true
+	case "Audit.endedAt":
+		if e.ComplexityRoot.Audit.EndedAt == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.EndedAt(childComplexity), true
+	case "Audit.error":
+		if e.ComplexityRoot.Audit.Error == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.Error(childComplexity), true
+	case "Audit.filesKept":
+		if e.ComplexityRoot.Audit.FilesKept == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.FilesKept(childComplexity), true
+	case "Audit.filesProven":
+		if e.ComplexityRoot.Audit.FilesProven == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.FilesProven(childComplexity), true
+	case "Audit.memoryBytes":
+		if e.ComplexityRoot.Audit.MemoryBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.MemoryBytes(childComplexity), true
+	case "Audit.missing":
+		if e.ComplexityRoot.Audit.Missing == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.Missing(childComplexity), true
+	case "Audit.passed":
+		if e.ComplexityRoot.Audit.Passed == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.Passed(childComplexity), true
+	case "Audit.passes":
+		if e.ComplexityRoot.Audit.Passes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.Passes(childComplexity), true
+	case "Audit.references":
+		if e.ComplexityRoot.Audit.References == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.References(childComplexity), true
+	case "Audit.tookSeconds":
+		if e.ComplexityRoot.Audit.TookSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.TookSeconds(childComplexity), true
+	case "Audit.unreachable":
+		if e.ComplexityRoot.Audit.Unreachable == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.Unreachable(childComplexity), true
+	case "Audit.unreachableBytes":
+		if e.ComplexityRoot.Audit.UnreachableBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.UnreachableBytes(childComplexity), true
+	case "Audit.wrongReferences":
+		if e.ComplexityRoot.Audit.WrongReferences == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.WrongReferences(childComplexity), true
+	case "Audit.wrongSegments":
+		if e.ComplexityRoot.Audit.WrongSegments == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Audit.WrongSegments(childComplexity), true
 
 	case "Cache.hitRate":
 		if e.ComplexityRoot.Cache.HitRate == nil {
@@ -344,6 +733,641 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.CreatedToken.Warning(childComplexity), true
 
+	case "Damage.chunks":
+		if e.ComplexityRoot.Damage.Chunks == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Chunks(childComplexity), true
+	case "Damage.columns":
+		if e.ComplexityRoot.Damage.Columns == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Columns(childComplexity), true
+	case "Damage.file":
+		if e.ComplexityRoot.Damage.File == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.File(childComplexity), true
+	case "Damage.foundAt":
+		if e.ComplexityRoot.Damage.FoundAt == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.FoundAt(childComplexity), true
+	case "Damage.lost":
+		if e.ComplexityRoot.Damage.Lost == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Lost(childComplexity), true
+	case "Damage.mended":
+		if e.ComplexityRoot.Damage.Mended == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Mended(childComplexity), true
+	case "Damage.morePlaces":
+		if e.ComplexityRoot.Damage.MorePlaces == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.MorePlaces(childComplexity), true
+	case "Damage.places":
+		if e.ComplexityRoot.Damage.Places == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Places(childComplexity), true
+	case "Damage.reason":
+		if e.ComplexityRoot.Damage.Reason == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Reason(childComplexity), true
+	case "Damage.segment":
+		if e.ComplexityRoot.Damage.Segment == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.Segment(childComplexity), true
+
+	case "DamagedPlace.length":
+		if e.ComplexityRoot.DamagedPlace.Length == nil {
+			break
+		}
+
+		return e.ComplexityRoot.DamagedPlace.Length(childComplexity), true
+	case "DamagedPlace.offset":
+		if e.ComplexityRoot.DamagedPlace.Offset == nil {
+			break
+		}
+
+		return e.ComplexityRoot.DamagedPlace.Offset(childComplexity), true
+	case "DamagedPlace.snapshot":
+		if e.ComplexityRoot.DamagedPlace.Snapshot == nil {
+			break
+		}
+
+		return e.ComplexityRoot.DamagedPlace.Snapshot(childComplexity), true
+	case "DamagedPlace.volume":
+		if e.ComplexityRoot.DamagedPlace.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.DamagedPlace.Volume(childComplexity), true
+
+	case "Disk.freeBytes":
+		if e.ComplexityRoot.Disk.FreeBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.FreeBytes(childComplexity), true
+	case "Disk.log":
+		if e.ComplexityRoot.Disk.Log == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.Log(childComplexity), true
+	case "Disk.logFiles":
+		if e.ComplexityRoot.Disk.LogFiles == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.LogFiles(childComplexity), true
+	case "Disk.path":
+		if e.ComplexityRoot.Disk.Path == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.Path(childComplexity), true
+	case "Disk.problem":
+		if e.ComplexityRoot.Disk.Problem == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.Problem(childComplexity), true
+	case "Disk.segments":
+		if e.ComplexityRoot.Disk.Segments == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.Segments(childComplexity), true
+	case "Disk.totalBytes":
+		if e.ComplexityRoot.Disk.TotalBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disk.TotalBytes(childComplexity), true
+
+	case "Disks.bytesLeft":
+		if e.ComplexityRoot.Disks.BytesLeft == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disks.BytesLeft(childComplexity), true
+	case "Disks.degraded":
+		if e.ComplexityRoot.Disks.Degraded == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disks.Degraded(childComplexity), true
+	case "Disks.disks":
+		if e.ComplexityRoot.Disks.Disks == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disks.Disks(childComplexity), true
+	case "Disks.missed":
+		if e.ComplexityRoot.Disks.Missed == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disks.Missed(childComplexity), true
+	case "Disks.segmentsLacking":
+		if e.ComplexityRoot.Disks.SegmentsLacking == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disks.SegmentsLacking(childComplexity), true
+	case "Disks.segmentsWaiting":
+		if e.ComplexityRoot.Disks.SegmentsWaiting == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Disks.SegmentsWaiting(childComplexity), true
+
+	case "ExplainedVolume.dataBytes":
+		if e.ComplexityRoot.ExplainedVolume.DataBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.DataBytes(childComplexity), true
+	case "ExplainedVolume.dedupInsideBytes":
+		if e.ComplexityRoot.ExplainedVolume.DedupInsideBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.DedupInsideBytes(childComplexity), true
+	case "ExplainedVolume.name":
+		if e.ComplexityRoot.ExplainedVolume.Name == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.Name(childComplexity), true
+	case "ExplainedVolume.ownBytes":
+		if e.ComplexityRoot.ExplainedVolume.OwnBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.OwnBytes(childComplexity), true
+	case "ExplainedVolume.sharedBytes":
+		if e.ComplexityRoot.ExplainedVolume.SharedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.SharedBytes(childComplexity), true
+	case "ExplainedVolume.sizeBytes":
+		if e.ComplexityRoot.ExplainedVolume.SizeBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.SizeBytes(childComplexity), true
+	case "ExplainedVolume.snapshots":
+		if e.ComplexityRoot.ExplainedVolume.Snapshots == nil {
+			break
+		}
+
+		return e.ComplexityRoot.ExplainedVolume.Snapshots(childComplexity), true
+
+	case "Explaining.cancelled":
+		if e.ComplexityRoot.Explaining.Cancelled == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.Cancelled(childComplexity), true
+	case "Explaining.doneBytes":
+		if e.ComplexityRoot.Explaining.DoneBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.DoneBytes(childComplexity), true
+	case "Explaining.error":
+		if e.ComplexityRoot.Explaining.Error == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.Error(childComplexity), true
+	case "Explaining.explanation":
+		if e.ComplexityRoot.Explaining.Explanation == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.Explanation(childComplexity), true
+	case "Explaining.run":
+		if e.ComplexityRoot.Explaining.Run == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.Run(childComplexity), true
+	case "Explaining.running":
+		if e.ComplexityRoot.Explaining.Running == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.Running(childComplexity), true
+	case "Explaining.totalBytes":
+		if e.ComplexityRoot.Explaining.TotalBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.TotalBytes(childComplexity), true
+	case "Explaining.volume":
+		if e.ComplexityRoot.Explaining.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explaining.Volume(childComplexity), true
+
+	case "Explanation.at":
+		if e.ComplexityRoot.Explanation.At == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.At(childComplexity), true
+	case "Explanation.clonedBytes":
+		if e.ComplexityRoot.Explanation.ClonedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.ClonedBytes(childComplexity), true
+	case "Explanation.damagedBytes":
+		if e.ComplexityRoot.Explanation.DamagedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.DamagedBytes(childComplexity), true
+	case "Explanation.dataBytes":
+		if e.ComplexityRoot.Explanation.DataBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.DataBytes(childComplexity), true
+	case "Explanation.dedupAcrossBytes":
+		if e.ComplexityRoot.Explanation.DedupAcrossBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.DedupAcrossBytes(childComplexity), true
+	case "Explanation.dedupInsideBytes":
+		if e.ComplexityRoot.Explanation.DedupInsideBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.DedupInsideBytes(childComplexity), true
+	case "Explanation.elsewhere":
+		if e.ComplexityRoot.Explanation.Elsewhere == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Elsewhere(childComplexity), true
+	case "Explanation.firstBytes":
+		if e.ComplexityRoot.Explanation.FirstBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.FirstBytes(childComplexity), true
+	case "Explanation.freeBytes":
+		if e.ComplexityRoot.Explanation.FreeBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.FreeBytes(childComplexity), true
+	case "Explanation.heldUnusedBytes":
+		if e.ComplexityRoot.Explanation.HeldUnusedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.HeldUnusedBytes(childComplexity), true
+	case "Explanation.memoryBytes":
+		if e.ComplexityRoot.Explanation.MemoryBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.MemoryBytes(childComplexity), true
+	case "Explanation.metadataBytes":
+		if e.ComplexityRoot.Explanation.MetadataBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.MetadataBytes(childComplexity), true
+	case "Explanation.pages":
+		if e.ComplexityRoot.Explanation.Pages == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Pages(childComplexity), true
+	case "Explanation.parityBytes":
+		if e.ComplexityRoot.Explanation.ParityBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.ParityBytes(childComplexity), true
+	case "Explanation.perVolume":
+		if e.ComplexityRoot.Explanation.PerVolume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.PerVolume(childComplexity), true
+	case "Explanation.rows":
+		if e.ComplexityRoot.Explanation.Rows == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Rows(childComplexity), true
+	case "Explanation.sampledOneIn":
+		if e.ComplexityRoot.Explanation.SampledOneIn == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.SampledOneIn(childComplexity), true
+	case "Explanation.shared":
+		if e.ComplexityRoot.Explanation.Shared == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Shared(childComplexity), true
+	case "Explanation.sizeBytes":
+		if e.ComplexityRoot.Explanation.SizeBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.SizeBytes(childComplexity), true
+	case "Explanation.snapshots":
+		if e.ComplexityRoot.Explanation.Snapshots == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Snapshots(childComplexity), true
+	case "Explanation.tookSeconds":
+		if e.ComplexityRoot.Explanation.TookSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.TookSeconds(childComplexity), true
+	case "Explanation.undestagedBytes":
+		if e.ComplexityRoot.Explanation.UndestagedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.UndestagedBytes(childComplexity), true
+	case "Explanation.unique":
+		if e.ComplexityRoot.Explanation.Unique == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Unique(childComplexity), true
+	case "Explanation.unwrittenBytes":
+		if e.ComplexityRoot.Explanation.UnwrittenBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.UnwrittenBytes(childComplexity), true
+	case "Explanation.volume":
+		if e.ComplexityRoot.Explanation.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Volume(childComplexity), true
+	case "Explanation.volumes":
+		if e.ComplexityRoot.Explanation.Volumes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Volumes(childComplexity), true
+	case "Explanation.waiting":
+		if e.ComplexityRoot.Explanation.Waiting == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.Waiting(childComplexity), true
+	case "Explanation.zeroBytes":
+		if e.ComplexityRoot.Explanation.ZeroBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.ZeroBytes(childComplexity), true
+
+	case "Garbage.audit":
+		if e.ComplexityRoot.Garbage.Audit == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.Audit(childComplexity), true
+	case "Garbage.audits":
+		if e.ComplexityRoot.Garbage.Audits == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.Audits(childComplexity), true
+	case "Garbage.bytesPerSecond":
+		if e.ComplexityRoot.Garbage.BytesPerSecond == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.BytesPerSecond(childComplexity), true
+	case "Garbage.freedBytes":
+		if e.ComplexityRoot.Garbage.FreedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.FreedBytes(childComplexity), true
+	case "Garbage.heldUnusedBytes":
+		if e.ComplexityRoot.Garbage.HeldUnusedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.HeldUnusedBytes(childComplexity), true
+	case "Garbage.job":
+		if e.ComplexityRoot.Garbage.Job == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.Job(childComplexity), true
+	case "Garbage.movedBytes":
+		if e.ComplexityRoot.Garbage.MovedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.MovedBytes(childComplexity), true
+	case "Garbage.putOff":
+		if e.ComplexityRoot.Garbage.PutOff == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.PutOff(childComplexity), true
+	case "Garbage.regionsInPieces":
+		if e.ComplexityRoot.Garbage.RegionsInPieces == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.RegionsInPieces(childComplexity), true
+	case "Garbage.requestsPerSecond":
+		if e.ComplexityRoot.Garbage.RequestsPerSecond == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.RequestsPerSecond(childComplexity), true
+	case "Garbage.segmentsFreed":
+		if e.ComplexityRoot.Garbage.SegmentsFreed == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.SegmentsFreed(childComplexity), true
+	case "Garbage.state":
+		if e.ComplexityRoot.Garbage.State == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.State(childComplexity), true
+	case "Garbage.victimBytes":
+		if e.ComplexityRoot.Garbage.VictimBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.VictimBytes(childComplexity), true
+	case "Garbage.victims":
+		if e.ComplexityRoot.Garbage.Victims == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.Victims(childComplexity), true
+	case "Garbage.waitingBytes":
+		if e.ComplexityRoot.Garbage.WaitingBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.WaitingBytes(childComplexity), true
+	case "Garbage.waitingFiles":
+		if e.ComplexityRoot.Garbage.WaitingFiles == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Garbage.WaitingFiles(childComplexity), true
+
+	case "GarbageJob.doneBytes":
+		if e.ComplexityRoot.GarbageJob.DoneBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.DoneBytes(childComplexity), true
+	case "GarbageJob.error":
+		if e.ComplexityRoot.GarbageJob.Error == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.Error(childComplexity), true
+	case "GarbageJob.kind":
+		if e.ComplexityRoot.GarbageJob.Kind == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.Kind(childComplexity), true
+	case "GarbageJob.leftBytes":
+		if e.ComplexityRoot.GarbageJob.LeftBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.LeftBytes(childComplexity), true
+	case "GarbageJob.phase":
+		if e.ComplexityRoot.GarbageJob.Phase == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.Phase(childComplexity), true
+	case "GarbageJob.run":
+		if e.ComplexityRoot.GarbageJob.Run == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.Run(childComplexity), true
+	case "GarbageJob.running":
+		if e.ComplexityRoot.GarbageJob.Running == nil {
+			break
+		}
+
+		return e.ComplexityRoot.GarbageJob.Running(childComplexity), true
+
+	case "HeldBytes.rawBytes":
+		if e.ComplexityRoot.HeldBytes.RawBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HeldBytes.RawBytes(childComplexity), true
+	case "HeldBytes.storedBytes":
+		if e.ComplexityRoot.HeldBytes.StoredBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HeldBytes.StoredBytes(childComplexity), true
+
+	case "Index.chunks":
+		if e.ComplexityRoot.Index.Chunks == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.Chunks(childComplexity), true
+	case "Index.diskBytes":
+		if e.ComplexityRoot.Index.DiskBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.DiskBytes(childComplexity), true
+	case "Index.doubles":
+		if e.ComplexityRoot.Index.Doubles == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.Doubles(childComplexity), true
+	case "Index.filterBytes":
+		if e.ComplexityRoot.Index.FilterBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.FilterBytes(childComplexity), true
+	case "Index.indexed":
+		if e.ComplexityRoot.Index.Indexed == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.Indexed(childComplexity), true
+	case "Index.joined":
+		if e.ComplexityRoot.Index.Joined == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.Joined(childComplexity), true
+	case "Index.joinedBytes":
+		if e.ComplexityRoot.Index.JoinedRaw == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.JoinedRaw(childComplexity), true
+	case "Index.unmatched":
+		if e.ComplexityRoot.Index.Unmatched == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.Unmatched(childComplexity), true
+	case "Index.whole":
+		if e.ComplexityRoot.Index.Whole == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Index.Whole(childComplexity), true
+
 	case "MemoryPart.budgetBytes":
 		if e.ComplexityRoot.MemoryPart.BudgetBytes == nil {
 			break
@@ -374,6 +1398,52 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.AttachVolume(childComplexity, args["input"].(AttachVolumeInput)), true
+	case "Mutation.auditGarbage":
+		if e.ComplexityRoot.Mutation.AuditGarbage == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.AuditGarbage(childComplexity), true
+	case "Mutation.cancelExplain":
+		if e.ComplexityRoot.Mutation.CancelExplain == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.CancelExplain(childComplexity), true
+	case "Mutation.cancelGarbage":
+		if e.ComplexityRoot.Mutation.CancelGarbage == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.CancelGarbage(childComplexity), true
+	case "Mutation.cancelScrub":
+		if e.ComplexityRoot.Mutation.CancelScrub == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.CancelScrub(childComplexity), true
+	case "Mutation.clearVolumeLimits":
+		if e.ComplexityRoot.Mutation.ClearVolumeLimits == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_clearVolumeLimits_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.ClearVolumeLimits(childComplexity, args["name"].(string)), true
+	case "Mutation.clearVolumeQuota":
+		if e.ComplexityRoot.Mutation.ClearVolumeQuota == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_clearVolumeQuota_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.ClearVolumeQuota(childComplexity, args["name"].(string)), true
 	case "Mutation.cloneVolume":
 		if e.ComplexityRoot.Mutation.CloneVolume == nil {
 			break
@@ -385,6 +1455,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.CloneVolume(childComplexity, args["name"].(string), args["snapshot"].(*string), args["newName"].(string)), true
+	case "Mutation.collectGarbage":
+		if e.ComplexityRoot.Mutation.CollectGarbage == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.CollectGarbage(childComplexity), true
 	case "Mutation.createSnapshot":
 		if e.ComplexityRoot.Mutation.CreateSnapshot == nil {
 			break
@@ -451,6 +1527,35 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.DetachVolume(childComplexity, args["name"].(string), args["force"].(bool)), true
+	case "Mutation.explain":
+		if e.ComplexityRoot.Mutation.Explain == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_explain_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.Explain(childComplexity, args["volume"].(*string)), true
+	case "Mutation.pauseGarbage":
+		if e.ComplexityRoot.Mutation.PauseGarbage == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.PauseGarbage(childComplexity), true
+	case "Mutation.pauseScrub":
+		if e.ComplexityRoot.Mutation.PauseScrub == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.PauseScrub(childComplexity), true
+	case "Mutation.rebuildIndex":
+		if e.ComplexityRoot.Mutation.RebuildIndex == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.RebuildIndex(childComplexity), true
 	case "Mutation.renameVolume":
 		if e.ComplexityRoot.Mutation.RenameVolume == nil {
 			break
@@ -462,6 +1567,23 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.RenameVolume(childComplexity, args["name"].(string), args["newName"].(string)), true
+	case "Mutation.repair":
+		if e.ComplexityRoot.Mutation.Repair == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.Repair(childComplexity), true
+	case "Mutation.replaceDisk":
+		if e.ComplexityRoot.Mutation.ReplaceDisk == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_replaceDisk_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.ReplaceDisk(childComplexity, args["old"].(string), args["path"].(string)), true
 	case "Mutation.resizeVolume":
 		if e.ComplexityRoot.Mutation.ResizeVolume == nil {
 			break
@@ -472,7 +1594,19 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 			return 0, false
 		}
 
-		return e.ComplexityRoot.Mutation.ResizeVolume(childComplexity, args["name"].(string), args["sizeBytes"].(uint64), args["shrink"].(bool)), true
+		return e.ComplexityRoot.Mutation.ResizeVolume(childComplexity, args["name"].(string), args["input"].(control.ResizeSpec)), true
+	case "Mutation.resumeGarbage":
+		if e.ComplexityRoot.Mutation.ResumeGarbage == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.ResumeGarbage(childComplexity), true
+	case "Mutation.resumeScrub":
+		if e.ComplexityRoot.Mutation.ResumeScrub == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Mutation.ResumeScrub(childComplexity), true
 	case "Mutation.revokeToken":
 		if e.ComplexityRoot.Mutation.RevokeToken == nil {
 			break
@@ -495,12 +1629,75 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.Rollback(childComplexity, args["volume"].(string), args["snapshot"].(string)), true
+	case "Mutation.setVolumeLimits":
+		if e.ComplexityRoot.Mutation.SetVolumeLimits == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_setVolumeLimits_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.SetVolumeLimits(childComplexity, args["name"].(string), args["limits"].(control.LimitsChange)), true
+	case "Mutation.setVolumeQuota":
+		if e.ComplexityRoot.Mutation.SetVolumeQuota == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_setVolumeQuota_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.SetVolumeQuota(childComplexity, args["name"].(string), args["quota"].(control.QuotaChange)), true
 	case "Mutation.settle":
 		if e.ComplexityRoot.Mutation.Settle == nil {
 			break
 		}
 
-		return e.ComplexityRoot.Mutation.Settle(childComplexity), true
+		args, err := ec.field_Mutation_settle_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.Settle(childComplexity, args["cold"].(bool)), true
+	case "Mutation.startScrub":
+		if e.ComplexityRoot.Mutation.StartScrub == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_startScrub_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.StartScrub(childComplexity, args["findOnly"].(bool)), true
+
+	case "PutOffSegment.reason":
+		if e.ComplexityRoot.PutOffSegment.Reason == nil {
+			break
+		}
+
+		return e.ComplexityRoot.PutOffSegment.Reason(childComplexity), true
+	case "PutOffSegment.segment":
+		if e.ComplexityRoot.PutOffSegment.Segment == nil {
+			break
+		}
+
+		return e.ComplexityRoot.PutOffSegment.Segment(childComplexity), true
+	case "PutOffSegment.tries":
+		if e.ComplexityRoot.PutOffSegment.Tries == nil {
+			break
+		}
+
+		return e.ComplexityRoot.PutOffSegment.Tries(childComplexity), true
+	case "PutOffSegment.until":
+		if e.ComplexityRoot.PutOffSegment.Until == nil {
+			break
+		}
+
+		return e.ComplexityRoot.PutOffSegment.Until(childComplexity), true
 
 	case "Query.attachments":
 		if e.ComplexityRoot.Query.Attachments == nil {
@@ -508,13 +1705,60 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Query.Attachments(childComplexity), true
+	case "Query.damages":
+		if e.ComplexityRoot.Query.Damages == nil {
+			break
+		}
 
+		return e.ComplexityRoot.Query.Damages(childComplexity), true
+	case "Query.disks":
+		if e.ComplexityRoot.Query.Disks == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.Disks(childComplexity), true
+	case "Query.explaining":
+		if e.ComplexityRoot.Query.Explaining == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.Explaining(childComplexity), true
+	case "Query.garbage":
+		if e.ComplexityRoot.Query.Garbage == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.Garbage(childComplexity), true
+	case "Query.index":
+		if e.ComplexityRoot.Query.Index == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.Index(childComplexity), true
+
+	case "Query.scrub":
+		if e.ComplexityRoot.Query.Scrub == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.Scrub(childComplexity), true
 	case "Query.settling":
 		if e.ComplexityRoot.Query.Settling == nil {
 			break
 		}
 
 		return e.ComplexityRoot.Query.Settling(childComplexity), true
+	case "Query.snapshotExport":
+		if e.ComplexityRoot.Query.SnapshotExport == nil {
+			break
+		}
+
+		args, err := ec.field_Query_snapshotExport_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Query.SnapshotExport(childComplexity, args["volume"].(string), args["snapshot"].(string)), true
 	case "Query.snapshotFrees":
 		if e.ComplexityRoot.Query.SnapshotFrees == nil {
 			break
@@ -573,6 +1817,73 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Query.Volumes(childComplexity), true
 
+	case "Scrub.bytesDone":
+		if e.ComplexityRoot.Scrub.BytesDone == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.BytesDone(childComplexity), true
+	case "Scrub.bytesLeft":
+		if e.ComplexityRoot.Scrub.BytesLeft == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.BytesLeft(childComplexity), true
+	case "Scrub.damaged":
+		if e.ComplexityRoot.Scrub.Damaged == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.Damaged(childComplexity), true
+	case "Scrub.endedAt":
+		if e.ComplexityRoot.Scrub.EndedAt == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.EndedAt(childComplexity), true
+	case "Scrub.findOnly":
+		if e.ComplexityRoot.Scrub.FindOnly == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.FindOnly(childComplexity), true
+	case "Scrub.mended":
+		if e.ComplexityRoot.Scrub.Mended == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.Mended(childComplexity), true
+	case "Scrub.run":
+		if e.ComplexityRoot.Scrub.Run == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.Run(childComplexity), true
+	case "Scrub.segmentsDone":
+		if e.ComplexityRoot.Scrub.SegmentsDone == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.SegmentsDone(childComplexity), true
+	case "Scrub.segmentsLeft":
+		if e.ComplexityRoot.Scrub.SegmentsLeft == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.SegmentsLeft(childComplexity), true
+	case "Scrub.startedAt":
+		if e.ComplexityRoot.Scrub.StartedAt == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.StartedAt(childComplexity), true
+	case "Scrub.state":
+		if e.ComplexityRoot.Scrub.State == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.State(childComplexity), true
+
 	case "Settling.done":
 		if e.ComplexityRoot.Settling.Done == nil {
 			break
@@ -585,6 +1896,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Settling.DoneBytes(childComplexity), true
+	case "Settling.ended":
+		if e.ComplexityRoot.Settling.Ended == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Settling.Ended(childComplexity), true
 	case "Settling.error":
 		if e.ComplexityRoot.Settling.Error == nil {
 			break
@@ -603,6 +1920,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Settling.Phase(childComplexity), true
+	case "Settling.run":
+		if e.ComplexityRoot.Settling.Run == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Settling.Run(childComplexity), true
 	case "Settling.running":
 		if e.ComplexityRoot.Settling.Running == nil {
 			break
@@ -641,12 +1964,48 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.Caches(childComplexity), true
+	case "Stats.coldBytes":
+		if e.ComplexityRoot.Stats.ColdBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.ColdBytes(childComplexity), true
 	case "Stats.compressionRatio":
 		if e.ComplexityRoot.Stats.CompressionRatio == nil {
 			break
 		}
 
 		return e.ComplexityRoot.Stats.CompressionRatio(childComplexity), true
+	case "Stats.cooledBytes":
+		if e.ComplexityRoot.Stats.CooledBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.CooledBytes(childComplexity), true
+	case "Stats.coolingBytes":
+		if e.ComplexityRoot.Stats.CoolingBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.CoolingBytes(childComplexity), true
+	case "Stats.damageFound":
+		if e.ComplexityRoot.Stats.DamageFound == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.DamageFound(childComplexity), true
+	case "Stats.damageLost":
+		if e.ComplexityRoot.Stats.DamageLost == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.DamageLost(childComplexity), true
+	case "Stats.damageMended":
+		if e.ComplexityRoot.Stats.DamageMended == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.DamageMended(childComplexity), true
 	case "Stats.dedupRatio":
 		if e.ComplexityRoot.Stats.DedupRatio == nil {
 			break
@@ -671,6 +2030,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.FreeBytes(childComplexity), true
+	case "Stats.guardedBytes":
+		if e.ComplexityRoot.Stats.GuardedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.GuardedBytes(childComplexity), true
 	case "Stats.guestReadBytes":
 		if e.ComplexityRoot.Stats.GuestReadBytes == nil {
 			break
@@ -689,6 +2054,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.HeldUnusedBytes(childComplexity), true
+	case "Stats.inlineRepairs":
+		if e.ComplexityRoot.Stats.InlineRepairs == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.InlineRepairs(childComplexity), true
 	case "Stats.logCapBytes":
 		if e.ComplexityRoot.Stats.LogCapBytes == nil {
 			break
@@ -731,6 +2102,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.NonZeroBytes(childComplexity), true
+	case "Stats.parityBytes":
+		if e.ComplexityRoot.Stats.ParityBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.ParityBytes(childComplexity), true
 	case "Stats.reserveBytes":
 		if e.ComplexityRoot.Stats.ReserveBytes == nil {
 			break
@@ -743,6 +2120,24 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.SharedBytes(childComplexity), true
+	case "Stats.similarBytes":
+		if e.ComplexityRoot.Stats.SimilarBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.SimilarBytes(childComplexity), true
+	case "Stats.similarSavedBytes":
+		if e.ComplexityRoot.Stats.SimilarSavedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.SimilarSavedBytes(childComplexity), true
+	case "Stats.similarSeconds":
+		if e.ComplexityRoot.Stats.SimilarSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.SimilarSeconds(childComplexity), true
 	case "Stats.snapshots":
 		if e.ComplexityRoot.Stats.Snapshots == nil {
 			break
@@ -773,6 +2168,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.UndestagedBytes(childComplexity), true
+	case "Stats.unguardedBytes":
+		if e.ComplexityRoot.Stats.UnguardedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.UnguardedBytes(childComplexity), true
 	case "Stats.uniqueBytes":
 		if e.ComplexityRoot.Stats.UniqueBytes == nil {
 			break
@@ -792,6 +2193,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Stats.WriteAmplification(childComplexity), true
 
+	case "Status.alarms":
+		if e.ComplexityRoot.Status.Alarms == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Status.Alarms(childComplexity), true
 	case "Status.attached":
 		if e.ComplexityRoot.Status.Attached == nil {
 			break
@@ -810,12 +2217,24 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Status.DataDir(childComplexity), true
+	case "Status.faults":
+		if e.ComplexityRoot.Status.Faults == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Status.Faults(childComplexity), true
 	case "Status.nbdSocket":
 		if e.ComplexityRoot.Status.NBDSocket == nil {
 			break
 		}
 
 		return e.ComplexityRoot.Status.NBDSocket(childComplexity), true
+	case "Status.nbdTcp":
+		if e.ComplexityRoot.Status.NBDTCP == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Status.NBDTCP(childComplexity), true
 	case "Status.pid":
 		if e.ComplexityRoot.Status.PID == nil {
 			break
@@ -908,6 +2327,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Volume.CreatedAt(childComplexity), true
+	case "Volume.limits":
+		if e.ComplexityRoot.Volume.Limits == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Volume.Limits(childComplexity), true
 	case "Volume.mode":
 		if e.ComplexityRoot.Volume.Mode == nil {
 			break
@@ -932,6 +2357,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Volume.OriginVolume(childComplexity), true
+	case "Volume.quota":
+		if e.ComplexityRoot.Volume.Quota == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Volume.Quota(childComplexity), true
+	case "Volume.referencedBytes":
+		if e.ComplexityRoot.Volume.ReferencedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Volume.ReferencedBytes(childComplexity), true
 	case "Volume.sizeBytes":
 		if e.ComplexityRoot.Volume.SizeBytes == nil {
 			break
@@ -950,6 +2387,62 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Volume.UUID(childComplexity), true
+	case "Volume.undestagedBytes":
+		if e.ComplexityRoot.Volume.UndestagedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Volume.UndestagedBytes(childComplexity), true
+
+	case "VolumeLimits.burstSeconds":
+		if e.ComplexityRoot.VolumeLimits.BurstSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeLimits.BurstSeconds(childComplexity), true
+	case "VolumeLimits.readBytes":
+		if e.ComplexityRoot.VolumeLimits.ReadBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeLimits.ReadBytes(childComplexity), true
+	case "VolumeLimits.readIops":
+		if e.ComplexityRoot.VolumeLimits.ReadIops == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeLimits.ReadIops(childComplexity), true
+	case "VolumeLimits.writeBytes":
+		if e.ComplexityRoot.VolumeLimits.WriteBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeLimits.WriteBytes(childComplexity), true
+	case "VolumeLimits.writeIops":
+		if e.ComplexityRoot.VolumeLimits.WriteIops == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeLimits.WriteIops(childComplexity), true
+
+	case "VolumeQuota.referencedBytes":
+		if e.ComplexityRoot.VolumeQuota.ReferencedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeQuota.ReferencedBytes(childComplexity), true
+	case "VolumeQuota.reservedBytes":
+		if e.ComplexityRoot.VolumeQuota.ReservedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeQuota.ReservedBytes(childComplexity), true
+	case "VolumeQuota.state":
+		if e.ComplexityRoot.VolumeQuota.State == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeQuota.State(childComplexity), true
 
 	}
 	return 0, false
@@ -963,6 +2456,9 @@ func (e *executableSchema) Exec(ctx context.Context) graphql.ResponseHandler {
 			graphql.NewInputUnmarshaler("AttachVolumeInput", ec.unmarshalInputAttachVolumeInput),
 			graphql.NewInputUnmarshaler("CreateTokenInput", ec.unmarshalInputCreateTokenInput),
 			graphql.NewInputUnmarshaler("CreateVolumeInput", ec.unmarshalInputCreateVolumeInput),
+			graphql.NewInputUnmarshaler("ResizeVolumeInput", ec.unmarshalInputResizeVolumeInput),
+			graphql.NewInputUnmarshaler("VolumeLimitsInput", ec.unmarshalInputVolumeLimitsInput),
+			graphql.NewInputUnmarshaler("VolumeQuotaInput", ec.unmarshalInputVolumeQuotaInput),
 		)
 	}
 	first := true
@@ -1076,24 +2572,44 @@ type Query {
   "Stored bytes that deleting a snapshot would free now."
   snapshotFrees(volume: String!, name: String!): Bytes! @scope(needs: READ)
   attachments: [Attachment!]! @scope(needs: READ)
+  "The export VOLUME@SNAPSHOT of a snapshot, which is there while the volume is attached."
+  snapshotExport(volume: String!, snapshot: String!): Attachment! @scope(needs: READ)
   "Sizes and counters of the store."
   stats: Stats! @scope(needs: READ)
   "How far the settle is."
   settling: Settling! @scope(needs: READ)
+  "How garbage collection is doing."
+  garbage: Garbage! @scope(needs: READ)
+  "How far the scrub is that runs or ran last."
+  scrub: Scrub! @scope(needs: READ)
+  "How far the index of chunks by their hash is."
+  index: Index! @scope(needs: READ)
+  "How the disks of the store are, and whether one that is lost is missed."
+  disks: Disks! @scope(needs: READ)
+  "How far the survey is that runs or ran last, and what it found."
+  explaining: Explaining! @scope(needs: READ)
+  "Segments that were found damaged since the daemon started, mended or not."
+  damages: [Damage!]! @scope(needs: READ)
   tokens: [Token!]! @scope(needs: ADMIN)
 }
 
 type Mutation {
   createVolume(input: CreateVolumeInput!): Volume! @scope(needs: OPERATE)
   renameVolume(name: String!, newName: String!): Volume! @scope(needs: OPERATE)
-  "A smaller size loses what lies beyond it and needs shrink."
-  resizeVolume(name: String!, sizeBytes: Bytes!, shrink: Boolean! = false): Volume! @scope(needs: OPERATE)
+  "Sets the size of a volume, attached or not. Connections of its clients are ended, so that they come back and see it."
+  resizeVolume(name: String!, input: ResizeVolumeInput!): Volume! @scope(needs: OPERATE)
+  "Limits what the clients of a volume may do in a second, at once and across restarts."
+  setVolumeLimits(name: String!, limits: VolumeLimitsInput!): Volume! @scope(needs: OPERATE)
+  clearVolumeLimits(name: String!): Volume! @scope(needs: OPERATE)
+  "Bounds how much data a volume may refer to, and keeps room for it, at once and across restarts. NO_SPACE when so much cannot be kept."
+  setVolumeQuota(name: String!, quota: VolumeQuotaInput!): Volume! @scope(needs: OPERATE)
+  clearVolumeQuota(name: String!): Volume! @scope(needs: OPERATE)
   "Deletes a volume that is not attached, with its snapshots. Returns its name."
   deleteVolume(name: String!): String! @scope(needs: OPERATE)
   "Makes a volume from a snapshot, or from the volume as it is."
   cloneVolume(name: String!, snapshot: String, newName: String!): Volume! @scope(needs: OPERATE)
 
-  "Exports a volume over NBD until it is detached, across restarts. To repeat it is no error."
+  "Exports a volume over NBD until it is detached, across restarts. To repeat it is no error; clients and inject may be others then."
   attachVolume(input: AttachVolumeInput!): Attached! @scope(needs: OPERATE)
   "Ends an export. Connected clients are an error, unless force ends their connections after the requests in flight. Returns the volume's name."
   detachVolume(name: String!, force: Boolean! = false): String! @scope(needs: OPERATE)
@@ -1104,8 +2620,36 @@ type Mutation {
   "Makes a volume that is not attached what the snapshot is."
   rollback(volume: String!, snapshot: String!): Volume! @scope(needs: OPERATE)
 
-  "Begins to destage and reclaim everything, or joins the settle that runs. Ask settling how far it is."
-  settle: Settling! @scope(needs: OPERATE)
+  "Begins to destage and reclaim everything that is there now; while a settle runs, another one follows it. Ask settling until its ended has reached the run of this reply. With cold it also rewrites all that is stored into cold segments: the smallest that the store can be, and slower to read at random."
+  settle(cold: Boolean! = false): Settling! @scope(needs: OPERATE)
+
+  "Begins to give back all that is dead in segments now. An error while a job of garbage collection runs. Ask garbage until its job does not run any more."
+  collectGarbage: Garbage! @scope(needs: OPERATE)
+  "Begins to mark every chunk that can be reached, and to compare that with what is stored. An error while a job of garbage collection runs."
+  auditGarbage: Garbage! @scope(needs: OPERATE)
+  "Ends the job that runs; what it did stays done."
+  cancelGarbage: Garbage! @scope(needs: OPERATE)
+  "Stops that space is given back, across restarts, and ends the job that runs."
+  pauseGarbage: Garbage! @scope(needs: OPERATE)
+  resumeGarbage: Garbage! @scope(needs: OPERATE)
+
+  "Begins to survey where the savings of a volume come from, or of all without one. An error while a survey is under way. Ask explaining until it does not run any more."
+  explain(volume: String): Explaining! @scope(needs: OPERATE)
+  "Ends the survey that is under way."
+  cancelExplain: Explaining! @scope(needs: OPERATE)
+
+  "Begins to verify everything that is sealed, and to mend what is damaged. An error while a scrub is under way."
+  startScrub(findOnly: Boolean! = false): Scrub! @scope(needs: OPERATE)
+  "Stops the scrub after the segment it is at, across restarts."
+  pauseScrub: Scrub! @scope(needs: OPERATE)
+  resumeScrub: Scrub! @scope(needs: OPERATE)
+  cancelScrub: Scrub! @scope(needs: OPERATE)
+  "Throws the index of chunks by their hash away and begins a new one, which is completed in the background. No data depends on it; until it is whole, some of what is written is stored a second time, and joined later."
+  rebuildIndex: Index! @scope(needs: OPERATE)
+  "Takes the directory at path in the place of a disk, which may be the same path with another disk mounted. What the old one held is made anew in the background; disks tells how far that is."
+  replaceDisk(old: String!, path: String!): Disks! @scope(needs: ADMIN)
+  "Tries again to mend what is known to be damaged and returns, when that is done, what came of it."
+  repair: [Damage!]! @scope(needs: OPERATE)
 
   createToken(input: CreateTokenInput!): CreatedToken! @scope(needs: ADMIN)
   "Returns the token's name."
@@ -1122,6 +2666,28 @@ input CreateVolumeInput {
   mode: WriteMode! = WRITEBACK
 }
 
+"What limits shall become. Null leaves one as it is, 0 takes it away."
+input VolumeLimitsInput {
+  "Requests a second."
+  readIops: Count
+  "Requests a second; trims and zeroes count as one each."
+  writeIops: Count
+  "Bytes a second, at least 4096."
+  readBytes: Bytes
+  "Bytes a second, at least 4096."
+  writeBytes: Bytes
+  "After an idle time, what the limits allow in so many seconds may be done at once; 0 to 60, where 0 stands for 0.1."
+  burstSeconds: Float
+}
+
+"What the quota of a volume shall become. Null leaves a part as it is, 0 takes it away. Data counts as the guest wrote it, before dedup and compression; zeroes, trimmed blocks and snapshots do not count."
+input VolumeQuotaInput {
+  "The most data that the volume may refer to: what adds to it beyond that is ENOSPC. At least 4096."
+  referencedBytes: Bytes
+  "Until the volume refers to as much, the room for the rest is no other volume's."
+  reservedBytes: Bytes
+}
+
 input AttachVolumeInput {
   name: String!
   "Adds a socket that serves this volume only."
@@ -1130,6 +2696,29 @@ input AttachVolumeInput {
   owner: String! = ""
   "Octal permissions of that socket. Default: 0600."
   mode: String! = ""
+  "Serves it over TCP as well, at nbd.listen. Every change is durable before its reply."
+  tcp: Boolean! = false
+  "Over TCP, leaves it to the volume's mode when a change is durable. If the machine goes down, clients that had written are refused until force."
+  tcpWriteback: Boolean! = false
+  "Those who may use it over TCP: names (common name or DNS name) in their certificates, or psk:IDENTITY of their pre-shared keys. None: all who have either; of a volume that is attached already: no change."
+  clients: [String!] = []
+  "Refuses every change."
+  readOnly: Boolean! = false
+  "What shall go wrong on purpose, such as delay=10ms,jitter=5ms,error=0.01,errno=ENOSPC,rate=10MB/s,on=read+write,seed=7. Empty: no change; none: nothing any more."
+  inject: String! = ""
+  "Serves it over TCP again although writes of a client may be lost."
+  force: Boolean! = false
+}
+
+input ResizeVolumeInput {
+  "A multiple of 512."
+  sizeBytes: Bytes!
+  "Allows a smaller size, which loses what lies beyond it."
+  shrink: Boolean! = false
+  "Allows that for a volume that is attached."
+  force: Boolean! = false
+  "Leaves the clients alone; they go on with the size they know."
+  keepConnections: Boolean! = false
 }
 
 input CreateTokenInput {
@@ -1149,11 +2738,17 @@ type Status {
   attached: Int!
   "NBD connections, those in handshake included."
   connections: Int!
-  "ok, near full or full."
+  "ok, near full (from 85 % on), nearly full (from 95 % on) or full."
   space: String!
   nbdSocket: String!
-  "Attached volumes that are not served, and why."
+  "nbds://HOST:PORT, or nbd:// where there is no TLS; empty where NBD is not served over TCP."
+  nbdTcp: String!
+  "Attached volumes that are not served, and why; other things that should not be so."
   problems: [String!]!
+  "What is near full, nearly full or full: the file system of the store, quotas of volumes. GET /v1/alarms tells changes."
+  alarms: [String!]!
+  "Attached volumes in which something goes wrong on purpose, and what."
+  faults: [String!]!
 }
 
 type Volume {
@@ -1171,6 +2766,33 @@ type Volume {
   originSnapshot: String!
   "Null when the volume is not attached."
   attachment: Attachment
+  "Null when there are none."
+  limits: VolumeLimits
+  "Data of the volume and its snapshots that is in no segment yet."
+  undestagedBytes: Bytes!
+  "Data that the volume refers to, at least: what is overwritten in the log counts twice until it is destaged, and what was trimmed until that is worked off."
+  referencedBytes: Bytes!
+  "Null when there is none."
+  quota: VolumeQuota
+}
+
+type VolumeQuota {
+  "0: no bound."
+  referencedBytes: Bytes!
+  "0: nothing is kept."
+  reservedBytes: Bytes!
+  "ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused."
+  state: String!
+}
+
+"What the clients of a volume may do in a second; 0: no limit. Snapshots are not limited."
+type VolumeLimits {
+  readIops: Count!
+  writeIops: Count!
+  readBytes: Bytes!
+  writeBytes: Bytes!
+  "After an idle time, what the limits allow in so many seconds may be done at once; 0 stands for 0.1."
+  burstSeconds: Float!
 }
 
 type Snapshot {
@@ -1188,6 +2810,15 @@ type Attachment {
   socket: String!
   "The socket serves this volume only."
   ownSocket: Boolean!
+  "nbds://HOST:PORT/NAME, or nbd:// where there is no TLS; empty unless it is served over TCP."
+  tcpUri: String!
+  "durable or writeback; empty unless it was attached for TCP."
+  tcpMode: String!
+  "Those who may use it over TCP, by names in their certificates or psk:IDENTITY of their pre-shared keys; none: all who have either."
+  clients: [String!]!
+  readOnly: Boolean!
+  "What goes wrong on purpose; empty for nothing."
+  inject: String!
   attachedAt: Time!
   connections: Int!
   "Why the export does not serve; empty when it does."
@@ -1202,6 +2833,10 @@ type Attached {
 
 type Settling {
   running: Boolean!
+  "The number of the settle that runs, or ran last; in the reply to settle, of the one that was asked for."
+  run: Count!
+  "The number of the last settle that ended."
+  ended: Count!
   "The last settle ended well."
   done: Boolean!
   phase: String!
@@ -1210,6 +2845,278 @@ type Settling {
   leftBytes: Bytes!
   "Why the last settle ended badly; else empty."
   error: String!
+}
+
+"How garbage collection is doing. Counts are since hvd was started."
+type Garbage {
+  "idle, collecting, auditing or paused."
+  state: String!
+  "Bytes of segments that hold nothing that lives."
+  heldUnusedBytes: Bytes!
+  "Regions of 16 MiB that lie in twice as many pieces as they should, as far as known: they will be cut anew when they have cooled."
+  regionsInPieces: Int!
+  "Segments that are worth emptying now."
+  victims: Int!
+  "What is dead in these."
+  victimBytes: Bytes!
+  "Files of segments that were given up and wait for an audit or a checkpoint."
+  waitingFiles: Int!
+  waitingBytes: Bytes!
+  segmentsFreed: Count!
+  "Of the files of these."
+  freedBytes: Bytes!
+  "What was moved out of segments to empty them, raw."
+  movedBytes: Bytes!
+  "Budget; while guests are served a quarter of it is used."
+  bytesPerSecond: Bytes!
+  requestsPerSecond: Count!
+  "Segments that could not be emptied and are tried again later."
+  putOff: [PutOffSegment!]!
+  "How many audits there were in the life of the store."
+  audits: Count!
+  "The last one."
+  audit: Audit
+  "What somebody asked for last."
+  job: GarbageJob!
+}
+
+type PutOffSegment {
+  segment: Count!
+  tries: Int!
+  until: Time!
+  reason: String!
+}
+
+"What an audit found."
+type Audit {
+  endedAt: Time!
+  tookSeconds: Float!
+  "Everything that can be reached is stored, and is referred to as often as is counted."
+  passed: Boolean!
+  "Why it could not be done; else empty."
+  error: String!
+  "Chunks that can be reached."
+  chunks: Count!
+  "References to these."
+  references: Count!
+  "Chunks that are stored and nothing reaches."
+  unreachable: Count!
+  unreachableBytes: Bytes!
+  "Chunks that are reached and are not stored."
+  missing: Count!
+  wrongReferences: Boolean!
+  "Segments whose live counters are wrong."
+  wrongSegments: Count!
+  "How often all maps were read, as the bound of its memory asked for."
+  passes: Int!
+  "Most that its bitmap and tables took."
+  memoryBytes: Bytes!
+  "Files of segments that were given up: those that may go, and those that stay as they may be needed."
+  filesProven: Count!
+  filesKept: Count!
+}
+
+type GarbageJob {
+  "run or audit; empty: there was none since hvd was started."
+  kind: String!
+  "Its number, from 1 on."
+  run: Count!
+  running: Boolean!
+  phase: String!
+  doneBytes: Bytes!
+  "As far as known."
+  leftBytes: Bytes!
+  "Why it ended badly; else empty."
+  error: String!
+}
+
+"The index of chunks by their hash. No data depends on it, only savings."
+type Index {
+  "Nothing is left to do."
+  whole: Boolean!
+  "Ids of chunks up to which all are in it."
+  indexed: Count!
+  "The last id of a chunk that was given."
+  chunks: Count!
+  "Chunks that were stored without a look whether they are there already, and are still to be looked for."
+  unmatched: Count!
+  "Chunks that are there twice and are still to be joined, or are held by a snapshot."
+  doubles: Count!
+  "Chunks that were joined with an equal one since the index was made."
+  joined: Count!
+  "Bytes of these, before compression."
+  joinedBytes: Bytes!
+  "What it takes on disk."
+  diskBytes: Bytes!
+  "What its filter takes in memory."
+  filterBytes: Bytes!
+}
+
+type Explaining {
+  running: Boolean!
+  "The number of the survey, from 1 on; 0: there was none yet."
+  run: Count!
+  "Empty: all volumes."
+  volume: String!
+  "Bytes of volumes and chunks that were looked at."
+  doneBytes: Bytes!
+  totalBytes: Bytes!
+  cancelled: Boolean!
+  "Why it ended badly; else empty."
+  error: String!
+  "Null until it ended well."
+  explanation: Explanation
+}
+
+"""
+Where the bytes of a volume, or of all, went, at one moment. sizeBytes is unwrittenBytes, zeroBytes, damagedBytes and dataBytes; dataBytes is dedupInsideBytes, dedupAcrossBytes, clonedBytes and firstBytes.
+What is in the log alone is in none of them.
+"""
+type Explanation {
+  "Empty: all volumes."
+  volume: String!
+  volumes: Int!
+  at: Time!
+  sizeBytes: Bytes!
+  "Never written, trimmed, or written with zeroes that became holes."
+  unwrittenBytes: Bytes!
+  "Zeroes that are allocated, and take no space."
+  zeroBytes: Bytes!
+  "Answers EIO."
+  damagedBytes: Bytes!
+  dataBytes: Bytes!
+  "Data that the same volume has at a lower offset, too."
+  dedupInsideBytes: Bytes!
+  "Data that another volume has; of all volumes, that an older one has."
+  dedupAcrossBytes: Bytes!
+  "The same, but because this volume began as a clone."
+  clonedBytes: Bytes!
+  "The rest of the data."
+  firstBytes: Bytes!
+  "Chunks that a volume needs now, and no other volume or snapshot of another one."
+  unique: HeldBytes!
+  "Chunks that a volume needs now, and another one as well."
+  shared: HeldBytes!
+  "Chunks that only snapshots of one volume need: deleting them gives these back."
+  snapshots: HeldBytes!
+  "Chunks that only snapshots need, of several volumes."
+  elsewhere: HeldBytes!
+  "Of the store: chunks that nothing visible needs; deletes and trims are still being worked off."
+  waiting: HeldBytes!
+  "Of the store: dead bytes of segments that wait for reclaim."
+  heldUnusedBytes: Bytes!
+  "Of a volume: its part."
+  parityBytes: Bytes!
+  "Of the store, as the next two."
+  metadataBytes: Bytes!
+  undestagedBytes: Bytes!
+  freeBytes: Bytes!
+  "Of all volumes, by name; empty for one."
+  perVolume: [ExplainedVolume!]!
+  "1: every chunk was counted. Else one in so many, and what depends on chunks is scaled."
+  sampledOneIn: Count!
+  pages: Count!
+  rows: Count!
+  "Of the survey, at most."
+  memoryBytes: Bytes!
+  tookSeconds: Float!
+}
+
+type HeldBytes {
+  "Before compression."
+  rawBytes: Bytes!
+  "In segments: a chunk's part of its segment by raw length."
+  storedBytes: Bytes!
+}
+
+type ExplainedVolume {
+  name: String!
+  snapshots: Count!
+  sizeBytes: Bytes!
+  dataBytes: Bytes!
+  dedupInsideBytes: Bytes!
+  "Data, not counted twice, that another volume or its snapshots need, too."
+  sharedBytes: Bytes!
+  "Data, not counted twice, that no other volume needs."
+  ownBytes: Bytes!
+}
+
+type Scrub {
+  "never, running, paused, done or cancelled."
+  state: String!
+  "The number of the scrub, from 1 on."
+  run: Count!
+  "It mends nothing."
+  findOnly: Boolean!
+  startedAt: Time
+  endedAt: Time
+  segmentsDone: Count!
+  segmentsLeft: Count!
+  bytesDone: Bytes!
+  bytesLeft: Bytes!
+  "Segments that were found damaged."
+  damaged: Count!
+  "Segments of these that are whole again."
+  mended: Count!
+}
+
+type Disks {
+  "Less is there than there shall be."
+  degraded: Boolean!
+  disks: [Disk!]!
+  "Directories that were in use at the last run and are not there."
+  missed: Int!
+  "Segments with fewer shards than they shall have."
+  segmentsLacking: Int!
+  "Segments that are not cut over the disks as they shall be yet."
+  segmentsWaiting: Int!
+  "Bytes of these segments, and of log files that disks still lack."
+  bytesLeft: Bytes!
+}
+
+"A directory on a disk of its own."
+type Disk {
+  path: String!
+  "in sync, filling, stale, vacant or failed; empty: it holds no log."
+  log: String!
+  "in sync, stale, vacant or failed; empty: it holds no segments."
+  segments: String!
+  "Files of the log that it still lacks, while it is being filled."
+  logFiles: Int!
+  totalBytes: Bytes!
+  freeBytes: Bytes!
+  "Why it is not in sync; else empty."
+  problem: String!
+}
+
+"A segment that was found damaged."
+type Damage {
+  segment: Count!
+  "Name of the file in its tier."
+  file: String!
+  foundAt: Time!
+  "Damaged columns of 4 KiB, as far as that is known."
+  columns: Int!
+  "All of it is whole again."
+  mended: Boolean!
+  "Columns that parity does not reach."
+  lost: Int!
+  "Chunks that cannot be read for it."
+  chunks: Int!
+  "What of volumes and snapshots answers EIO."
+  places: [DamagedPlace!]!
+  "How many places are not listed."
+  morePlaces: Count!
+  "Why it is not mended; else empty."
+  reason: String!
+}
+
+type DamagedPlace {
+  volume: String!
+  "Empty: the volume as it is."
+  snapshot: String!
+  offset: Bytes!
+  length: Bytes!
 }
 
 type Token {
@@ -1238,23 +3145,53 @@ type Stats {
 
   "Sizes of all volumes together."
   logicalBytes: Bytes!
-  "What volumes and snapshots refer to, each reference counted."
+  """
+  What volumes and snapshots refer to, each reference counted, so that what clones and snapshots share counts once for each. It is an upper bound: what a trim or a delete cut off in one piece counts until
+  the background has freed it (store settle waits for that), and what of it an older snapshot still has counts as long as the snapshot.
+  """
   nonZeroBytes: Bytes!
   "Chunks that something refers to, each counted once, before compression."
   uniqueBytes: Bytes!
-  "The part of uniqueBytes that has more than one reference."
+  """
+  The part of uniqueBytes that deduplication found more than once: chunks that several places of maps refer to. It does not say what clones and snapshots share: they share whole maps, which count one
+  reference.
+  """
   sharedBytes: Bytes!
   "Bytes of segments that hold uniqueBytes."
   storedBytes: Bytes!
   "Bytes of segments that nothing refers to, not reclaimed yet."
   heldUnusedBytes: Bytes!
   metadataBytes: Bytes!
+  "Parity sidecars of segments; not part of the sizes above."
+  parityBytes: Bytes!
+  "Bytes of sealed segments that have a sidecar."
+  guardedBytes: Bytes!
+  "Bytes of sealed segments that have none yet."
+  unguardedBytes: Bytes!
+  "The part of uniqueBytes that lies in cold segments."
+  coldBytes: Bytes!
+  "What the background still has to move there now."
+  coolingBytes: Bytes!
+  "What went there since the store was opened."
+  cooledBytes: Bytes!
+  "The part of cooledBytes that was packed behind data that it is like."
+  similarBytes: Bytes!
+  "What that saved, after compression: an estimate from one frame in 16."
+  similarSavedBytes: Bytes!
+  "What it took to find out what is alike, on all workers together."
+  similarSeconds: Float!
+  "Damaged columns of 4 KiB of segments and sidecars that were found since the store was opened."
+  damageFound: Count!
+  damageMended: Count!
+  damageLost: Count!
+  "Reads that were answered by parity since the store was opened."
+  inlineRepairs: Count!
   "nonZeroBytes per uniqueBytes; 0 while there is nothing."
   dedupRatio: Float!
   "uniqueBytes per storedBytes; 0 while there is nothing."
   compressionRatio: Float!
 
-  "ok, near full or full."
+  "ok, near full (from 85 % on), nearly full (from 95 % on) or full."
   space: String!
   "Free in the file system, the reserve not included."
   freeBytes: Bytes!
@@ -1323,6 +3260,16 @@ func (ec *executionContext) childFields_Attachment(ctx context.Context, field gr
 		return ec.fieldContext_Attachment_socket(ctx, field)
 	case "ownSocket":
 		return ec.fieldContext_Attachment_ownSocket(ctx, field)
+	case "tcpUri":
+		return ec.fieldContext_Attachment_tcpUri(ctx, field)
+	case "tcpMode":
+		return ec.fieldContext_Attachment_tcpMode(ctx, field)
+	case "clients":
+		return ec.fieldContext_Attachment_clients(ctx, field)
+	case "readOnly":
+		return ec.fieldContext_Attachment_readOnly(ctx, field)
+	case "inject":
+		return ec.fieldContext_Attachment_inject(ctx, field)
 	case "attachedAt":
 		return ec.fieldContext_Attachment_attachedAt(ctx, field)
 	case "connections":
@@ -1331,6 +3278,42 @@ func (ec *executionContext) childFields_Attachment(ctx context.Context, field gr
 		return ec.fieldContext_Attachment_problem(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Attachment", field.Name)
+}
+
+func (ec *executionContext) childFields_Audit(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "endedAt":
+		return ec.fieldContext_Audit_endedAt(ctx, field)
+	case "tookSeconds":
+		return ec.fieldContext_Audit_tookSeconds(ctx, field)
+	case "passed":
+		return ec.fieldContext_Audit_passed(ctx, field)
+	case "error":
+		return ec.fieldContext_Audit_error(ctx, field)
+	case "chunks":
+		return ec.fieldContext_Audit_chunks(ctx, field)
+	case "references":
+		return ec.fieldContext_Audit_references(ctx, field)
+	case "unreachable":
+		return ec.fieldContext_Audit_unreachable(ctx, field)
+	case "unreachableBytes":
+		return ec.fieldContext_Audit_unreachableBytes(ctx, field)
+	case "missing":
+		return ec.fieldContext_Audit_missing(ctx, field)
+	case "wrongReferences":
+		return ec.fieldContext_Audit_wrongReferences(ctx, field)
+	case "wrongSegments":
+		return ec.fieldContext_Audit_wrongSegments(ctx, field)
+	case "passes":
+		return ec.fieldContext_Audit_passes(ctx, field)
+	case "memoryBytes":
+		return ec.fieldContext_Audit_memoryBytes(ctx, field)
+	case "filesProven":
+		return ec.fieldContext_Audit_filesProven(ctx, field)
+	case "filesKept":
+		return ec.fieldContext_Audit_filesKept(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Audit", field.Name)
 }
 
 func (ec *executionContext) childFields_Cache(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
@@ -1363,6 +3346,280 @@ func (ec *executionContext) childFields_CreatedToken(ctx context.Context, field 
 	return nil, fmt.Errorf("no field named %q was found under type CreatedToken", field.Name)
 }
 
+func (ec *executionContext) childFields_Damage(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "segment":
+		return ec.fieldContext_Damage_segment(ctx, field)
+	case "file":
+		return ec.fieldContext_Damage_file(ctx, field)
+	case "foundAt":
+		return ec.fieldContext_Damage_foundAt(ctx, field)
+	case "columns":
+		return ec.fieldContext_Damage_columns(ctx, field)
+	case "mended":
+		return ec.fieldContext_Damage_mended(ctx, field)
+	case "lost":
+		return ec.fieldContext_Damage_lost(ctx, field)
+	case "chunks":
+		return ec.fieldContext_Damage_chunks(ctx, field)
+	case "places":
+		return ec.fieldContext_Damage_places(ctx, field)
+	case "morePlaces":
+		return ec.fieldContext_Damage_morePlaces(ctx, field)
+	case "reason":
+		return ec.fieldContext_Damage_reason(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Damage", field.Name)
+}
+
+func (ec *executionContext) childFields_DamagedPlace(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "volume":
+		return ec.fieldContext_DamagedPlace_volume(ctx, field)
+	case "snapshot":
+		return ec.fieldContext_DamagedPlace_snapshot(ctx, field)
+	case "offset":
+		return ec.fieldContext_DamagedPlace_offset(ctx, field)
+	case "length":
+		return ec.fieldContext_DamagedPlace_length(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type DamagedPlace", field.Name)
+}
+
+func (ec *executionContext) childFields_Disk(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "path":
+		return ec.fieldContext_Disk_path(ctx, field)
+	case "log":
+		return ec.fieldContext_Disk_log(ctx, field)
+	case "segments":
+		return ec.fieldContext_Disk_segments(ctx, field)
+	case "logFiles":
+		return ec.fieldContext_Disk_logFiles(ctx, field)
+	case "totalBytes":
+		return ec.fieldContext_Disk_totalBytes(ctx, field)
+	case "freeBytes":
+		return ec.fieldContext_Disk_freeBytes(ctx, field)
+	case "problem":
+		return ec.fieldContext_Disk_problem(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Disk", field.Name)
+}
+
+func (ec *executionContext) childFields_Disks(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "degraded":
+		return ec.fieldContext_Disks_degraded(ctx, field)
+	case "disks":
+		return ec.fieldContext_Disks_disks(ctx, field)
+	case "missed":
+		return ec.fieldContext_Disks_missed(ctx, field)
+	case "segmentsLacking":
+		return ec.fieldContext_Disks_segmentsLacking(ctx, field)
+	case "segmentsWaiting":
+		return ec.fieldContext_Disks_segmentsWaiting(ctx, field)
+	case "bytesLeft":
+		return ec.fieldContext_Disks_bytesLeft(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Disks", field.Name)
+}
+
+func (ec *executionContext) childFields_ExplainedVolume(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "name":
+		return ec.fieldContext_ExplainedVolume_name(ctx, field)
+	case "snapshots":
+		return ec.fieldContext_ExplainedVolume_snapshots(ctx, field)
+	case "sizeBytes":
+		return ec.fieldContext_ExplainedVolume_sizeBytes(ctx, field)
+	case "dataBytes":
+		return ec.fieldContext_ExplainedVolume_dataBytes(ctx, field)
+	case "dedupInsideBytes":
+		return ec.fieldContext_ExplainedVolume_dedupInsideBytes(ctx, field)
+	case "sharedBytes":
+		return ec.fieldContext_ExplainedVolume_sharedBytes(ctx, field)
+	case "ownBytes":
+		return ec.fieldContext_ExplainedVolume_ownBytes(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type ExplainedVolume", field.Name)
+}
+
+func (ec *executionContext) childFields_Explaining(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "running":
+		return ec.fieldContext_Explaining_running(ctx, field)
+	case "run":
+		return ec.fieldContext_Explaining_run(ctx, field)
+	case "volume":
+		return ec.fieldContext_Explaining_volume(ctx, field)
+	case "doneBytes":
+		return ec.fieldContext_Explaining_doneBytes(ctx, field)
+	case "totalBytes":
+		return ec.fieldContext_Explaining_totalBytes(ctx, field)
+	case "cancelled":
+		return ec.fieldContext_Explaining_cancelled(ctx, field)
+	case "error":
+		return ec.fieldContext_Explaining_error(ctx, field)
+	case "explanation":
+		return ec.fieldContext_Explaining_explanation(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Explaining", field.Name)
+}
+
+func (ec *executionContext) childFields_Explanation(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "volume":
+		return ec.fieldContext_Explanation_volume(ctx, field)
+	case "volumes":
+		return ec.fieldContext_Explanation_volumes(ctx, field)
+	case "at":
+		return ec.fieldContext_Explanation_at(ctx, field)
+	case "sizeBytes":
+		return ec.fieldContext_Explanation_sizeBytes(ctx, field)
+	case "unwrittenBytes":
+		return ec.fieldContext_Explanation_unwrittenBytes(ctx, field)
+	case "zeroBytes":
+		return ec.fieldContext_Explanation_zeroBytes(ctx, field)
+	case "damagedBytes":
+		return ec.fieldContext_Explanation_damagedBytes(ctx, field)
+	case "dataBytes":
+		return ec.fieldContext_Explanation_dataBytes(ctx, field)
+	case "dedupInsideBytes":
+		return ec.fieldContext_Explanation_dedupInsideBytes(ctx, field)
+	case "dedupAcrossBytes":
+		return ec.fieldContext_Explanation_dedupAcrossBytes(ctx, field)
+	case "clonedBytes":
+		return ec.fieldContext_Explanation_clonedBytes(ctx, field)
+	case "firstBytes":
+		return ec.fieldContext_Explanation_firstBytes(ctx, field)
+	case "unique":
+		return ec.fieldContext_Explanation_unique(ctx, field)
+	case "shared":
+		return ec.fieldContext_Explanation_shared(ctx, field)
+	case "snapshots":
+		return ec.fieldContext_Explanation_snapshots(ctx, field)
+	case "elsewhere":
+		return ec.fieldContext_Explanation_elsewhere(ctx, field)
+	case "waiting":
+		return ec.fieldContext_Explanation_waiting(ctx, field)
+	case "heldUnusedBytes":
+		return ec.fieldContext_Explanation_heldUnusedBytes(ctx, field)
+	case "parityBytes":
+		return ec.fieldContext_Explanation_parityBytes(ctx, field)
+	case "metadataBytes":
+		return ec.fieldContext_Explanation_metadataBytes(ctx, field)
+	case "undestagedBytes":
+		return ec.fieldContext_Explanation_undestagedBytes(ctx, field)
+	case "freeBytes":
+		return ec.fieldContext_Explanation_freeBytes(ctx, field)
+	case "perVolume":
+		return ec.fieldContext_Explanation_perVolume(ctx, field)
+	case "sampledOneIn":
+		return ec.fieldContext_Explanation_sampledOneIn(ctx, field)
+	case "pages":
+		return ec.fieldContext_Explanation_pages(ctx, field)
+	case "rows":
+		return ec.fieldContext_Explanation_rows(ctx, field)
+	case "memoryBytes":
+		return ec.fieldContext_Explanation_memoryBytes(ctx, field)
+	case "tookSeconds":
+		return ec.fieldContext_Explanation_tookSeconds(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Explanation", field.Name)
+}
+
+func (ec *executionContext) childFields_Garbage(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "state":
+		return ec.fieldContext_Garbage_state(ctx, field)
+	case "heldUnusedBytes":
+		return ec.fieldContext_Garbage_heldUnusedBytes(ctx, field)
+	case "regionsInPieces":
+		return ec.fieldContext_Garbage_regionsInPieces(ctx, field)
+	case "victims":
+		return ec.fieldContext_Garbage_victims(ctx, field)
+	case "victimBytes":
+		return ec.fieldContext_Garbage_victimBytes(ctx, field)
+	case "waitingFiles":
+		return ec.fieldContext_Garbage_waitingFiles(ctx, field)
+	case "waitingBytes":
+		return ec.fieldContext_Garbage_waitingBytes(ctx, field)
+	case "segmentsFreed":
+		return ec.fieldContext_Garbage_segmentsFreed(ctx, field)
+	case "freedBytes":
+		return ec.fieldContext_Garbage_freedBytes(ctx, field)
+	case "movedBytes":
+		return ec.fieldContext_Garbage_movedBytes(ctx, field)
+	case "bytesPerSecond":
+		return ec.fieldContext_Garbage_bytesPerSecond(ctx, field)
+	case "requestsPerSecond":
+		return ec.fieldContext_Garbage_requestsPerSecond(ctx, field)
+	case "putOff":
+		return ec.fieldContext_Garbage_putOff(ctx, field)
+	case "audits":
+		return ec.fieldContext_Garbage_audits(ctx, field)
+	case "audit":
+		return ec.fieldContext_Garbage_audit(ctx, field)
+	case "job":
+		return ec.fieldContext_Garbage_job(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Garbage", field.Name)
+}
+
+func (ec *executionContext) childFields_GarbageJob(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "kind":
+		return ec.fieldContext_GarbageJob_kind(ctx, field)
+	case "run":
+		return ec.fieldContext_GarbageJob_run(ctx, field)
+	case "running":
+		return ec.fieldContext_GarbageJob_running(ctx, field)
+	case "phase":
+		return ec.fieldContext_GarbageJob_phase(ctx, field)
+	case "doneBytes":
+		return ec.fieldContext_GarbageJob_doneBytes(ctx, field)
+	case "leftBytes":
+		return ec.fieldContext_GarbageJob_leftBytes(ctx, field)
+	case "error":
+		return ec.fieldContext_GarbageJob_error(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type GarbageJob", field.Name)
+}
+
+func (ec *executionContext) childFields_HeldBytes(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "rawBytes":
+		return ec.fieldContext_HeldBytes_rawBytes(ctx, field)
+	case "storedBytes":
+		return ec.fieldContext_HeldBytes_storedBytes(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type HeldBytes", field.Name)
+}
+
+func (ec *executionContext) childFields_Index(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "whole":
+		return ec.fieldContext_Index_whole(ctx, field)
+	case "indexed":
+		return ec.fieldContext_Index_indexed(ctx, field)
+	case "chunks":
+		return ec.fieldContext_Index_chunks(ctx, field)
+	case "unmatched":
+		return ec.fieldContext_Index_unmatched(ctx, field)
+	case "doubles":
+		return ec.fieldContext_Index_doubles(ctx, field)
+	case "joined":
+		return ec.fieldContext_Index_joined(ctx, field)
+	case "joinedBytes":
+		return ec.fieldContext_Index_joinedBytes(ctx, field)
+	case "diskBytes":
+		return ec.fieldContext_Index_diskBytes(ctx, field)
+	case "filterBytes":
+		return ec.fieldContext_Index_filterBytes(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Index", field.Name)
+}
+
 func (ec *executionContext) childFields_MemoryPart(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "name":
@@ -1375,10 +3632,56 @@ func (ec *executionContext) childFields_MemoryPart(ctx context.Context, field gr
 	return nil, fmt.Errorf("no field named %q was found under type MemoryPart", field.Name)
 }
 
+func (ec *executionContext) childFields_PutOffSegment(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "segment":
+		return ec.fieldContext_PutOffSegment_segment(ctx, field)
+	case "tries":
+		return ec.fieldContext_PutOffSegment_tries(ctx, field)
+	case "until":
+		return ec.fieldContext_PutOffSegment_until(ctx, field)
+	case "reason":
+		return ec.fieldContext_PutOffSegment_reason(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type PutOffSegment", field.Name)
+}
+
+func (ec *executionContext) childFields_Scrub(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "state":
+		return ec.fieldContext_Scrub_state(ctx, field)
+	case "run":
+		return ec.fieldContext_Scrub_run(ctx, field)
+	case "findOnly":
+		return ec.fieldContext_Scrub_findOnly(ctx, field)
+	case "startedAt":
+		return ec.fieldContext_Scrub_startedAt(ctx, field)
+	case "endedAt":
+		return ec.fieldContext_Scrub_endedAt(ctx, field)
+	case "segmentsDone":
+		return ec.fieldContext_Scrub_segmentsDone(ctx, field)
+	case "segmentsLeft":
+		return ec.fieldContext_Scrub_segmentsLeft(ctx, field)
+	case "bytesDone":
+		return ec.fieldContext_Scrub_bytesDone(ctx, field)
+	case "bytesLeft":
+		return ec.fieldContext_Scrub_bytesLeft(ctx, field)
+	case "damaged":
+		return ec.fieldContext_Scrub_damaged(ctx, field)
+	case "mended":
+		return ec.fieldContext_Scrub_mended(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Scrub", field.Name)
+}
+
 func (ec *executionContext) childFields_Settling(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "running":
 		return ec.fieldContext_Settling_running(ctx, field)
+	case "run":
+		return ec.fieldContext_Settling_run(ctx, field)
+	case "ended":
+		return ec.fieldContext_Settling_ended(ctx, field)
 	case "done":
 		return ec.fieldContext_Settling_done(ctx, field)
 	case "phase":
@@ -1427,6 +3730,32 @@ func (ec *executionContext) childFields_Stats(ctx context.Context, field graphql
 		return ec.fieldContext_Stats_heldUnusedBytes(ctx, field)
 	case "metadataBytes":
 		return ec.fieldContext_Stats_metadataBytes(ctx, field)
+	case "parityBytes":
+		return ec.fieldContext_Stats_parityBytes(ctx, field)
+	case "guardedBytes":
+		return ec.fieldContext_Stats_guardedBytes(ctx, field)
+	case "unguardedBytes":
+		return ec.fieldContext_Stats_unguardedBytes(ctx, field)
+	case "coldBytes":
+		return ec.fieldContext_Stats_coldBytes(ctx, field)
+	case "coolingBytes":
+		return ec.fieldContext_Stats_coolingBytes(ctx, field)
+	case "cooledBytes":
+		return ec.fieldContext_Stats_cooledBytes(ctx, field)
+	case "similarBytes":
+		return ec.fieldContext_Stats_similarBytes(ctx, field)
+	case "similarSavedBytes":
+		return ec.fieldContext_Stats_similarSavedBytes(ctx, field)
+	case "similarSeconds":
+		return ec.fieldContext_Stats_similarSeconds(ctx, field)
+	case "damageFound":
+		return ec.fieldContext_Stats_damageFound(ctx, field)
+	case "damageMended":
+		return ec.fieldContext_Stats_damageMended(ctx, field)
+	case "damageLost":
+		return ec.fieldContext_Stats_damageLost(ctx, field)
+	case "inlineRepairs":
+		return ec.fieldContext_Stats_inlineRepairs(ctx, field)
 	case "dedupRatio":
 		return ec.fieldContext_Stats_dedupRatio(ctx, field)
 	case "compressionRatio":
@@ -1487,8 +3816,14 @@ func (ec *executionContext) childFields_Status(ctx context.Context, field graphq
 		return ec.fieldContext_Status_space(ctx, field)
 	case "nbdSocket":
 		return ec.fieldContext_Status_nbdSocket(ctx, field)
+	case "nbdTcp":
+		return ec.fieldContext_Status_nbdTcp(ctx, field)
 	case "problems":
 		return ec.fieldContext_Status_problems(ctx, field)
+	case "alarms":
+		return ec.fieldContext_Status_alarms(ctx, field)
+	case "faults":
+		return ec.fieldContext_Status_faults(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Status", field.Name)
 }
@@ -1531,8 +3866,44 @@ func (ec *executionContext) childFields_Volume(ctx context.Context, field graphq
 		return ec.fieldContext_Volume_originSnapshot(ctx, field)
 	case "attachment":
 		return ec.fieldContext_Volume_attachment(ctx, field)
+	case "limits":
+		return ec.fieldContext_Volume_limits(ctx, field)
+	case "undestagedBytes":
+		return ec.fieldContext_Volume_undestagedBytes(ctx, field)
+	case "referencedBytes":
+		return ec.fieldContext_Volume_referencedBytes(ctx, field)
+	case "quota":
+		return ec.fieldContext_Volume_quota(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Volume", field.Name)
+}
+
+func (ec *executionContext) childFields_VolumeLimits(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "readIops":
+		return ec.fieldContext_VolumeLimits_readIops(ctx, field)
+	case "writeIops":
+		return ec.fieldContext_VolumeLimits_writeIops(ctx, field)
+	case "readBytes":
+		return ec.fieldContext_VolumeLimits_readBytes(ctx, field)
+	case "writeBytes":
+		return ec.fieldContext_VolumeLimits_writeBytes(ctx, field)
+	case "burstSeconds":
+		return ec.fieldContext_VolumeLimits_burstSeconds(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type VolumeLimits", field.Name)
+}
+
+func (ec *executionContext) childFields_VolumeQuota(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "referencedBytes":
+		return ec.fieldContext_VolumeQuota_referencedBytes(ctx, field)
+	case "reservedBytes":
+		return ec.fieldContext_VolumeQuota_reservedBytes(ctx, field)
+	case "state":
+		return ec.fieldContext_VolumeQuota_state(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type VolumeQuota", field.Name)
 }
 
 func (ec *executionContext) childFields___Directive(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
@@ -1679,6 +4050,34 @@ func (ec *executionContext) field_Mutation_attachVolume_args(ctx context.Context
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_clearVolumeLimits_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_clearVolumeQuota_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_cloneVolume_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -1817,6 +4216,20 @@ func (ec *executionContext) field_Mutation_detachVolume_args(ctx context.Context
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_explain_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (*string, error) {
+			return ec.unmarshalOString2ᚖstring(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_renameVolume_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -1839,6 +4252,28 @@ func (ec *executionContext) field_Mutation_renameVolume_args(ctx context.Context
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_replaceDisk_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "old",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["old"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "path",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["path"] = arg1
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_resizeVolume_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -1850,22 +4285,14 @@ func (ec *executionContext) field_Mutation_resizeVolume_args(ctx context.Context
 		return nil, err
 	}
 	args["name"] = arg0
-	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "sizeBytes",
-		func(ctx context.Context, v any) (uint64, error) {
-			return ec.unmarshalNBytes2uint64(ctx, v)
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "input",
+		func(ctx context.Context, v any) (control.ResizeSpec, error) {
+			return ec.unmarshalNResizeVolumeInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐResizeSpec(ctx, v)
 		})
 	if err != nil {
 		return nil, err
 	}
-	args["sizeBytes"] = arg1
-	arg2, err := graphql.ProcessArgField(ctx, rawArgs, "shrink",
-		func(ctx context.Context, v any) (bool, error) {
-			return ec.unmarshalNBoolean2bool(ctx, v)
-		})
-	if err != nil {
-		return nil, err
-	}
-	args["shrink"] = arg2
+	args["input"] = arg1
 	return args, nil
 }
 
@@ -1905,6 +4332,78 @@ func (ec *executionContext) field_Mutation_rollback_args(ctx context.Context, ra
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_setVolumeLimits_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "limits",
+		func(ctx context.Context, v any) (control.LimitsChange, error) {
+			return ec.unmarshalNVolumeLimitsInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐLimitsChange(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["limits"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_setVolumeQuota_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "quota",
+		func(ctx context.Context, v any) (control.QuotaChange, error) {
+			return ec.unmarshalNVolumeQuotaInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐQuotaChange(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["quota"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_settle_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "cold",
+		func(ctx context.Context, v any) (bool, error) {
+			return ec.unmarshalNBoolean2bool(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["cold"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_startScrub_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "findOnly",
+		func(ctx context.Context, v any) (bool, error) {
+			return ec.unmarshalNBoolean2bool(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["findOnly"] = arg0
+	return args, nil
+}
+
 func (ec *executionContext) field_Query___type_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -1916,6 +4415,28 @@ func (ec *executionContext) field_Query___type_args(ctx context.Context, rawArgs
 		return nil, err
 	}
 	args["name"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Query_snapshotExport_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "snapshot",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["snapshot"] = arg1
 	return args, nil
 }
 
@@ -2190,6 +4711,121 @@ func (ec *executionContext) fieldContext_Attachment_ownSocket(_ context.Context,
 	return graphql.NewScalarFieldContext("Attachment", field, false, false, "Boolean")
 }
 
+func (ec *executionContext) _Attachment_tcpUri(ctx context.Context, field graphql.CollectedField, obj *control.Attachment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Attachment_tcpUri(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.TCPURI, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Attachment_tcpUri(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Attachment", field, false, false, "String")
+}
+
+func (ec *executionContext) _Attachment_tcpMode(ctx context.Context, field graphql.CollectedField, obj *control.Attachment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Attachment_tcpMode(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.TCPMode, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Attachment_tcpMode(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Attachment", field, false, false, "String")
+}
+
+func (ec *executionContext) _Attachment_clients(ctx context.Context, field graphql.CollectedField, obj *control.Attachment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Attachment_clients(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Clients, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []string) graphql.Marshaler {
+			return ec.marshalNString2ᚕstringᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Attachment_clients(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Attachment", field, false, false, "String")
+}
+
+func (ec *executionContext) _Attachment_readOnly(ctx context.Context, field graphql.CollectedField, obj *control.Attachment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Attachment_readOnly(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReadOnly, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Attachment_readOnly(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Attachment", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Attachment_inject(ctx context.Context, field graphql.CollectedField, obj *control.Attachment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Attachment_inject(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Inject, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Attachment_inject(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Attachment", field, false, false, "String")
+}
+
 func (ec *executionContext) _Attachment_attachedAt(ctx context.Context, field graphql.CollectedField, obj *control.Attachment) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -2257,6 +4893,351 @@ func (ec *executionContext) _Attachment_problem(ctx context.Context, field graph
 }
 func (ec *executionContext) fieldContext_Attachment_problem(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Attachment", field, false, false, "String")
+}
+
+func (ec *executionContext) _Audit_endedAt(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_endedAt(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.EndedAt, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_endedAt(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Audit_tookSeconds(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_tookSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.TookSeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_tookSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Float")
+}
+
+func (ec *executionContext) _Audit_passed(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_passed(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Passed, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_passed(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Audit_error(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_error(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Error, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_error(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "String")
+}
+
+func (ec *executionContext) _Audit_chunks(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_chunks(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Chunks, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_chunks(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Audit_references(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_references(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.References, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_references(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Audit_unreachable(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_unreachable(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Unreachable, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_unreachable(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Audit_unreachableBytes(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_unreachableBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.UnreachableBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_unreachableBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Audit_missing(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_missing(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Missing, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_missing(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Audit_wrongReferences(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_wrongReferences(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WrongReferences, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_wrongReferences(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Audit_wrongSegments(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_wrongSegments(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WrongSegments, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_wrongSegments(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Audit_passes(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_passes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Passes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_passes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Audit_memoryBytes(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_memoryBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MemoryBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_memoryBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Audit_filesProven(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_filesProven(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FilesProven, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_filesProven(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Audit_filesKept(ctx context.Context, field graphql.CollectedField, obj *control.Audit) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Audit_filesKept(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FilesKept, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Audit_filesKept(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
 }
 
 func (ec *executionContext) _Cache_name(ctx context.Context, field graphql.CollectedField, obj *Cache) (ret graphql.Marshaler) {
@@ -2466,6 +5447,2506 @@ func (ec *executionContext) fieldContext_CreatedToken_warning(_ context.Context,
 	return graphql.NewScalarFieldContext("CreatedToken", field, false, false, "String")
 }
 
+func (ec *executionContext) _Damage_segment(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_segment(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Segment, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_segment(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Damage_file(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_file(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.File, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_file(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "String")
+}
+
+func (ec *executionContext) _Damage_foundAt(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_foundAt(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FoundAt, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_foundAt(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Damage_columns(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_columns(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Columns, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_columns(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Damage_mended(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_mended(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Mended, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_mended(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Damage_lost(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_lost(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Lost, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_lost(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Damage_chunks(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_chunks(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Chunks, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_chunks(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Damage_places(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_places(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Places, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []blockstore.DamagedPlace) graphql.Marshaler {
+			return ec.marshalNDamagedPlace2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDamagedPlaceᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_places(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Damage",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_DamagedPlace(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Damage_morePlaces(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_morePlaces(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MorePlaces, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_morePlaces(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Damage_reason(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_reason(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Reason, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_reason(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Damage", field, false, false, "String")
+}
+
+func (ec *executionContext) _DamagedPlace_volume(ctx context.Context, field graphql.CollectedField, obj *blockstore.DamagedPlace) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_DamagedPlace_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_DamagedPlace_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("DamagedPlace", field, false, false, "String")
+}
+
+func (ec *executionContext) _DamagedPlace_snapshot(ctx context.Context, field graphql.CollectedField, obj *blockstore.DamagedPlace) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_DamagedPlace_snapshot(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Snapshot, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_DamagedPlace_snapshot(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("DamagedPlace", field, false, false, "String")
+}
+
+func (ec *executionContext) _DamagedPlace_offset(ctx context.Context, field graphql.CollectedField, obj *blockstore.DamagedPlace) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_DamagedPlace_offset(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Offset, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_DamagedPlace_offset(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("DamagedPlace", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _DamagedPlace_length(ctx context.Context, field graphql.CollectedField, obj *blockstore.DamagedPlace) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_DamagedPlace_length(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Length, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_DamagedPlace_length(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("DamagedPlace", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Disk_path(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_path(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Path, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_path(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "String")
+}
+
+func (ec *executionContext) _Disk_log(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_log(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Log, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_log(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "String")
+}
+
+func (ec *executionContext) _Disk_segments(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_segments(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Segments, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_segments(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "String")
+}
+
+func (ec *executionContext) _Disk_logFiles(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_logFiles(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.LogFiles, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_logFiles(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Disk_totalBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_totalBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.TotalBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_totalBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Disk_freeBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_freeBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FreeBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_freeBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Disk_problem(ctx context.Context, field graphql.CollectedField, obj *blockstore.DiskInfo) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disk_problem(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Problem, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disk_problem(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disk", field, false, false, "String")
+}
+
+func (ec *executionContext) _Disks_degraded(ctx context.Context, field graphql.CollectedField, obj *control.Disks) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disks_degraded(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Degraded, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disks_degraded(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disks", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Disks_disks(ctx context.Context, field graphql.CollectedField, obj *control.Disks) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disks_disks(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Disks, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []blockstore.DiskInfo) graphql.Marshaler {
+			return ec.marshalNDisk2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDiskInfoᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disks_disks(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Disks",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Disk(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Disks_missed(ctx context.Context, field graphql.CollectedField, obj *control.Disks) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disks_missed(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Missed, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disks_missed(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disks", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Disks_segmentsLacking(ctx context.Context, field graphql.CollectedField, obj *control.Disks) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disks_segmentsLacking(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SegmentsLacking, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disks_segmentsLacking(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disks", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Disks_segmentsWaiting(ctx context.Context, field graphql.CollectedField, obj *control.Disks) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disks_segmentsWaiting(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SegmentsWaiting, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disks_segmentsWaiting(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disks", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Disks_bytesLeft(ctx context.Context, field graphql.CollectedField, obj *control.Disks) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Disks_bytesLeft(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.BytesLeft, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Disks_bytesLeft(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Disks", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _ExplainedVolume_name(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_name(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Name, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_name(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "String")
+}
+
+func (ec *executionContext) _ExplainedVolume_snapshots(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_snapshots(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Snapshots, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_snapshots(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "Count")
+}
+
+func (ec *executionContext) _ExplainedVolume_sizeBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_sizeBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SizeBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_sizeBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _ExplainedVolume_dataBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_dataBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DataBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_dataBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _ExplainedVolume_dedupInsideBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_dedupInsideBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DedupInsideBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_dedupInsideBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _ExplainedVolume_sharedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_sharedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SharedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_sharedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _ExplainedVolume_ownBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_ExplainedVolume_ownBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.OwnBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_ExplainedVolume_ownBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("ExplainedVolume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explaining_running(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_running(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Running, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_running(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Explaining_run(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_run(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Run, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_run(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Explaining_volume(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "String")
+}
+
+func (ec *executionContext) _Explaining_doneBytes(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_doneBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DoneBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_doneBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explaining_totalBytes(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_totalBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.TotalBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_totalBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explaining_cancelled(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_cancelled(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Cancelled, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_cancelled(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Explaining_error(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_error(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Error, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_error(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explaining", field, false, false, "String")
+}
+
+func (ec *executionContext) _Explaining_explanation(ctx context.Context, field graphql.CollectedField, obj *control.Explaining) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explaining_explanation(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Explanation, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *blockstore.Explanation) graphql.Marshaler {
+			return ec.marshalOExplanation2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplanation(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Explaining_explanation(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explaining",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Explanation(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_volume(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "String")
+}
+
+func (ec *executionContext) _Explanation_volumes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_volumes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volumes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_volumes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Explanation_at(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_at(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.At, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_at(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Explanation_sizeBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_sizeBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SizeBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_sizeBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_unwrittenBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_unwrittenBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.UnwrittenBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_unwrittenBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_zeroBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_zeroBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ZeroBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_zeroBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_damagedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_damagedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DamagedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_damagedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_dataBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_dataBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DataBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_dataBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_dedupInsideBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_dedupInsideBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DedupInsideBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_dedupInsideBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_dedupAcrossBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_dedupAcrossBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DedupAcrossBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_dedupAcrossBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_clonedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_clonedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ClonedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_clonedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_firstBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_firstBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FirstBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_firstBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_unique(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_unique(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Unique, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v blockstore.HeldBytes) graphql.Marshaler {
+			return ec.marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHeldBytes(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_unique(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explanation",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HeldBytes(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_shared(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_shared(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Shared, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v blockstore.HeldBytes) graphql.Marshaler {
+			return ec.marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHeldBytes(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_shared(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explanation",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HeldBytes(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_snapshots(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_snapshots(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Snapshots, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v blockstore.HeldBytes) graphql.Marshaler {
+			return ec.marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHeldBytes(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_snapshots(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explanation",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HeldBytes(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_elsewhere(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_elsewhere(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Elsewhere, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v blockstore.HeldBytes) graphql.Marshaler {
+			return ec.marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHeldBytes(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_elsewhere(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explanation",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HeldBytes(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_waiting(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_waiting(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Waiting, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v blockstore.HeldBytes) graphql.Marshaler {
+			return ec.marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHeldBytes(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_waiting(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explanation",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HeldBytes(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_heldUnusedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_heldUnusedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HeldUnusedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_heldUnusedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_parityBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_parityBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ParityBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_parityBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_metadataBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_metadataBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MetadataBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_metadataBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_undestagedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_undestagedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.UndestagedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_undestagedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_freeBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_freeBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FreeBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_freeBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_perVolume(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_perVolume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.PerVolume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []blockstore.ExplainedVolume) graphql.Marshaler {
+			return ec.marshalNExplainedVolume2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplainedVolumeᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_perVolume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Explanation",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_ExplainedVolume(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_sampledOneIn(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_sampledOneIn(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SampledOneIn, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_sampledOneIn(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Explanation_pages(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_pages(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Pages, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_pages(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Explanation_rows(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_rows(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Rows, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_rows(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Explanation_memoryBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_memoryBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MemoryBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_memoryBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Explanation_tookSeconds(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_tookSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.TookSeconds(), nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_tookSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, true, false, "Float")
+}
+
+func (ec *executionContext) _Garbage_state(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_state(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.State, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_state(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "String")
+}
+
+func (ec *executionContext) _Garbage_heldUnusedBytes(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_heldUnusedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HeldUnusedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_heldUnusedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Garbage_regionsInPieces(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_regionsInPieces(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.RegionsInPieces, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_regionsInPieces(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Garbage_victims(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_victims(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Victims, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_victims(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Garbage_victimBytes(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_victimBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.VictimBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_victimBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Garbage_waitingFiles(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_waitingFiles(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WaitingFiles, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_waitingFiles(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Garbage_waitingBytes(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_waitingBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WaitingBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_waitingBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Garbage_segmentsFreed(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_segmentsFreed(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SegmentsFreed, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_segmentsFreed(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Garbage_freedBytes(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_freedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FreedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_freedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Garbage_movedBytes(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_movedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MovedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_movedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Garbage_bytesPerSecond(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_bytesPerSecond(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.BytesPerSecond, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_bytesPerSecond(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Garbage_requestsPerSecond(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_requestsPerSecond(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.RequestsPerSecond, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_requestsPerSecond(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Garbage_putOff(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_putOff(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.PutOff, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []control.PutOffSegment) graphql.Marshaler {
+			return ec.marshalNPutOffSegment2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐPutOffSegmentᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_putOff(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Garbage",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_PutOffSegment(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Garbage_audits(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_audits(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Audits, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_audits(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Garbage", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Garbage_audit(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_audit(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Audit, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *control.Audit) graphql.Marshaler {
+			return ec.marshalOAudit2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐAudit(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_audit(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Garbage",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Audit(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Garbage_job(ctx context.Context, field graphql.CollectedField, obj *control.Garbage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Garbage_job(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Job, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v control.GarbageJob) graphql.Marshaler {
+			return ec.marshalNGarbageJob2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbageJob(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Garbage_job(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Garbage",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_GarbageJob(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _GarbageJob_kind(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_kind(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Kind, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_kind(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "String")
+}
+
+func (ec *executionContext) _GarbageJob_run(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_run(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Run, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_run(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "Count")
+}
+
+func (ec *executionContext) _GarbageJob_running(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_running(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Running, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_running(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _GarbageJob_phase(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_phase(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Phase, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_phase(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "String")
+}
+
+func (ec *executionContext) _GarbageJob_doneBytes(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_doneBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DoneBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_doneBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _GarbageJob_leftBytes(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_leftBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.LeftBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_leftBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _GarbageJob_error(ctx context.Context, field graphql.CollectedField, obj *control.GarbageJob) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_GarbageJob_error(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Error, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_GarbageJob_error(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("GarbageJob", field, false, false, "String")
+}
+
+func (ec *executionContext) _HeldBytes_rawBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.HeldBytes) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HeldBytes_rawBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.RawBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HeldBytes_rawBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HeldBytes", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _HeldBytes_storedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.HeldBytes) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HeldBytes_storedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.StoredBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HeldBytes_storedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HeldBytes", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Index_whole(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_whole(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Whole, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_whole(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Index_indexed(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_indexed(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Indexed, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_indexed(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Index_chunks(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_chunks(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Chunks, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_chunks(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Index_unmatched(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_unmatched(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Unmatched, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_unmatched(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Index_doubles(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_doubles(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Doubles, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_doubles(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Index_joined(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_joined(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Joined, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_joined(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Index_joinedBytes(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_joinedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.JoinedRaw, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_joinedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Index_diskBytes(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_diskBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DiskBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_diskBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Index_filterBytes(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Index_filterBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FilterBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Index_filterBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Index", field, false, false, "Bytes")
+}
+
 func (ec *executionContext) _MemoryPart_name(ctx context.Context, field graphql.CollectedField, obj *MemoryPart) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -2669,7 +8150,7 @@ func (ec *executionContext) _Mutation_resizeVolume(ctx context.Context, field gr
 		},
 		func(ctx context.Context) (any, error) {
 			fc := graphql.GetFieldContext(ctx)
-			return ec.Resolvers.Mutation().ResizeVolume(ctx, fc.Args["name"].(string), fc.Args["sizeBytes"].(uint64), fc.Args["shrink"].(bool))
+			return ec.Resolvers.Mutation().ResizeVolume(ctx, fc.Args["name"].(string), fc.Args["input"].(control.ResizeSpec))
 		},
 		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
 			directive0 := next
@@ -2715,6 +8196,254 @@ func (ec *executionContext) fieldContext_Mutation_resizeVolume(ctx context.Conte
 	}()
 	ctx = graphql.WithFieldContext(ctx, fc)
 	if fc.Args, err = ec.field_Mutation_resizeVolume_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_setVolumeLimits(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_setVolumeLimits(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().SetVolumeLimits(ctx, fc.Args["name"].(string), fc.Args["limits"].(control.LimitsChange))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal Volume
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal Volume
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v Volume) graphql.Marshaler {
+			return ec.marshalNVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolume(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_setVolumeLimits(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Volume(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_setVolumeLimits_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_clearVolumeLimits(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_clearVolumeLimits(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().ClearVolumeLimits(ctx, fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal Volume
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal Volume
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v Volume) graphql.Marshaler {
+			return ec.marshalNVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolume(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_clearVolumeLimits(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Volume(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_clearVolumeLimits_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_setVolumeQuota(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_setVolumeQuota(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().SetVolumeQuota(ctx, fc.Args["name"].(string), fc.Args["quota"].(control.QuotaChange))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal Volume
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal Volume
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v Volume) graphql.Marshaler {
+			return ec.marshalNVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolume(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_setVolumeQuota(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Volume(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_setVolumeQuota_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_clearVolumeQuota(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_clearVolumeQuota(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().ClearVolumeQuota(ctx, fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal Volume
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal Volume
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v Volume) graphql.Marshaler {
+			return ec.marshalNVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolume(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_clearVolumeQuota(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Volume(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_clearVolumeQuota_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
 		ec.Error(ctx, err)
 		return fc, err
 	}
@@ -3164,7 +8893,8 @@ func (ec *executionContext) _Mutation_settle(ctx context.Context, field graphql.
 			return ec.fieldContext_Mutation_settle(ctx, field)
 		},
 		func(ctx context.Context) (any, error) {
-			return ec.Resolvers.Mutation().Settle(ctx)
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().Settle(ctx, fc.Args["cold"].(bool))
 		},
 		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
 			directive0 := next
@@ -3192,7 +8922,7 @@ func (ec *executionContext) _Mutation_settle(ctx context.Context, field graphql.
 		true,
 	)
 }
-func (ec *executionContext) fieldContext_Mutation_settle(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+func (ec *executionContext) fieldContext_Mutation_settle(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	fc = &graphql.FieldContext{
 		Object:     "Mutation",
 		Field:      field,
@@ -3200,6 +8930,753 @@ func (ec *executionContext) fieldContext_Mutation_settle(_ context.Context, fiel
 		IsResolver: true,
 		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 			return ec.childFields_Settling(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_settle_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_collectGarbage(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_collectGarbage(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().CollectGarbage(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Garbage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Garbage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+			return ec.marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_collectGarbage(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Garbage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_auditGarbage(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_auditGarbage(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().AuditGarbage(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Garbage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Garbage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+			return ec.marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_auditGarbage(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Garbage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_cancelGarbage(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_cancelGarbage(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().CancelGarbage(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Garbage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Garbage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+			return ec.marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_cancelGarbage(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Garbage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_pauseGarbage(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_pauseGarbage(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().PauseGarbage(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Garbage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Garbage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+			return ec.marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_pauseGarbage(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Garbage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_resumeGarbage(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_resumeGarbage(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().ResumeGarbage(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Garbage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Garbage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+			return ec.marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_resumeGarbage(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Garbage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_explain(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_explain(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().Explain(ctx, fc.Args["volume"].(*string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Explaining
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Explaining
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Explaining) graphql.Marshaler {
+			return ec.marshalNExplaining2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐExplaining(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_explain(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Explaining(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_explain_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_cancelExplain(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_cancelExplain(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().CancelExplain(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Explaining
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Explaining
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Explaining) graphql.Marshaler {
+			return ec.marshalNExplaining2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐExplaining(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_cancelExplain(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Explaining(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_startScrub(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_startScrub(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().StartScrub(ctx, fc.Args["findOnly"].(bool))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Scrub
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Scrub
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Scrub) graphql.Marshaler {
+			return ec.marshalNScrub2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScrub(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_startScrub(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Scrub(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_startScrub_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_pauseScrub(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_pauseScrub(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().PauseScrub(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Scrub
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Scrub
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Scrub) graphql.Marshaler {
+			return ec.marshalNScrub2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScrub(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_pauseScrub(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Scrub(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_resumeScrub(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_resumeScrub(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().ResumeScrub(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Scrub
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Scrub
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Scrub) graphql.Marshaler {
+			return ec.marshalNScrub2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScrub(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_resumeScrub(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Scrub(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_cancelScrub(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_cancelScrub(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().CancelScrub(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Scrub
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Scrub
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Scrub) graphql.Marshaler {
+			return ec.marshalNScrub2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScrub(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_cancelScrub(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Scrub(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_rebuildIndex(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_rebuildIndex(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().RebuildIndex(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Index
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Index
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Index) graphql.Marshaler {
+			return ec.marshalNIndex2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐIndex(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_rebuildIndex(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Index(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_replaceDisk(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_replaceDisk(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().ReplaceDisk(ctx, fc.Args["old"].(string), fc.Args["path"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "ADMIN")
+				if err != nil {
+					var zeroVal control.Disks
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Disks
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Disks) graphql.Marshaler {
+			return ec.marshalNDisks2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDisks(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_replaceDisk(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Disks(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_replaceDisk_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_repair(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_repair(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Mutation().Repair(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal []control.Damage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.Damage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.Damage) graphql.Marshaler {
+			return ec.marshalNDamage2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDamageᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_repair(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Damage(ctx, field)
 		},
 	}
 	return fc, nil
@@ -3327,6 +9804,98 @@ func (ec *executionContext) fieldContext_Mutation_revokeToken(ctx context.Contex
 		return fc, err
 	}
 	return fc, nil
+}
+
+func (ec *executionContext) _PutOffSegment_segment(ctx context.Context, field graphql.CollectedField, obj *control.PutOffSegment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_PutOffSegment_segment(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Segment, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_PutOffSegment_segment(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("PutOffSegment", field, false, false, "Count")
+}
+
+func (ec *executionContext) _PutOffSegment_tries(ctx context.Context, field graphql.CollectedField, obj *control.PutOffSegment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_PutOffSegment_tries(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Tries, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_PutOffSegment_tries(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("PutOffSegment", field, false, false, "Int")
+}
+
+func (ec *executionContext) _PutOffSegment_until(ctx context.Context, field graphql.CollectedField, obj *control.PutOffSegment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_PutOffSegment_until(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Until, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_PutOffSegment_until(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("PutOffSegment", field, false, false, "Time")
+}
+
+func (ec *executionContext) _PutOffSegment_reason(ctx context.Context, field graphql.CollectedField, obj *control.PutOffSegment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_PutOffSegment_reason(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Reason, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_PutOffSegment_reason(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("PutOffSegment", field, false, false, "String")
 }
 
 func (ec *executionContext) _Query_status(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
@@ -3665,6 +10234,68 @@ func (ec *executionContext) fieldContext_Query_attachments(_ context.Context, fi
 	return fc, nil
 }
 
+func (ec *executionContext) _Query_snapshotExport(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_snapshotExport(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Query().SnapshotExport(ctx, fc.Args["volume"].(string), fc.Args["snapshot"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.Attachment
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Attachment
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Attachment) graphql.Marshaler {
+			return ec.marshalNAttachment2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐAttachment(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_snapshotExport(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Attachment(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Query_snapshotExport_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Query_stats(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -3760,6 +10391,306 @@ func (ec *executionContext) fieldContext_Query_settling(_ context.Context, field
 		IsResolver: true,
 		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 			return ec.childFields_Settling(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_garbage(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_garbage(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Garbage(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.Garbage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Garbage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+			return ec.marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_garbage(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Garbage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_scrub(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_scrub(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Scrub(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.Scrub
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Scrub
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Scrub) graphql.Marshaler {
+			return ec.marshalNScrub2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScrub(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_scrub(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Scrub(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_index(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_index(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Index(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.Index
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Index
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Index) graphql.Marshaler {
+			return ec.marshalNIndex2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐIndex(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_index(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Index(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_disks(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_disks(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Disks(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.Disks
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Disks
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Disks) graphql.Marshaler {
+			return ec.marshalNDisks2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDisks(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_disks(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Disks(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_explaining(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_explaining(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Explaining(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.Explaining
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Explaining
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Explaining) graphql.Marshaler {
+			return ec.marshalNExplaining2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐExplaining(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_explaining(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Explaining(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_damages(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_damages(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Damages(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal []control.Damage
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.Damage
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.Damage) graphql.Marshaler {
+			return ec.marshalNDamage2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDamageᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_damages(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Damage(ctx, field)
 		},
 	}
 	return fc, nil
@@ -3891,6 +10822,259 @@ func (ec *executionContext) fieldContext_Query___schema(_ context.Context, field
 	return fc, nil
 }
 
+func (ec *executionContext) _Scrub_state(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_state(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.State, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_state(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "String")
+}
+
+func (ec *executionContext) _Scrub_run(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_run(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Run, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_run(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Scrub_findOnly(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_findOnly(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FindOnly, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_findOnly(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Scrub_startedAt(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_startedAt(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.StartedAt, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *time.Time) graphql.Marshaler {
+			return ec.marshalOTime2ᚖtimeᚐTime(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_startedAt(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Scrub_endedAt(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_endedAt(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.EndedAt, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *time.Time) graphql.Marshaler {
+			return ec.marshalOTime2ᚖtimeᚐTime(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_endedAt(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Scrub_segmentsDone(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_segmentsDone(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SegmentsDone, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_segmentsDone(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Scrub_segmentsLeft(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_segmentsLeft(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SegmentsLeft, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_segmentsLeft(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Scrub_bytesDone(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_bytesDone(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.BytesDone, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_bytesDone(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Scrub_bytesLeft(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_bytesLeft(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.BytesLeft, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_bytesLeft(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Scrub_damaged(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_damaged(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Damaged, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_damaged(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Scrub_mended(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_mended(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Mended, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_mended(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
 func (ec *executionContext) _Settling_running(ctx context.Context, field graphql.CollectedField, obj *control.Settling) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -3912,6 +11096,52 @@ func (ec *executionContext) _Settling_running(ctx context.Context, field graphql
 }
 func (ec *executionContext) fieldContext_Settling_running(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Settling", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Settling_run(ctx context.Context, field graphql.CollectedField, obj *control.Settling) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Settling_run(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Run, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Settling_run(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Settling", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Settling_ended(ctx context.Context, field graphql.CollectedField, obj *control.Settling) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Settling_ended(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Ended, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Settling_ended(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Settling", field, false, false, "Count")
 }
 
 func (ec *executionContext) _Settling_done(ctx context.Context, field graphql.CollectedField, obj *control.Settling) (ret graphql.Marshaler) {
@@ -4326,6 +11556,305 @@ func (ec *executionContext) _Stats_metadataBytes(ctx context.Context, field grap
 }
 func (ec *executionContext) fieldContext_Stats_metadataBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_parityBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_parityBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ParityBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_parityBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_guardedBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_guardedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.GuardedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_guardedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_unguardedBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_unguardedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.UnguardedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_unguardedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_coldBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_coldBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ColdBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_coldBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_coolingBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_coolingBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.CoolingBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_coolingBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_cooledBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_cooledBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.CooledBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_cooledBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_similarBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_similarBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SimilarBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_similarBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_similarSavedBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_similarSavedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SimilarSavedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_similarSavedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_similarSeconds(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_similarSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SimilarSeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_similarSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Float")
+}
+
+func (ec *executionContext) _Stats_damageFound(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_damageFound(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DamageFound, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_damageFound(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Stats_damageMended(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_damageMended(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DamageMended, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_damageMended(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Stats_damageLost(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_damageLost(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.DamageLost, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_damageLost(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Stats_inlineRepairs(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_inlineRepairs(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.InlineRepairs, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_inlineRepairs(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
 }
 
 func (ec *executionContext) _Stats_dedupRatio(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
@@ -4967,6 +12496,29 @@ func (ec *executionContext) fieldContext_Status_nbdSocket(_ context.Context, fie
 	return graphql.NewScalarFieldContext("Status", field, false, false, "String")
 }
 
+func (ec *executionContext) _Status_nbdTcp(ctx context.Context, field graphql.CollectedField, obj *control.Status) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Status_nbdTcp(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.NBDTCP, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Status_nbdTcp(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Status", field, false, false, "String")
+}
+
 func (ec *executionContext) _Status_problems(ctx context.Context, field graphql.CollectedField, obj *control.Status) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -4987,6 +12539,52 @@ func (ec *executionContext) _Status_problems(ctx context.Context, field graphql.
 	)
 }
 func (ec *executionContext) fieldContext_Status_problems(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Status", field, false, false, "String")
+}
+
+func (ec *executionContext) _Status_alarms(ctx context.Context, field graphql.CollectedField, obj *control.Status) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Status_alarms(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Alarms, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []string) graphql.Marshaler {
+			return ec.marshalNString2ᚕstringᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Status_alarms(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Status", field, false, false, "String")
+}
+
+func (ec *executionContext) _Status_faults(ctx context.Context, field graphql.CollectedField, obj *control.Status) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Status_faults(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Faults, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []string) graphql.Marshaler {
+			return ec.marshalNString2ᚕstringᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Status_faults(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Status", field, false, false, "String")
 }
 
@@ -5342,6 +12940,300 @@ func (ec *executionContext) fieldContext_Volume_attachment(_ context.Context, fi
 		},
 	}
 	return fc, nil
+}
+
+func (ec *executionContext) _Volume_limits(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Volume_limits(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Limits, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *VolumeLimits) graphql.Marshaler {
+			return ec.marshalOVolumeLimits2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolumeLimits(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Volume_limits(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Volume",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_VolumeLimits(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Volume_undestagedBytes(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Volume_undestagedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.UndestagedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Volume_undestagedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Volume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Volume_referencedBytes(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Volume_referencedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReferencedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Volume_referencedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Volume", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Volume_quota(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Volume_quota(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Quota, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *VolumeQuota) graphql.Marshaler {
+			return ec.marshalOVolumeQuota2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolumeQuota(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Volume_quota(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Volume",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_VolumeQuota(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _VolumeLimits_readIops(ctx context.Context, field graphql.CollectedField, obj *VolumeLimits) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeLimits_readIops(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReadIops, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeLimits_readIops(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeLimits", field, false, false, "Count")
+}
+
+func (ec *executionContext) _VolumeLimits_writeIops(ctx context.Context, field graphql.CollectedField, obj *VolumeLimits) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeLimits_writeIops(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WriteIops, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeLimits_writeIops(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeLimits", field, false, false, "Count")
+}
+
+func (ec *executionContext) _VolumeLimits_readBytes(ctx context.Context, field graphql.CollectedField, obj *VolumeLimits) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeLimits_readBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReadBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeLimits_readBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeLimits", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _VolumeLimits_writeBytes(ctx context.Context, field graphql.CollectedField, obj *VolumeLimits) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeLimits_writeBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WriteBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeLimits_writeBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeLimits", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _VolumeLimits_burstSeconds(ctx context.Context, field graphql.CollectedField, obj *VolumeLimits) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeLimits_burstSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.BurstSeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeLimits_burstSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeLimits", field, false, false, "Float")
+}
+
+func (ec *executionContext) _VolumeQuota_referencedBytes(ctx context.Context, field graphql.CollectedField, obj *VolumeQuota) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeQuota_referencedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReferencedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeQuota_referencedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeQuota", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _VolumeQuota_reservedBytes(ctx context.Context, field graphql.CollectedField, obj *VolumeQuota) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeQuota_reservedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReservedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeQuota_reservedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeQuota", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _VolumeQuota_state(ctx context.Context, field graphql.CollectedField, obj *VolumeQuota) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeQuota_state(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.State, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeQuota_state(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeQuota", field, false, false, "String")
 }
 
 func (ec *executionContext) ___Directive_name(ctx context.Context, field graphql.CollectedField, obj *introspection.Directive) (ret graphql.Marshaler) {
@@ -6437,8 +14329,26 @@ func (ec *executionContext) unmarshalInputAttachVolumeInput(ctx context.Context,
 	if _, present := asMap["mode"]; !present {
 		asMap["mode"] = ""
 	}
+	if _, present := asMap["tcp"]; !present {
+		asMap["tcp"] = false
+	}
+	if _, present := asMap["tcpWriteback"]; !present {
+		asMap["tcpWriteback"] = false
+	}
+	if _, present := asMap["clients"]; !present {
+		asMap["clients"] = []any{}
+	}
+	if _, present := asMap["readOnly"]; !present {
+		asMap["readOnly"] = false
+	}
+	if _, present := asMap["inject"]; !present {
+		asMap["inject"] = ""
+	}
+	if _, present := asMap["force"]; !present {
+		asMap["force"] = false
+	}
 
-	fieldsInOrder := [...]string{"name", "socketPerVolume", "owner", "mode"}
+	fieldsInOrder := [...]string{"name", "socketPerVolume", "owner", "mode", "tcp", "tcpWriteback", "clients", "readOnly", "inject", "force"}
 	for _, k := range fieldsInOrder {
 		v, ok := asMap[k]
 		if !ok {
@@ -6473,6 +14383,48 @@ func (ec *executionContext) unmarshalInputAttachVolumeInput(ctx context.Context,
 				return it, err
 			}
 			it.Mode = data
+		case "tcp":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("tcp"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.TCP = data
+		case "tcpWriteback":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("tcpWriteback"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.TCPWriteback = data
+		case "clients":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("clients"))
+			data, err := ec.unmarshalOString2ᚕstringᚄ(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Clients = data
+		case "readOnly":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("readOnly"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.ReadOnly = data
+		case "inject":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("inject"))
+			data, err := ec.unmarshalNString2string(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Inject = data
+		case "force":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("force"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Force = data
 		}
 	}
 	return it, nil
@@ -6620,6 +14572,198 @@ func UnmarshalCreateVolumeInput(ctx context.Context, raw any) (CreateVolumeInput
 	return out, err
 }
 
+func (ec *executionContext) unmarshalInputResizeVolumeInput(ctx context.Context, obj any) (control.ResizeSpec, error) {
+	var it control.ResizeSpec
+	if obj == nil {
+		return it, nil
+	}
+
+	asMap := map[string]any{}
+	for k, v := range obj.(map[string]any) {
+		asMap[k] = v
+	}
+
+	if _, present := asMap["shrink"]; !present {
+		asMap["shrink"] = false
+	}
+	if _, present := asMap["force"]; !present {
+		asMap["force"] = false
+	}
+	if _, present := asMap["keepConnections"]; !present {
+		asMap["keepConnections"] = false
+	}
+
+	fieldsInOrder := [...]string{"sizeBytes", "shrink", "force", "keepConnections"}
+	for _, k := range fieldsInOrder {
+		v, ok := asMap[k]
+		if !ok {
+			continue
+		}
+		switch k {
+		case "sizeBytes":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("sizeBytes"))
+			data, err := ec.unmarshalNBytes2uint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.SizeBytes = data
+		case "shrink":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("shrink"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Shrink = data
+		case "force":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("force"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Force = data
+		case "keepConnections":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("keepConnections"))
+			data, err := ec.unmarshalNBoolean2bool(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.KeepConnections = data
+		}
+	}
+	return it, nil
+}
+
+// UnmarshalResizeVolumeInput unmarshals raw into the ResizeVolumeInput input type, using the
+// unmarshaler bound to ctx's request. Call it from a resolver to decode an input
+// object that was not passed as a field argument.
+//
+// ctx must come from a gqlgen request; outside one there is no unmarshaler to use
+// and the returned error says so.
+func UnmarshalResizeVolumeInput(ctx context.Context, raw any) (control.ResizeSpec, error) {
+	var out control.ResizeSpec
+	err := graphql.UnmarshalNamedInputFromContext(ctx, "ResizeVolumeInput", raw, &out)
+	return out, err
+}
+
+func (ec *executionContext) unmarshalInputVolumeLimitsInput(ctx context.Context, obj any) (control.LimitsChange, error) {
+	var it control.LimitsChange
+	if obj == nil {
+		return it, nil
+	}
+
+	asMap := map[string]any{}
+	for k, v := range obj.(map[string]any) {
+		asMap[k] = v
+	}
+
+	fieldsInOrder := [...]string{"readIops", "writeIops", "readBytes", "writeBytes", "burstSeconds"}
+	for _, k := range fieldsInOrder {
+		v, ok := asMap[k]
+		if !ok {
+			continue
+		}
+		switch k {
+		case "readIops":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("readIops"))
+			data, err := ec.unmarshalOCount2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.ReadIOPS = data
+		case "writeIops":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("writeIops"))
+			data, err := ec.unmarshalOCount2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.WriteIOPS = data
+		case "readBytes":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("readBytes"))
+			data, err := ec.unmarshalOBytes2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.ReadBytes = data
+		case "writeBytes":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("writeBytes"))
+			data, err := ec.unmarshalOBytes2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.WriteBytes = data
+		case "burstSeconds":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("burstSeconds"))
+			data, err := ec.unmarshalOFloat2ᚖfloat64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.BurstSeconds = data
+		}
+	}
+	return it, nil
+}
+
+// UnmarshalVolumeLimitsInput unmarshals raw into the VolumeLimitsInput input type, using the
+// unmarshaler bound to ctx's request. Call it from a resolver to decode an input
+// object that was not passed as a field argument.
+//
+// ctx must come from a gqlgen request; outside one there is no unmarshaler to use
+// and the returned error says so.
+func UnmarshalVolumeLimitsInput(ctx context.Context, raw any) (control.LimitsChange, error) {
+	var out control.LimitsChange
+	err := graphql.UnmarshalNamedInputFromContext(ctx, "VolumeLimitsInput", raw, &out)
+	return out, err
+}
+
+func (ec *executionContext) unmarshalInputVolumeQuotaInput(ctx context.Context, obj any) (control.QuotaChange, error) {
+	var it control.QuotaChange
+	if obj == nil {
+		return it, nil
+	}
+
+	asMap := map[string]any{}
+	for k, v := range obj.(map[string]any) {
+		asMap[k] = v
+	}
+
+	fieldsInOrder := [...]string{"referencedBytes", "reservedBytes"}
+	for _, k := range fieldsInOrder {
+		v, ok := asMap[k]
+		if !ok {
+			continue
+		}
+		switch k {
+		case "referencedBytes":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("referencedBytes"))
+			data, err := ec.unmarshalOBytes2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.ReferencedBytes = data
+		case "reservedBytes":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("reservedBytes"))
+			data, err := ec.unmarshalOBytes2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.ReservedBytes = data
+		}
+	}
+	return it, nil
+}
+
+// UnmarshalVolumeQuotaInput unmarshals raw into the VolumeQuotaInput input type, using the
+// unmarshaler bound to ctx's request. Call it from a resolver to decode an input
+// object that was not passed as a field argument.
+//
+// ctx must come from a gqlgen request; outside one there is no unmarshaler to use
+// and the returned error says so.
+func UnmarshalVolumeQuotaInput(ctx context.Context, raw any) (control.QuotaChange, error) {
+	var out control.QuotaChange
+	err := graphql.UnmarshalNamedInputFromContext(ctx, "VolumeQuotaInput", raw, &out)
+	return out, err
+}
+
 // endregion **************************** input.gotpl *****************************
 
 // region    ************************** interface.gotpl ***************************
@@ -6697,6 +14841,31 @@ func (ec *executionContext) _Attachment(ctx context.Context, sel ast.SelectionSe
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "tcpUri":
+			out.Values[i] = ec._Attachment_tcpUri(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "tcpMode":
+			out.Values[i] = ec._Attachment_tcpMode(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "clients":
+			out.Values[i] = ec._Attachment_clients(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "readOnly":
+			out.Values[i] = ec._Attachment_readOnly(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "inject":
+			out.Values[i] = ec._Attachment_inject(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "attachedAt":
 			out.Values[i] = ec._Attachment_attachedAt(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
@@ -6709,6 +14878,109 @@ func (ec *executionContext) _Attachment(ctx context.Context, sel ast.SelectionSe
 			}
 		case "problem":
 			out.Values[i] = ec._Attachment_problem(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var auditImplementors = []string{"Audit"}
+
+func (ec *executionContext) _Audit(ctx context.Context, sel ast.SelectionSet, obj *control.Audit) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, auditImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Audit")
+		case "endedAt":
+			out.Values[i] = ec._Audit_endedAt(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "tookSeconds":
+			out.Values[i] = ec._Audit_tookSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "passed":
+			out.Values[i] = ec._Audit_passed(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "error":
+			out.Values[i] = ec._Audit_error(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "chunks":
+			out.Values[i] = ec._Audit_chunks(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "references":
+			out.Values[i] = ec._Audit_references(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unreachable":
+			out.Values[i] = ec._Audit_unreachable(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unreachableBytes":
+			out.Values[i] = ec._Audit_unreachableBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "missing":
+			out.Values[i] = ec._Audit_missing(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "wrongReferences":
+			out.Values[i] = ec._Audit_wrongReferences(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "wrongSegments":
+			out.Values[i] = ec._Audit_wrongSegments(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "passes":
+			out.Values[i] = ec._Audit_passes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "memoryBytes":
+			out.Values[i] = ec._Audit_memoryBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "filesProven":
+			out.Values[i] = ec._Audit_filesProven(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "filesKept":
+			out.Values[i] = ec._Audit_filesKept(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -6830,6 +15102,834 @@ func (ec *executionContext) _CreatedToken(ctx context.Context, sel ast.Selection
 	return out
 }
 
+var damageImplementors = []string{"Damage"}
+
+func (ec *executionContext) _Damage(ctx context.Context, sel ast.SelectionSet, obj *control.Damage) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, damageImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Damage")
+		case "segment":
+			out.Values[i] = ec._Damage_segment(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "file":
+			out.Values[i] = ec._Damage_file(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "foundAt":
+			out.Values[i] = ec._Damage_foundAt(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "columns":
+			out.Values[i] = ec._Damage_columns(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "mended":
+			out.Values[i] = ec._Damage_mended(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "lost":
+			out.Values[i] = ec._Damage_lost(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "chunks":
+			out.Values[i] = ec._Damage_chunks(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "places":
+			out.Values[i] = ec._Damage_places(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "morePlaces":
+			out.Values[i] = ec._Damage_morePlaces(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "reason":
+			out.Values[i] = ec._Damage_reason(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var damagedPlaceImplementors = []string{"DamagedPlace"}
+
+func (ec *executionContext) _DamagedPlace(ctx context.Context, sel ast.SelectionSet, obj *blockstore.DamagedPlace) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, damagedPlaceImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("DamagedPlace")
+		case "volume":
+			out.Values[i] = ec._DamagedPlace_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "snapshot":
+			out.Values[i] = ec._DamagedPlace_snapshot(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "offset":
+			out.Values[i] = ec._DamagedPlace_offset(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "length":
+			out.Values[i] = ec._DamagedPlace_length(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var diskImplementors = []string{"Disk"}
+
+func (ec *executionContext) _Disk(ctx context.Context, sel ast.SelectionSet, obj *blockstore.DiskInfo) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, diskImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Disk")
+		case "path":
+			out.Values[i] = ec._Disk_path(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "log":
+			out.Values[i] = ec._Disk_log(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "segments":
+			out.Values[i] = ec._Disk_segments(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "logFiles":
+			out.Values[i] = ec._Disk_logFiles(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "totalBytes":
+			out.Values[i] = ec._Disk_totalBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "freeBytes":
+			out.Values[i] = ec._Disk_freeBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "problem":
+			out.Values[i] = ec._Disk_problem(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var disksImplementors = []string{"Disks"}
+
+func (ec *executionContext) _Disks(ctx context.Context, sel ast.SelectionSet, obj *control.Disks) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, disksImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Disks")
+		case "degraded":
+			out.Values[i] = ec._Disks_degraded(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "disks":
+			out.Values[i] = ec._Disks_disks(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "missed":
+			out.Values[i] = ec._Disks_missed(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "segmentsLacking":
+			out.Values[i] = ec._Disks_segmentsLacking(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "segmentsWaiting":
+			out.Values[i] = ec._Disks_segmentsWaiting(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "bytesLeft":
+			out.Values[i] = ec._Disks_bytesLeft(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var explainedVolumeImplementors = []string{"ExplainedVolume"}
+
+func (ec *executionContext) _ExplainedVolume(ctx context.Context, sel ast.SelectionSet, obj *blockstore.ExplainedVolume) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, explainedVolumeImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("ExplainedVolume")
+		case "name":
+			out.Values[i] = ec._ExplainedVolume_name(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "snapshots":
+			out.Values[i] = ec._ExplainedVolume_snapshots(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "sizeBytes":
+			out.Values[i] = ec._ExplainedVolume_sizeBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "dataBytes":
+			out.Values[i] = ec._ExplainedVolume_dataBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "dedupInsideBytes":
+			out.Values[i] = ec._ExplainedVolume_dedupInsideBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "sharedBytes":
+			out.Values[i] = ec._ExplainedVolume_sharedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "ownBytes":
+			out.Values[i] = ec._ExplainedVolume_ownBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var explainingImplementors = []string{"Explaining"}
+
+func (ec *executionContext) _Explaining(ctx context.Context, sel ast.SelectionSet, obj *control.Explaining) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, explainingImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Explaining")
+		case "running":
+			out.Values[i] = ec._Explaining_running(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "run":
+			out.Values[i] = ec._Explaining_run(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "volume":
+			out.Values[i] = ec._Explaining_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "doneBytes":
+			out.Values[i] = ec._Explaining_doneBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "totalBytes":
+			out.Values[i] = ec._Explaining_totalBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "cancelled":
+			out.Values[i] = ec._Explaining_cancelled(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "error":
+			out.Values[i] = ec._Explaining_error(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "explanation":
+			out.Values[i] = ec._Explaining_explanation(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var explanationImplementors = []string{"Explanation"}
+
+func (ec *executionContext) _Explanation(ctx context.Context, sel ast.SelectionSet, obj *blockstore.Explanation) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, explanationImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Explanation")
+		case "volume":
+			out.Values[i] = ec._Explanation_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "volumes":
+			out.Values[i] = ec._Explanation_volumes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "at":
+			out.Values[i] = ec._Explanation_at(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "sizeBytes":
+			out.Values[i] = ec._Explanation_sizeBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unwrittenBytes":
+			out.Values[i] = ec._Explanation_unwrittenBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "zeroBytes":
+			out.Values[i] = ec._Explanation_zeroBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "damagedBytes":
+			out.Values[i] = ec._Explanation_damagedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "dataBytes":
+			out.Values[i] = ec._Explanation_dataBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "dedupInsideBytes":
+			out.Values[i] = ec._Explanation_dedupInsideBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "dedupAcrossBytes":
+			out.Values[i] = ec._Explanation_dedupAcrossBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "clonedBytes":
+			out.Values[i] = ec._Explanation_clonedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "firstBytes":
+			out.Values[i] = ec._Explanation_firstBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unique":
+			out.Values[i] = ec._Explanation_unique(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "shared":
+			out.Values[i] = ec._Explanation_shared(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "snapshots":
+			out.Values[i] = ec._Explanation_snapshots(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "elsewhere":
+			out.Values[i] = ec._Explanation_elsewhere(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "waiting":
+			out.Values[i] = ec._Explanation_waiting(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "heldUnusedBytes":
+			out.Values[i] = ec._Explanation_heldUnusedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "parityBytes":
+			out.Values[i] = ec._Explanation_parityBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "metadataBytes":
+			out.Values[i] = ec._Explanation_metadataBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "undestagedBytes":
+			out.Values[i] = ec._Explanation_undestagedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "freeBytes":
+			out.Values[i] = ec._Explanation_freeBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "perVolume":
+			out.Values[i] = ec._Explanation_perVolume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "sampledOneIn":
+			out.Values[i] = ec._Explanation_sampledOneIn(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "pages":
+			out.Values[i] = ec._Explanation_pages(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "rows":
+			out.Values[i] = ec._Explanation_rows(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "memoryBytes":
+			out.Values[i] = ec._Explanation_memoryBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "tookSeconds":
+			out.Values[i] = ec._Explanation_tookSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var garbageImplementors = []string{"Garbage"}
+
+func (ec *executionContext) _Garbage(ctx context.Context, sel ast.SelectionSet, obj *control.Garbage) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, garbageImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Garbage")
+		case "state":
+			out.Values[i] = ec._Garbage_state(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "heldUnusedBytes":
+			out.Values[i] = ec._Garbage_heldUnusedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "regionsInPieces":
+			out.Values[i] = ec._Garbage_regionsInPieces(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "victims":
+			out.Values[i] = ec._Garbage_victims(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "victimBytes":
+			out.Values[i] = ec._Garbage_victimBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "waitingFiles":
+			out.Values[i] = ec._Garbage_waitingFiles(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "waitingBytes":
+			out.Values[i] = ec._Garbage_waitingBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "segmentsFreed":
+			out.Values[i] = ec._Garbage_segmentsFreed(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "freedBytes":
+			out.Values[i] = ec._Garbage_freedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "movedBytes":
+			out.Values[i] = ec._Garbage_movedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "bytesPerSecond":
+			out.Values[i] = ec._Garbage_bytesPerSecond(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "requestsPerSecond":
+			out.Values[i] = ec._Garbage_requestsPerSecond(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "putOff":
+			out.Values[i] = ec._Garbage_putOff(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "audits":
+			out.Values[i] = ec._Garbage_audits(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "audit":
+			out.Values[i] = ec._Garbage_audit(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "job":
+			out.Values[i] = ec._Garbage_job(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var garbageJobImplementors = []string{"GarbageJob"}
+
+func (ec *executionContext) _GarbageJob(ctx context.Context, sel ast.SelectionSet, obj *control.GarbageJob) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, garbageJobImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("GarbageJob")
+		case "kind":
+			out.Values[i] = ec._GarbageJob_kind(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "run":
+			out.Values[i] = ec._GarbageJob_run(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "running":
+			out.Values[i] = ec._GarbageJob_running(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "phase":
+			out.Values[i] = ec._GarbageJob_phase(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "doneBytes":
+			out.Values[i] = ec._GarbageJob_doneBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "leftBytes":
+			out.Values[i] = ec._GarbageJob_leftBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "error":
+			out.Values[i] = ec._GarbageJob_error(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var heldBytesImplementors = []string{"HeldBytes"}
+
+func (ec *executionContext) _HeldBytes(ctx context.Context, sel ast.SelectionSet, obj *blockstore.HeldBytes) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, heldBytesImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("HeldBytes")
+		case "rawBytes":
+			out.Values[i] = ec._HeldBytes_rawBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "storedBytes":
+			out.Values[i] = ec._HeldBytes_storedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var indexImplementors = []string{"Index"}
+
+func (ec *executionContext) _Index(ctx context.Context, sel ast.SelectionSet, obj *control.Index) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, indexImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Index")
+		case "whole":
+			out.Values[i] = ec._Index_whole(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "indexed":
+			out.Values[i] = ec._Index_indexed(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "chunks":
+			out.Values[i] = ec._Index_chunks(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unmatched":
+			out.Values[i] = ec._Index_unmatched(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "doubles":
+			out.Values[i] = ec._Index_doubles(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "joined":
+			out.Values[i] = ec._Index_joined(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "joinedBytes":
+			out.Values[i] = ec._Index_joinedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "diskBytes":
+			out.Values[i] = ec._Index_diskBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "filterBytes":
+			out.Values[i] = ec._Index_filterBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var memoryPartImplementors = []string{"MemoryPart"}
 
 func (ec *executionContext) _MemoryPart(ctx context.Context, sel ast.SelectionSet, obj *MemoryPart) graphql.Marshaler {
@@ -6913,6 +16013,34 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "setVolumeLimits":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_setVolumeLimits(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "clearVolumeLimits":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_clearVolumeLimits(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "setVolumeQuota":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_setVolumeQuota(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "clearVolumeQuota":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_clearVolumeQuota(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "deleteVolume":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_deleteVolume(ctx, field)
@@ -6969,6 +16097,104 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "collectGarbage":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_collectGarbage(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "auditGarbage":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_auditGarbage(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "cancelGarbage":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_cancelGarbage(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "pauseGarbage":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_pauseGarbage(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "resumeGarbage":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_resumeGarbage(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "explain":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_explain(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "cancelExplain":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_cancelExplain(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "startScrub":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_startScrub(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "pauseScrub":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_pauseScrub(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "resumeScrub":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_resumeScrub(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "cancelScrub":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_cancelScrub(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "rebuildIndex":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_rebuildIndex(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "replaceDisk":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_replaceDisk(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "repair":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_repair(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "createToken":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_createToken(ctx, field)
@@ -6980,6 +16206,54 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_revokeToken(ctx, field)
 			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var putOffSegmentImplementors = []string{"PutOffSegment"}
+
+func (ec *executionContext) _PutOffSegment(ctx context.Context, sel ast.SelectionSet, obj *control.PutOffSegment) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, putOffSegmentImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("PutOffSegment")
+		case "segment":
+			out.Values[i] = ec._PutOffSegment_segment(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "tries":
+			out.Values[i] = ec._PutOffSegment_tries(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "until":
+			out.Values[i] = ec._PutOffSegment_until(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "reason":
+			out.Values[i] = ec._PutOffSegment_reason(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -7055,6 +16329,12 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 				func(ctx context.Context) graphql.Marshaler {
 					return ec._Query_attachments(ctx, field)
 				})
+		case "snapshotExport":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_snapshotExport(ctx, field)
+				})
 		case "stats":
 			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
 				true, true,
@@ -7066,6 +16346,42 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 				true, true,
 				func(ctx context.Context) graphql.Marshaler {
 					return ec._Query_settling(ctx, field)
+				})
+		case "garbage":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_garbage(ctx, field)
+				})
+		case "scrub":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_scrub(ctx, field)
+				})
+		case "index":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_index(ctx, field)
+				})
+		case "disks":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_disks(ctx, field)
+				})
+		case "explaining":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_explaining(ctx, field)
+				})
+		case "damages":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_damages(ctx, field)
 				})
 		case "tokens":
 			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
@@ -7104,6 +16420,89 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 	return out
 }
 
+var scrubImplementors = []string{"Scrub"}
+
+func (ec *executionContext) _Scrub(ctx context.Context, sel ast.SelectionSet, obj *control.Scrub) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, scrubImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Scrub")
+		case "state":
+			out.Values[i] = ec._Scrub_state(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "run":
+			out.Values[i] = ec._Scrub_run(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "findOnly":
+			out.Values[i] = ec._Scrub_findOnly(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "startedAt":
+			out.Values[i] = ec._Scrub_startedAt(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "endedAt":
+			out.Values[i] = ec._Scrub_endedAt(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "segmentsDone":
+			out.Values[i] = ec._Scrub_segmentsDone(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "segmentsLeft":
+			out.Values[i] = ec._Scrub_segmentsLeft(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "bytesDone":
+			out.Values[i] = ec._Scrub_bytesDone(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "bytesLeft":
+			out.Values[i] = ec._Scrub_bytesLeft(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "damaged":
+			out.Values[i] = ec._Scrub_damaged(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "mended":
+			out.Values[i] = ec._Scrub_mended(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var settlingImplementors = []string{"Settling"}
 
 func (ec *executionContext) _Settling(ctx context.Context, sel ast.SelectionSet, obj *control.Settling) graphql.Marshaler {
@@ -7117,6 +16516,16 @@ func (ec *executionContext) _Settling(ctx context.Context, sel ast.SelectionSet,
 			out.Values[i] = graphql.MarshalString("Settling")
 		case "running":
 			out.Values[i] = ec._Settling_running(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "run":
+			out.Values[i] = ec._Settling_run(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "ended":
+			out.Values[i] = ec._Settling_ended(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -7263,6 +16672,71 @@ func (ec *executionContext) _Stats(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "metadataBytes":
 			out.Values[i] = ec._Stats_metadataBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "parityBytes":
+			out.Values[i] = ec._Stats_parityBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "guardedBytes":
+			out.Values[i] = ec._Stats_guardedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unguardedBytes":
+			out.Values[i] = ec._Stats_unguardedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "coldBytes":
+			out.Values[i] = ec._Stats_coldBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "coolingBytes":
+			out.Values[i] = ec._Stats_coolingBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "cooledBytes":
+			out.Values[i] = ec._Stats_cooledBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "similarBytes":
+			out.Values[i] = ec._Stats_similarBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "similarSavedBytes":
+			out.Values[i] = ec._Stats_similarSavedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "similarSeconds":
+			out.Values[i] = ec._Stats_similarSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "damageFound":
+			out.Values[i] = ec._Stats_damageFound(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "damageMended":
+			out.Values[i] = ec._Stats_damageMended(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "damageLost":
+			out.Values[i] = ec._Stats_damageLost(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "inlineRepairs":
+			out.Values[i] = ec._Stats_inlineRepairs(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -7429,8 +16903,23 @@ func (ec *executionContext) _Status(ctx context.Context, sel ast.SelectionSet, o
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "nbdTcp":
+			out.Values[i] = ec._Status_nbdTcp(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "problems":
 			out.Values[i] = ec._Status_problems(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "alarms":
+			out.Values[i] = ec._Status_alarms(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "faults":
+			out.Values[i] = ec._Status_faults(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -7563,6 +17052,122 @@ func (ec *executionContext) _Volume(ctx context.Context, sel ast.SelectionSet, o
 		case "attachment":
 			out.Values[i] = ec._Volume_attachment(ctx, field, obj)
 			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "limits":
+			out.Values[i] = ec._Volume_limits(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "undestagedBytes":
+			out.Values[i] = ec._Volume_undestagedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "referencedBytes":
+			out.Values[i] = ec._Volume_referencedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "quota":
+			out.Values[i] = ec._Volume_quota(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var volumeLimitsImplementors = []string{"VolumeLimits"}
+
+func (ec *executionContext) _VolumeLimits(ctx context.Context, sel ast.SelectionSet, obj *VolumeLimits) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, volumeLimitsImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("VolumeLimits")
+		case "readIops":
+			out.Values[i] = ec._VolumeLimits_readIops(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "writeIops":
+			out.Values[i] = ec._VolumeLimits_writeIops(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "readBytes":
+			out.Values[i] = ec._VolumeLimits_readBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "writeBytes":
+			out.Values[i] = ec._VolumeLimits_writeBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "burstSeconds":
+			out.Values[i] = ec._VolumeLimits_burstSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var volumeQuotaImplementors = []string{"VolumeQuota"}
+
+func (ec *executionContext) _VolumeQuota(ctx context.Context, sel ast.SelectionSet, obj *VolumeQuota) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, volumeQuotaImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("VolumeQuota")
+		case "referencedBytes":
+			out.Values[i] = ec._VolumeQuota_referencedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "reservedBytes":
+			out.Values[i] = ec._VolumeQuota_reservedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "state":
+			out.Values[i] = ec._VolumeQuota_state(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
 		default:
@@ -8057,6 +17662,94 @@ func (ec *executionContext) marshalNCreatedToken2githubᚗcomᚋhyperᚑnixosᚋ
 	return ec._CreatedToken(ctx, sel, &v)
 }
 
+func (ec *executionContext) marshalNDamage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDamage(ctx context.Context, sel ast.SelectionSet, v control.Damage) graphql.Marshaler {
+	return ec._Damage(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNDamage2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDamageᚄ(ctx context.Context, sel ast.SelectionSet, v []control.Damage) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNDamage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDamage(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) marshalNDamagedPlace2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDamagedPlace(ctx context.Context, sel ast.SelectionSet, v blockstore.DamagedPlace) graphql.Marshaler {
+	return ec._DamagedPlace(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNDamagedPlace2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDamagedPlaceᚄ(ctx context.Context, sel ast.SelectionSet, v []blockstore.DamagedPlace) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNDamagedPlace2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDamagedPlace(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) marshalNDisk2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDiskInfo(ctx context.Context, sel ast.SelectionSet, v blockstore.DiskInfo) graphql.Marshaler {
+	return ec._Disk(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNDisk2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDiskInfoᚄ(ctx context.Context, sel ast.SelectionSet, v []blockstore.DiskInfo) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNDisk2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐDiskInfo(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) marshalNDisks2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDisks(ctx context.Context, sel ast.SelectionSet, v control.Disks) graphql.Marshaler {
+	return ec._Disks(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNExplainedVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplainedVolume(ctx context.Context, sel ast.SelectionSet, v blockstore.ExplainedVolume) graphql.Marshaler {
+	return ec._ExplainedVolume(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNExplainedVolume2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplainedVolumeᚄ(ctx context.Context, sel ast.SelectionSet, v []blockstore.ExplainedVolume) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNExplainedVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplainedVolume(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) marshalNExplaining2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐExplaining(ctx context.Context, sel ast.SelectionSet, v control.Explaining) graphql.Marshaler {
+	return ec._Explaining(ctx, sel, &v)
+}
+
 func (ec *executionContext) unmarshalNFloat2float64(ctx context.Context, v any) (float64, error) {
 	res, err := graphql.UnmarshalFloatContext(ctx, v)
 	return res, graphql.ErrorOnPath(ctx, err)
@@ -8069,6 +17762,22 @@ func (ec *executionContext) marshalNFloat2float64(ctx context.Context, sel ast.S
 		graphql.AddInvalidNullFromMarshaler(ctx, "Float!")
 	}
 	return graphql.WrapContextMarshaler(ctx, res)
+}
+
+func (ec *executionContext) marshalNGarbage2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbage(ctx context.Context, sel ast.SelectionSet, v control.Garbage) graphql.Marshaler {
+	return ec._Garbage(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNGarbageJob2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐGarbageJob(ctx context.Context, sel ast.SelectionSet, v control.GarbageJob) graphql.Marshaler {
+	return ec._GarbageJob(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHeldBytes(ctx context.Context, sel ast.SelectionSet, v blockstore.HeldBytes) graphql.Marshaler {
+	return ec._HeldBytes(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNIndex2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐIndex(ctx context.Context, sel ast.SelectionSet, v control.Index) graphql.Marshaler {
+	return ec._Index(ctx, sel, &v)
 }
 
 func (ec *executionContext) unmarshalNInt2int(ctx context.Context, v any) (int, error) {
@@ -8105,6 +17814,31 @@ func (ec *executionContext) marshalNMemoryPart2ᚕgithubᚗcomᚋhyperᚑnixos�
 	return ret
 }
 
+func (ec *executionContext) marshalNPutOffSegment2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐPutOffSegment(ctx context.Context, sel ast.SelectionSet, v control.PutOffSegment) graphql.Marshaler {
+	return ec._PutOffSegment(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNPutOffSegment2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐPutOffSegmentᚄ(ctx context.Context, sel ast.SelectionSet, v []control.PutOffSegment) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNPutOffSegment2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐPutOffSegment(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) unmarshalNResizeVolumeInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐResizeSpec(ctx context.Context, v any) (control.ResizeSpec, error) {
+	res, err := ec.unmarshalInputResizeVolumeInput(ctx, v)
+	return res, graphql.ErrorOnPath(ctx, err)
+}
+
 func (ec *executionContext) unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx context.Context, v any) (control.Scope, error) {
 	tmp, err := graphql.UnmarshalString(v)
 	res := unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope[tmp]
@@ -8132,6 +17866,10 @@ var (
 		control.ScopeAdmin:   "ADMIN",
 	}
 )
+
+func (ec *executionContext) marshalNScrub2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScrub(ctx context.Context, sel ast.SelectionSet, v control.Scrub) graphql.Marshaler {
+	return ec._Scrub(ctx, sel, &v)
+}
 
 func (ec *executionContext) marshalNSettling2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSettling(ctx context.Context, sel ast.SelectionSet, v control.Settling) graphql.Marshaler {
 	return ec._Settling(ctx, sel, &v)
@@ -8260,6 +17998,16 @@ func (ec *executionContext) marshalNVolume2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyp
 	}
 
 	return ret
+}
+
+func (ec *executionContext) unmarshalNVolumeLimitsInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐLimitsChange(ctx context.Context, v any) (control.LimitsChange, error) {
+	res, err := ec.unmarshalInputVolumeLimitsInput(ctx, v)
+	return res, graphql.ErrorOnPath(ctx, err)
+}
+
+func (ec *executionContext) unmarshalNVolumeQuotaInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐQuotaChange(ctx context.Context, v any) (control.QuotaChange, error) {
+	res, err := ec.unmarshalInputVolumeQuotaInput(ctx, v)
+	return res, graphql.ErrorOnPath(ctx, err)
 }
 
 func (ec *executionContext) unmarshalNWriteMode2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐWriteMode(ctx context.Context, v any) (WriteMode, error) {
@@ -8421,6 +18169,13 @@ func (ec *executionContext) marshalOAttachment2ᚖgithubᚗcomᚋhyperᚑnixos�
 	return ec._Attachment(ctx, sel, v)
 }
 
+func (ec *executionContext) marshalOAudit2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐAudit(ctx context.Context, sel ast.SelectionSet, v *control.Audit) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._Audit(ctx, sel, v)
+}
+
 func (ec *executionContext) unmarshalOBoolean2bool(ctx context.Context, v any) (bool, error) {
 	res, err := graphql.UnmarshalBoolean(v)
 	return res, graphql.ErrorOnPath(ctx, err)
@@ -8449,6 +18204,101 @@ func (ec *executionContext) marshalOBoolean2ᚖbool(ctx context.Context, sel ast
 	_ = ctx
 	res := graphql.MarshalBoolean(*v)
 	return res
+}
+
+func (ec *executionContext) unmarshalOBytes2ᚖuint64(ctx context.Context, v any) (*uint64, error) {
+	if v == nil {
+		return nil, nil
+	}
+	res, err := graphql.UnmarshalUint64(v)
+	return &res, graphql.ErrorOnPath(ctx, err)
+}
+
+func (ec *executionContext) marshalOBytes2ᚖuint64(ctx context.Context, sel ast.SelectionSet, v *uint64) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	_ = sel
+	_ = ctx
+	res := graphql.MarshalUint64(*v)
+	return res
+}
+
+func (ec *executionContext) unmarshalOCount2ᚖuint64(ctx context.Context, v any) (*uint64, error) {
+	if v == nil {
+		return nil, nil
+	}
+	res, err := graphql.UnmarshalUint64(v)
+	return &res, graphql.ErrorOnPath(ctx, err)
+}
+
+func (ec *executionContext) marshalOCount2ᚖuint64(ctx context.Context, sel ast.SelectionSet, v *uint64) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	_ = sel
+	_ = ctx
+	res := graphql.MarshalUint64(*v)
+	return res
+}
+
+func (ec *executionContext) marshalOExplanation2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplanation(ctx context.Context, sel ast.SelectionSet, v *blockstore.Explanation) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._Explanation(ctx, sel, v)
+}
+
+func (ec *executionContext) unmarshalOFloat2ᚖfloat64(ctx context.Context, v any) (*float64, error) {
+	if v == nil {
+		return nil, nil
+	}
+	res, err := graphql.UnmarshalFloatContext(ctx, v)
+	return &res, graphql.ErrorOnPath(ctx, err)
+}
+
+func (ec *executionContext) marshalOFloat2ᚖfloat64(ctx context.Context, sel ast.SelectionSet, v *float64) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	_ = sel
+	res := graphql.MarshalFloatContext(*v)
+	return graphql.WrapContextMarshaler(ctx, res)
+}
+
+func (ec *executionContext) unmarshalOString2ᚕstringᚄ(ctx context.Context, v any) ([]string, error) {
+	if v == nil {
+		return nil, nil
+	}
+	vSlice := graphql.CoerceList(v)
+	var err error
+	res := make([]string, len(vSlice))
+	for i := range vSlice {
+		ctx := graphql.WithPathContext(ctx, graphql.NewPathWithIndex(i))
+		res[i], err = ec.unmarshalNString2string(ctx, vSlice[i])
+		if err != nil {
+			return nil, err
+		}
+	}
+	return res, nil
+}
+
+func (ec *executionContext) marshalOString2ᚕstringᚄ(ctx context.Context, sel ast.SelectionSet, v []string) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	ret := make(graphql.Array, len(v))
+	for i := range v {
+		ret[i] = ec.marshalNString2string(ctx, sel, v[i])
+	}
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
 }
 
 func (ec *executionContext) unmarshalOString2ᚖstring(ctx context.Context, v any) (*string, error) {
@@ -8485,6 +18335,20 @@ func (ec *executionContext) marshalOTime2ᚖtimeᚐTime(ctx context.Context, sel
 	_ = ctx
 	res := graphql.MarshalTime(*v)
 	return res
+}
+
+func (ec *executionContext) marshalOVolumeLimits2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolumeLimits(ctx context.Context, sel ast.SelectionSet, v *VolumeLimits) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._VolumeLimits(ctx, sel, v)
+}
+
+func (ec *executionContext) marshalOVolumeQuota2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolumeQuota(ctx context.Context, sel ast.SelectionSet, v *VolumeQuota) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._VolumeQuota(ctx, sel, v)
 }
 
 func (ec *executionContext) marshalO__EnumValue2ᚕgithubᚗcomᚋ99designsᚋgqlgenᚋgraphqlᚋintrospectionᚐEnumValueᚄ(ctx context.Context, sel ast.SelectionSet, v []introspection.EnumValue) graphql.Marshaler {

@@ -20,6 +20,18 @@ type AttachVolumeInput struct {
 	Owner string `json:"owner"`
 	// Octal permissions of that socket. Default: 0600.
 	Mode string `json:"mode"`
+	// Serves it over TCP as well, at nbd.listen. Every change is durable before its reply.
+	TCP bool `json:"tcp"`
+	// Over TCP, leaves it to the volume's mode when a change is durable. If the machine goes down, clients that had written are refused until force.
+	TCPWriteback bool `json:"tcpWriteback"`
+	// Those who may use it over TCP: names (common name or DNS name) in their certificates, or psk:IDENTITY of their pre-shared keys. None: all who have either; of a volume that is attached already: no change.
+	Clients []string `json:"clients,omitempty"`
+	// Refuses every change.
+	ReadOnly bool `json:"readOnly"`
+	// What shall go wrong on purpose, such as delay=10ms,jitter=5ms,error=0.01,errno=ENOSPC,rate=10MB/s,on=read+write,seed=7. Empty: no change; none: nothing any more.
+	Inject string `json:"inject"`
+	// Serves it over TCP again although writes of a client may be lost.
+	Force bool `json:"force"`
 }
 
 type Attached struct {
@@ -82,22 +94,48 @@ type Stats struct {
 	Snapshots int `json:"snapshots"`
 	// Sizes of all volumes together.
 	LogicalBytes uint64 `json:"logicalBytes"`
-	// What volumes and snapshots refer to, each reference counted.
+	// What volumes and snapshots refer to, each reference counted, so that what clones and snapshots share counts once for each. It is an upper bound: what a trim or a delete cut off in one piece counts until
+	// the background has freed it (store settle waits for that), and what of it an older snapshot still has counts as long as the snapshot.
 	NonZeroBytes uint64 `json:"nonZeroBytes"`
 	// Chunks that something refers to, each counted once, before compression.
 	UniqueBytes uint64 `json:"uniqueBytes"`
-	// The part of uniqueBytes that has more than one reference.
+	// The part of uniqueBytes that deduplication found more than once: chunks that several places of maps refer to. It does not say what clones and snapshots share: they share whole maps, which count one
+	// reference.
 	SharedBytes uint64 `json:"sharedBytes"`
 	// Bytes of segments that hold uniqueBytes.
 	StoredBytes uint64 `json:"storedBytes"`
 	// Bytes of segments that nothing refers to, not reclaimed yet.
 	HeldUnusedBytes uint64 `json:"heldUnusedBytes"`
 	MetadataBytes   uint64 `json:"metadataBytes"`
+	// Parity sidecars of segments; not part of the sizes above.
+	ParityBytes uint64 `json:"parityBytes"`
+	// Bytes of sealed segments that have a sidecar.
+	GuardedBytes uint64 `json:"guardedBytes"`
+	// Bytes of sealed segments that have none yet.
+	UnguardedBytes uint64 `json:"unguardedBytes"`
+	// The part of uniqueBytes that lies in cold segments.
+	ColdBytes uint64 `json:"coldBytes"`
+	// What the background still has to move there now.
+	CoolingBytes uint64 `json:"coolingBytes"`
+	// What went there since the store was opened.
+	CooledBytes uint64 `json:"cooledBytes"`
+	// The part of cooledBytes that was packed behind data that it is like.
+	SimilarBytes uint64 `json:"similarBytes"`
+	// What that saved, after compression: an estimate from one frame in 16.
+	SimilarSavedBytes uint64 `json:"similarSavedBytes"`
+	// What it took to find out what is alike, on all workers together.
+	SimilarSeconds float64 `json:"similarSeconds"`
+	// Damaged columns of 4 KiB of segments and sidecars that were found since the store was opened.
+	DamageFound  uint64 `json:"damageFound"`
+	DamageMended uint64 `json:"damageMended"`
+	DamageLost   uint64 `json:"damageLost"`
+	// Reads that were answered by parity since the store was opened.
+	InlineRepairs uint64 `json:"inlineRepairs"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
 	DedupRatio float64 `json:"dedupRatio"`
 	// uniqueBytes per storedBytes; 0 while there is nothing.
 	CompressionRatio float64 `json:"compressionRatio"`
-	// ok, near full or full.
+	// ok, near full (from 85 % on), nearly full (from 95 % on) or full.
 	Space string `json:"space"`
 	// Free in the file system, the reserve not included.
 	FreeBytes    uint64 `json:"freeBytes"`
@@ -136,6 +174,33 @@ type Volume struct {
 	OriginSnapshot string `json:"originSnapshot"`
 	// Null when the volume is not attached.
 	Attachment *control.Attachment `json:"attachment,omitempty"`
+	// Null when there are none.
+	Limits *VolumeLimits `json:"limits,omitempty"`
+	// Data of the volume and its snapshots that is in no segment yet.
+	UndestagedBytes uint64 `json:"undestagedBytes"`
+	// Data that the volume refers to, at least: what is overwritten in the log counts twice until it is destaged, and what was trimmed until that is worked off.
+	ReferencedBytes uint64 `json:"referencedBytes"`
+	// Null when there is none.
+	Quota *VolumeQuota `json:"quota,omitempty"`
+}
+
+// What the clients of a volume may do in a second; 0: no limit. Snapshots are not limited.
+type VolumeLimits struct {
+	ReadIops   uint64 `json:"readIops"`
+	WriteIops  uint64 `json:"writeIops"`
+	ReadBytes  uint64 `json:"readBytes"`
+	WriteBytes uint64 `json:"writeBytes"`
+	// After an idle time, what the limits allow in so many seconds may be done at once; 0 stands for 0.1.
+	BurstSeconds float64 `json:"burstSeconds"`
+}
+
+type VolumeQuota struct {
+	// 0: no bound.
+	ReferencedBytes uint64 `json:"referencedBytes"`
+	// 0: nothing is kept.
+	ReservedBytes uint64 `json:"reservedBytes"`
+	// ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused.
+	State string `json:"state"`
 }
 
 type WriteMode string

@@ -6,11 +6,14 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// Diff calls visit, in order, for each range in which two maps differ, until visit returns false. Ranges are exact: bytes are the same if they come from the same place
+// Diff calls visit, in order, for each part of a range in which two maps differ, until visit returns false. Parts are exact: bytes are the same if they come from the same place
 // of the same chunk or source, or are both zero, both damaged or both holes; a hole and a zero differ. Touching ranges are joined. Subtrees of equal id are skipped unread.
-func (m *Map) Diff(ctx context.Context, a, b Root, visit func(off, n uint64) bool) error {
-	d := diff{m: m, ctx: ctx, visit: visit}
-	if err := d.subtrees(a.Subtree(), b.Subtree(), max(a.Level, b.Level)); err != nil {
+func (m *Map) Diff(ctx context.Context, a, b Root, within block.Range, visit func(off, n uint64) bool) error {
+	if within.Len == 0 {
+		return nil
+	}
+	d := diff{m: m, ctx: ctx, visit: visit, within: within}
+	if err := d.subtrees(a.Subtree(), b.Subtree(), max(a.Level, b.Level), 0); err != nil {
 		return err
 	}
 	d.flush()
@@ -21,11 +24,16 @@ type diff struct {
 	m        *Map
 	ctx      context.Context // lives as long as the diff
 	visit    func(off, n uint64) bool
+	within   block.Range
 	off, end uint64 // found, not yet visited
 	stopped  bool
 }
 
 func (d *diff) add(off, end uint64) {
+	off, end = max(off, d.within.Off), min(end, d.within.End())
+	if off >= end {
+		return
+	}
 	if d.end != off || d.off == d.end {
 		d.flush()
 		d.off = off
@@ -40,9 +48,9 @@ func (d *diff) flush() {
 	d.off, d.end = 0, 0
 }
 
-// subtrees compares two subtrees as children of a common level. One may be lower than that: it is then the first descendant.
-func (d *diff) subtrees(a, b Subtree, level uint8) error {
-	if a.ID == b.ID || d.stopped {
+// subtrees compares two subtrees as children of a common level, which begins at a region. One may be lower than that: it is then the first descendant.
+func (d *diff) subtrees(a, b Subtree, level uint8, region uint64) error {
+	if a.ID == b.ID || d.stopped || region+span(level) <= regionOf(d.within.Off) || region > regionOf(d.within.End()-1) {
 		return nil
 	}
 	if err := d.ctx.Err(); err != nil {
@@ -60,7 +68,7 @@ func (d *diff) subtrees(a, b Subtree, level uint8) error {
 		return err
 	}
 	for i := 0; i < Fanout && !d.stopped; i++ {
-		if err := d.subtrees(na.at(i), nb.at(i), level-1); err != nil {
+		if err := d.subtrees(na.at(i), nb.at(i), level-1, region+uint64(i)*span(level-1)); err != nil {
 			return err
 		}
 	}

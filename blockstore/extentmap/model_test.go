@@ -169,7 +169,9 @@ func (w *world) verifyDiff() {
 	}
 	a, b := all[w.rng.IntN(len(all))], all[w.rng.IntN(len(all))]
 	got, end := make(model, len(windows)), uint64(0)
-	w.check(w.m.Diff(w.t.Context(), a.root, b.root, func(off, n uint64) bool {
+	var parts []block.Range
+	w.check(w.m.Diff(w.t.Context(), a.root, b.root, block.Range{Len: block.MaxVolumeSize}, func(off, n uint64) bool {
+		parts = append(parts, block.Range{Off: off, Len: n})
 		if off <= end && end > 0 || n == 0 {
 			w.t.Fatalf("range %d+%d after %d", off, n, end)
 		}
@@ -183,6 +185,33 @@ func (w *world) verifyDiff() {
 				w.t.Fatalf("byte %d of window %d: differs %v, but Diff says otherwise", k, i, differ)
 			}
 		}
+	}
+	w.verifyDiffWithin(a.root, b.root, parts)
+}
+
+// verifyDiffWithin asks for a range that begins and ends near differences, and compares the answer with what is known of the whole.
+func (w *world) verifyDiffWithin(a, b Root, parts []block.Range) {
+	if len(parts) == 0 {
+		return
+	}
+	first, last := parts[w.rng.IntN(len(parts))], parts[w.rng.IntN(len(parts))]
+	if last.Off < first.Off {
+		first, last = last, first
+	}
+	lo, hi := first.Off+w.rng.Uint64N(first.Len), last.Off+1+w.rng.Uint64N(last.Len)
+	within := block.Range{Off: min(lo, hi), Len: max(lo, hi) - min(lo, hi)}
+	var want, got []block.Range
+	for _, p := range parts {
+		if lo, hi := max(p.Off, within.Off), min(p.End(), within.End()); lo < hi {
+			want = append(want, block.Range{Off: lo, Len: hi - lo})
+		}
+	}
+	w.check(w.m.Diff(w.t.Context(), a, b, within, func(off, n uint64) bool {
+		got = append(got, block.Range{Off: off, Len: n})
+		return true
+	}))
+	if !slices.Equal(got, want) {
+		w.t.Fatalf("differences within %v: %v, want %v", within, got, want)
 	}
 }
 

@@ -96,7 +96,7 @@ func TestWalkStopsWithItsContext(t *testing.T) {
 	if got, _ := steps(t, m, root, 0, next, 100); len(got) != 9 {
 		t.Errorf("the rest is %v", got)
 	}
-	if err := m.Diff(ctx, root, Root{}, nil); !errors.Is(err, context.Canceled) {
+	if err := m.Diff(ctx, root, Root{}, block.Range{Len: block.MaxVolumeSize}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("diff: %v", err)
 	}
 }
@@ -119,7 +119,7 @@ func TestDiffSkipsWhatIsShared(t *testing.T) {
 	})
 	g := &gets{Reader: db}
 	var got [][2]uint64
-	if err := NewMap(g, nil).Diff(t.Context(), root, root2, func(off, n uint64) bool {
+	if err := NewMap(g, nil).Diff(t.Context(), root, root2, block.Range{Len: block.MaxVolumeSize}, func(off, n uint64) bool {
 		got = append(got, [2]uint64{off, n})
 		return true
 	}); err != nil {

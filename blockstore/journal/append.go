@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
-	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
 // appender is the one writer of the log. Its lock is held over the write(2), against the rule that no I/O happens under a mutex: the lock
@@ -60,14 +59,27 @@ func (l *Log) append(recs []Record, limit int64, wait bool) error {
 	if len(recs) == 0 {
 		return nil
 	}
-	l.app.Lock()
-	behind, err := l.appendLocked(recs, limit, wait)
-	l.app.Unlock()
-	if behind > 0 && l.opts.Events.ClockBehind != nil {
-		l.opts.Events.ClockBehind(behind)
+	for {
+		l.app.Lock()
+		behind, err := l.appendLocked(recs, limit, wait)
+		l.app.Unlock()
+		if behind > 0 && l.opts.Events.ClockBehind != nil {
+			l.opts.Events.ClockBehind(behind)
+		}
+		if err != errNoNext {
+			return err
+		}
+		if !wait {
+			return fmt.Errorf("append to a full log file: %w", block.ErrWouldBlock)
+		}
+		if err := l.awaitNext(); err != nil {
+			return err
+		}
 	}
-	return err
 }
+
+// errNoNext says that a new file is needed and none is there yet. Whoever waits for it holds no lock: a snapshot's record still fits where a batch of writes does not.
+var errNoNext = errors.New("no log file is prepared")
 
 // appendLocked writes the records into as many files as they need. It returns by how much the clock was found to have fallen back.
 func (l *Log) appendLocked(recs []Record, limit int64, wait bool) (behind time.Duration, err error) {
@@ -78,8 +90,8 @@ func (l *Log) appendLocked(recs []Record, limit int64, wait bool) (behind time.D
 	if err != nil {
 		return 0, err
 	}
-	if rolls > 0 && !wait && (rolls > 1 || !l.canRoll()) {
-		return 0, fmt.Errorf("append to a full log file: %w", block.ErrWouldBlock)
+	if rolls == 1 && !l.canRoll() || rolls > 1 && !wait {
+		return 0, errNoNext
 	}
 	now := l.opts.Now().UnixNano()
 	behind = l.checkClock(now)
@@ -159,7 +171,7 @@ func (l *Log) writeBatch(recs []Record, now int64) error {
 	if pad := roundUp(f.end) - f.end; pad > 0 {
 		a.vec = append(a.vec, zeroPage[:pad])
 	}
-	err := vfs.WriteVec(f.f, a.vec, saved.end)
+	err := l.write(f, a.vec, saved.end)
 	clear(a.vec) // the payload is the caller's again
 	if err != nil {
 		// The next append overwrites what may have been written: its chain does not contain these records.

@@ -1,9 +1,12 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
@@ -13,14 +16,38 @@ const fileSuffix = ".log"
 
 // logFile is one file of the log. Everything but contents is fixed once the file is in use.
 type logFile struct {
-	f      vfs.File
+	f      vfs.File // where the file is read
 	path   string
+	home   *place                   // of f; nil where the log has one directory
+	others atomic.Pointer[[]copied] // further copies
 	header FileHeader
 	seed   uint32 // of the chain: the checksum of the header
 	sealed bool   // its index and footer are durable; guarded by Log.st
 
+	mapped  sync.Once
+	viewing *vfs.View // nil where a file cannot be mapped
+
 	// contents belongs to the appender while the file is active, then to the sealer, then to nobody.
 	contents
+}
+
+// view returns the file mapped for reading, or nil where that cannot be. The caller holds a pin.
+func (f *logFile) view() *vfs.View {
+	f.mapped.Do(func() { f.viewing, _ = vfs.Map(f.source(), f.header.Capacity) })
+	return f.viewing
+}
+
+// close closes the file. Nobody may be reading it.
+func (f *logFile) close() error {
+	f.mapped.Do(func() {})
+	var err error
+	if f.viewing != nil {
+		err = f.viewing.Close()
+	}
+	for _, c := range f.copies() {
+		err = errors.Join(err, c.f.Close())
+	}
+	return errors.Join(err, f.f.Close())
 }
 
 // contents is what the records of a file amount to. Adding to a copy leaves the original as it was, which is how a failed append is undone.

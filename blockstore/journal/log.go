@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/membership"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -25,12 +27,19 @@ type Log struct {
 	group struct {
 		sync.Mutex
 		running bool
-		done    chan struct{} // closed when the running sync ends
+		done    chan struct{} // closed when the running sync ends; nil while nobody waits for that
 		scratch []*logFile
 	}
 
+	pace     syncPace
+	syncs    atomic.Uint64 // group commits
 	durable  atomic.Uint64 // copy of st.durableSeq for the appender
 	closed   atomic.Bool
+	dirs     *membership.Group // of the directories; nil where there is one, and never were more
+	places   atomic.Pointer[[]*place]
+	member   sync.Mutex // orders changes of places
+	fillers  sync.WaitGroup
+	mended   atomic.Uint64
 	failure  atomic.Pointer[error]
 	syncKick chan struct{} // capacity 1: enough is unsynced
 	prepKick chan struct{} // capacity 1: a file is wanted, or one was retired
@@ -90,7 +99,7 @@ func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, err
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{opts: opts, syncKick: make(chan struct{}, 1), prepKick: make(chan struct{}, 1), quit: make(chan struct{})}
+	l := &Log{opts: opts, pace: syncPace{window: opts.FileSize / 4}, syncKick: make(chan struct{}, 1), prepKick: make(chan struct{}, 1), quit: make(chan struct{})}
 	l.st.wake.L = &l.st
 	if err := opts.FS.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create log directory: %w", err)
@@ -98,8 +107,18 @@ func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, err
 	if err := vfs.SyncDir(opts.FS, opts.FS.PathDir(opts.Dir)); err != nil {
 		return nil, fmt.Errorf("create log directory: %w", err)
 	}
-	r := &recovery{opts: opts, from: replayFrom, replay: replay}
+	group, places, err := opts.openPlaces()
+	if err != nil {
+		return nil, err
+	}
+	l.dirs = group
+	l.places.Store(&places)
+	r := &recovery{opts: opts, from: replayFrom, replay: replay, places: places}
 	if err := r.run(); err != nil {
+		r.closeAll()
+		return nil, err
+	}
+	if err := l.beginPlaces(r); err != nil {
 		r.closeAll()
 		return nil, err
 	}
@@ -119,6 +138,7 @@ func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, err
 	go l.syncLoop()
 	go l.prepareLoop()
 	go l.sealLoop()
+	l.fillAll()
 	return l, nil
 }
 
@@ -142,7 +162,7 @@ func (l *Log) begin(r *recovery) error {
 	st.live = append(st.live, f)
 	l.app.active = f
 	if err = l.writeHeader(f, r.prevID, r.prevChain, first); err == nil {
-		err = vfs.DataSync(f.f)
+		err = l.syncFiles([]*logFile{f})
 	}
 	if err != nil {
 		return fmt.Errorf("start log: %w", err)
@@ -175,6 +195,7 @@ func (l *Log) Close() error {
 	l.app.Unlock()
 	close(l.quit)
 	l.loops.Wait()
+	l.fillers.Wait()
 
 	err := l.syncThrough(context.Background(), l.lastSeq())
 	l.st.Lock()
@@ -188,8 +209,21 @@ func (l *Log) Close() error {
 	return errors.Join(err, l.closeFiles())
 }
 
-// closeFiles closes every descriptor.
+// pinsEnd is how long Close waits for readers. Files that one still has after that stay open: they are mapped, and a mapping must not go under a reader.
+const pinsEnd = 10 * time.Second
+
+// closeFiles closes every descriptor, once nobody reads any more. Whoever comes now finds no file.
 func (l *Log) closeFiles() (err error) {
+	l.files.Store(&[]*logFile{})
+	for n, began := 0, time.Now(); n < 2; { // a pin of this epoch keeps the one after the next from beginning
+		if l.pins.tryAdvance() {
+			n++
+		} else if time.Since(began) > pinsEnd {
+			return errors.New("close the log: somebody still reads it")
+		} else {
+			time.Sleep(time.Millisecond)
+		}
+	}
 	st := &l.st
 	st.Lock()
 	defer st.Unlock()
@@ -201,7 +235,7 @@ func (l *Log) closeFiles() (err error) {
 		all = append(all, st.next)
 	}
 	for _, f := range all {
-		err = errors.Join(err, f.f.Close())
+		err = errors.Join(err, f.close())
 	}
 	return err
 }

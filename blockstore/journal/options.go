@@ -31,8 +31,10 @@ var ErrFailed = errors.New("the log has failed")
 
 // Options are the parameters of a log. FS, Dir, StoreID and BootEpoch are required; the zero value of the others is a default.
 type Options struct {
-	FS      vfs.FS
-	Dir     string // of the log files; created if it is missing
+	FS  vfs.FS
+	Dir string // of the log files; created if it is missing
+	// Mirrors are further directories that have the same; at most MaxPlaces − 1. What is acknowledged is in all of them that are in sync (places.go).
+	Mirrors []string
 	StoreID block.UUID
 	// BootEpoch is the number of this run of the store, already bumped and durable. It must be above that of every file in Dir.
 	BootEpoch uint64
@@ -40,6 +42,9 @@ type Options struct {
 	OwnerEpoch uint64
 	// MinSeq is a floor for the sequence number of the next record; 0 is none. It matters only to a log that lost its end (AcceptLoss).
 	MinSeq uint64
+
+	// RetainFrom is a position at or before the one to replay from. Files from there on stay live until ReleaseBefore lets them go, as far as they are there and sound.
+	RetainFrom Pos
 
 	FileSize int64 // bytes, a multiple of 4096, at most MaxFileSize; default 64 MiB. Existing files keep theirs.
 	// CapBytes limits the live bytes (Usage.Live); default 2 GiB. The directory may hold one prepared and four spare files more.
@@ -68,6 +73,10 @@ type Events struct {
 	// ClockBehind is called when the wall clock is found more than a second behind the time of the last record, once for each time it falls
 	// back.
 	ClockBehind func(by time.Duration)
+	// Place is called when a directory of the log falls out or is in sync again.
+	Place func(PlaceInfo)
+	// Mended is called when a read has found damage in one directory and the bytes in another, which were written over it.
+	Mended func(dir string, cause error)
 }
 
 // Recovery says what Open found.
@@ -105,6 +114,8 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.FS == nil || o.Dir == "":
 		return o, fmt.Errorf("log without file system or directory: %w", block.ErrInvalid)
+	case len(o.Mirrors) >= MaxPlaces:
+		return o, fmt.Errorf("log in %d directories, at most %d: %w", 1+len(o.Mirrors), MaxPlaces, block.ErrInvalid)
 	case o.FileSize%pageSize != 0 || o.FileSize < MinFileSize || o.FileSize > MaxFileSize:
 		return o, fmt.Errorf("log file size %d: %w", o.FileSize, block.ErrInvalid)
 	case o.CapBytes < o.FileSize || o.ReserveBytes < 0 || o.ReserveBytes >= o.CapBytes:

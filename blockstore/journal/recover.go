@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
@@ -12,6 +13,8 @@ type recovery struct {
 	opts   Options
 	from   Pos
 	replay func(*Replayed) error
+
+	places []*place
 
 	all   []*candidate
 	read  reader
@@ -33,7 +36,7 @@ type recovery struct {
 
 // run recovers. On an error closeAll must be called.
 func (r *recovery) run() (err error) {
-	if r.all, err = listCandidates(r.opts); err != nil {
+	if r.all, err = listCandidates(r.opts, r.places); err != nil {
 		return err
 	}
 	r.nextID = r.from.File() + 1
@@ -52,6 +55,9 @@ func (r *recovery) run() (err error) {
 			return err
 		}
 		if err := r.sealTail(); err != nil {
+			return err
+		}
+		if err := r.retain(start); err != nil {
 			return err
 		}
 	}
@@ -99,7 +105,10 @@ func (r *recovery) walk(start int) error {
 	cur := r.all[start]
 	r.nextSeq = cur.header.FirstSeq
 	created := int64(0)
+	ahead := warm(r.validFrom(start))
+	defer ahead.stop()
 	for cur != nil {
+		ahead.next()
 		if err := r.replayFile(cur); err != nil {
 			return err
 		}
@@ -119,6 +128,16 @@ func (r *recovery) walk(start int) error {
 	return nil
 }
 
+// validFrom returns the files that may be replayed, beginning with one of them.
+func (r *recovery) validFrom(start int) (files []*logFile) {
+	for _, c := range r.all[start:] {
+		if c.state == valid {
+			files = append(files, c.logFile)
+		}
+	}
+	return files
+}
+
 // successor returns the file that continues cur, or nil. After AcceptLoss sequence numbers may have a gap between two runs, never
 // elsewhere.
 func (r *recovery) successor(cur *candidate) *candidate {
@@ -135,6 +154,9 @@ func (r *recovery) successor(cur *candidate) *candidate {
 
 // replayFile reads one file by its index, or record by record if it has none that is valid.
 func (r *recovery) replayFile(c *candidate) error {
+	if err := r.choose(c); err != nil {
+		return err
+	}
 	ft, sealed, err := readFooter(c.logFile)
 	if err != nil {
 		return err
@@ -160,6 +182,36 @@ func (r *recovery) replayFile(c *candidate) error {
 	return nil
 }
 
+// retain keeps the files before the one that replay began with, back to the one that holds Options.RetainFrom, as long as each is sealed and ends where the next one says.
+// Nobody needs them now, so what is wrong with them is no error.
+func (r *recovery) retain(start int) error {
+	var kept []*logFile
+	next := r.all[start]
+	for i := start - 1; i >= 0 && r.opts.RetainFrom != 0 && next.id > r.opts.RetainFrom.File(); i-- {
+		c := r.all[i]
+		if c.state != valid || c.id != next.header.PrevID {
+			continue
+		}
+		if err := r.choose(c); err != nil {
+			return err
+		}
+		ft, ok, err := readFooter(c.logFile)
+		if err != nil {
+			return err
+		}
+		if !ok || ft.FinalChain != next.header.PrevChain {
+			break
+		}
+		c.state, c.sealed = accepted, true
+		c.contents = contents{end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime}
+		kept = append(kept, c.logFile)
+		next = c
+	}
+	slices.Reverse(kept)
+	r.live = append(kept, r.live...)
+	return nil
+}
+
 // deliver hands a record to the owner if it asked for it.
 func (r *recovery) deliver(rec *Replayed) error {
 	if rec.Pos < r.from {
@@ -179,7 +231,8 @@ func (r *recovery) sealTail() error {
 		if err := vfs.DataSync(f.f); err != nil {
 			return fmt.Errorf("sync %s: %w", fileSource(f.header.ID), err)
 		}
-		if err := sealFile(f); err != nil {
+		// In one directory only: the others are given what it has (copies.go).
+		if err := sealFile(f, func(b [][]byte, off int64) error { return vfs.WriteVec(f.f, b, off) }, func() error { return vfs.DataSync(f.f) }); err != nil {
 			return err
 		}
 		f.sealed, f.index = true, nil
@@ -207,30 +260,37 @@ func (r *recovery) sort(start int) {
 // past the file that the owner wants to replay from, even if that one is rejected here.
 func (r *recovery) discard() error {
 	for _, c := range r.surplus {
-		_ = c.f.Close()
-		c.f = nil
-		if err := r.opts.FS.Remove(c.path); err != nil {
-			return fmt.Errorf("remove %s: %w", fileSource(c.id), err)
+		c.closeFiles()
+		for _, k := range c.copies {
+			if err := r.opts.FS.Remove(k.path); err != nil && (len(r.places) == 1 || !vfs.IsNotExist(err)) {
+				return fmt.Errorf("remove %s: %w", fileSource(c.id), err)
+			}
 		}
 	}
 	if len(r.surplus) == 0 {
 		return nil
 	}
-	return vfs.SyncDir(r.opts.FS, r.opts.Dir)
+	for _, p := range r.places {
+		if len(r.places) > 1 && !p.is(placeIn) {
+			continue
+		}
+		if err := vfs.SyncDir(r.opts.FS, p.dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // closeAll closes every file.
 func (r *recovery) closeAll() {
 	for _, c := range r.all {
-		_ = c.f.Close()
+		c.closeFiles()
 	}
 }
 
 // closeSurplus closes the files that discard has not come to.
 func (r *recovery) closeSurplus() {
 	for _, c := range r.surplus {
-		if c.f != nil {
-			_ = c.f.Close()
-		}
+		c.closeFiles()
 	}
 }

@@ -55,15 +55,18 @@ func (l *Log) reclaim() (left bool) {
 		l.publishFiles()
 	}
 	left = len(st.retired) > 0
-	keep := min(n, maxSpares-len(st.spares))
+	keep := max(0, min(n, maxSpares-len(st.spares)))
 	for _, r := range free[:keep] {
 		st.spares = append(st.spares, r.file)
 	}
 	st.Unlock()
 	for _, r := range free[keep:] {
 		// A file that cannot be removed costs space until the next Open tries again; the log is none the worse.
-		_ = r.file.f.Close()
+		_ = r.file.close()
 		_ = l.opts.FS.Remove(r.file.path)
+		for _, c := range r.file.copies() {
+			_ = l.opts.FS.Remove(c.path)
+		}
 	}
 	return left
 }

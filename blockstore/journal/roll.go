@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
-	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
 // canRoll reports whether roll would not wait.
@@ -48,24 +47,40 @@ func (l *Log) roll() error {
 	return nil
 }
 
-// takeNext takes the prepared file. A failure to prepare one is reported once, and then tried again.
+// takeNext takes the prepared file, and waits for it if need be: for a batch that fills several files.
 func (l *Log) takeNext() (*logFile, error) {
 	st := &l.st
 	st.Lock()
 	defer st.Unlock()
+	if err := l.awaitNextLocked(); err != nil {
+		return nil, err
+	}
+	next := st.next
+	st.next = nil
+	return next, nil
+}
+
+// awaitNext returns when roll would not wait, which another appender may have changed by the time its caller looks.
+func (l *Log) awaitNext() error {
+	l.st.Lock()
+	defer l.st.Unlock()
+	return l.awaitNextLocked()
+}
+
+// awaitNextLocked waits for a prepared file. A failure to prepare one is reported once, and then tried again.
+func (l *Log) awaitNextLocked() error {
+	st := &l.st
 	for {
 		if err := l.failed(); err != nil {
-			return nil, err
+			return err
 		}
 		if err := st.prepErr; err != nil {
 			st.prepErr = nil
 			l.kick(l.prepKick)
-			return nil, err
+			return err
 		}
 		if st.next != nil && len(st.full) < maxUnsealed {
-			next := st.next
-			st.next = nil
-			return next, nil
+			return nil
 		}
 		st.wake.Wait()
 	}
@@ -79,7 +94,7 @@ func (l *Log) writeHeader(f *logFile, prevID, prevChain uint32, firstSeq uint64)
 	h.Durable = l.durable.Load()
 	f.seed = h.encode(l.app.page[:])
 	f.start()
-	if err := vfs.WriteVec(f.f, [][]byte{l.app.page[:]}, 0); err != nil {
+	if err := l.write(f, [][]byte{l.app.page[:]}, 0); err != nil {
 		err = fmt.Errorf("write header of %s: %w", fileSource(h.ID), err)
 		if errors.Is(err, block.ErrNoSpace) {
 			return err

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"hash/crc32"
-
-	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
 // sealLoop seals full files in order. It ends when the log has failed, or closes and nothing is left.
@@ -43,14 +41,14 @@ func (l *Log) nextFull() *logFile {
 // seal makes the index and footer of a file durable whose records are durable already: a footer promises that all before it is on the
 // device.
 func (l *Log) seal(f *logFile) error {
-	if err := sealFile(f); err != nil {
+	if err := sealFile(f, func(b [][]byte, off int64) error { return l.write(f, b, off) }, func() error { return l.sync(f) }); err != nil {
 		return l.fail(err)
 	}
 	return nil
 }
 
 // sealFile writes index and footer of f and syncs them.
-func sealFile(f *logFile) error {
+func sealFile(f *logFile, write func(bufs [][]byte, off int64) error, sync func() error) error {
 	ft := f.footer(crc32.Update(f.seed, castagnoli, f.index))
 	page := make([]byte, pageSize)
 	ft.encode(page, f.seed)
@@ -58,12 +56,12 @@ func sealFile(f *logFile) error {
 	if ft.IndexOff+ft.IndexLen+int64(len(pad)) > f.dataLimit() {
 		pad = nil
 	}
-	err := vfs.WriteVec(f.f, [][]byte{f.index, pad}, ft.IndexOff)
+	err := write([][]byte{f.index, pad}, ft.IndexOff)
 	if err == nil {
-		err = vfs.WriteVec(f.f, [][]byte{page}, f.dataLimit())
+		err = write([][]byte{page}, f.dataLimit())
 	}
 	if err == nil {
-		err = vfs.DataSync(f.f)
+		err = sync()
 	}
 	if err != nil {
 		return fmt.Errorf("seal %s: %w", fileSource(f.header.ID), err)

@@ -11,7 +11,7 @@ import (
 // readFooter returns the footer of a sealed file. ok is false if there is none that is valid; err is a failure to read or another version.
 func readFooter(f *logFile) (ft Footer, ok bool, err error) {
 	page := make([]byte, pageSize)
-	if err := readZeroFilled(f.f, page, f.dataLimit()); err != nil {
+	if err := readZeroFilled(f.source(), page, f.dataLimit()); err != nil {
 		return ft, false, inFile(f.header.ID, err)
 	}
 	ft, err = ParseFooter(page, &f.header, f.seed)
@@ -27,7 +27,7 @@ func readIndex(f *logFile, ft *Footer, buf []byte) (index []byte, ok bool, err e
 		buf = make([]byte, ft.IndexLen+ft.IndexLen/4) // bounded by the capacity of the file
 	}
 	buf = buf[:ft.IndexLen]
-	if err := readZeroFilled(f.f, buf, ft.IndexOff); err != nil {
+	if err := readZeroFilled(f.source(), buf, ft.IndexOff); err != nil {
 		return buf, false, inFile(f.header.ID, err)
 	}
 	return buf, crc32.Update(f.seed, castagnoli, buf) == ft.IndexSum, nil

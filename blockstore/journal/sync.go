@@ -2,10 +2,7 @@ package journal
 
 import (
 	"context"
-	"fmt"
 	"time"
-
-	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
 // Sync makes every record durable whose Append had returned before Sync was called. Callers at the same time share syncs: each waits for
@@ -21,6 +18,14 @@ func (l *Log) Sync(ctx context.Context) error {
 	return l.syncThrough(ctx, l.lastSeq())
 }
 
+// SyncThrough is Sync for the record seq, which has been appended, and all before it: records of others that came later need not wait for another sync. 0 is no record.
+func (l *Log) SyncThrough(ctx context.Context, seq uint64) error {
+	if err := l.usable(); err != nil {
+		return err
+	}
+	return l.syncThrough(ctx, seq)
+}
+
 // syncThrough waits until the record seq, which has been appended, is durable.
 func (l *Log) syncThrough(ctx context.Context, seq uint64) error {
 	g := &l.group
@@ -34,13 +39,18 @@ func (l *Log) syncThrough(ctx context.Context, seq uint64) error {
 			return nil
 		}
 		if !g.running {
-			g.running, g.done = true, make(chan struct{})
+			g.running, g.done = true, nil
 			g.Unlock()
 			l.syncNow()
 			g.Lock()
 			g.running = false
-			close(g.done)
+			if g.done != nil {
+				close(g.done)
+			}
 			continue
+		}
+		if g.done == nil {
+			g.done = make(chan struct{})
 		}
 		done := g.done
 		g.Unlock()
@@ -64,12 +74,11 @@ func (l *Log) syncNow() {
 	files := append(l.group.scratch[:0], st.unsynced...)
 	st.Unlock()
 	l.group.scratch = files
-	for _, f := range files {
-		if err := vfs.DataSync(f.f); err != nil {
-			l.fail(fmt.Errorf("sync %s: %w", fileSource(f.header.ID), err))
-			return
-		}
+	if err := l.syncFiles(files); err != nil {
+		l.fail(err)
+		return
 	}
+	l.syncs.Add(1)
 	st.Lock()
 	defer st.Unlock()
 	st.durableSeq, st.durablePos = seq, pos

@@ -2,16 +2,17 @@ package journal
 
 // Usage is how full a log is.
 type Usage struct {
-	Live     int64 // bytes that are not released: whole files, and the active one up to its end
-	Cap      int64 // Options.CapBytes
-	Reserve  int64 // Options.ReserveBytes
-	Unsynced int64 // bytes appended and not yet durable
-	Appended int64 // bytes appended since Open, headers and descriptors included, padding not
-	Oldest   Pos   // the beginning of the oldest live file
-	Files    int   // live files
-	Unsealed int   // of them, full files that wait for their seal
-	Retired  int   // released files that a pin still holds
-	Spare    int   // recycled files kept for reuse, and the one prepared
+	Live     int64  // bytes that are not released: whole files, and the active one up to its end
+	Cap      int64  // Options.CapBytes
+	Reserve  int64  // Options.ReserveBytes
+	Unsynced int64  // bytes appended and not yet durable
+	Appended int64  // bytes appended since Open, headers and descriptors included, padding not
+	Syncs    uint64 // group commits since Open
+	Oldest   Pos    // the beginning of the oldest live file
+	Files    int    // live files
+	Unsealed int    // of them, full files that wait for their seal
+	Retired  int    // released files that a pin still holds
+	Spare    int    // recycled files kept for reuse, and the one prepared
 }
 
 // Usage returns how full the log is.
@@ -24,6 +25,7 @@ func (l *Log) Usage() Usage {
 		Unsynced: st.unsyncedN, Appended: st.appended, Oldest: makePos(st.live[0].header.ID, 0),
 		Files: len(st.live), Unsealed: len(st.full), Retired: len(st.retired), Spare: len(st.spares),
 	}
+	u.Syncs = l.syncs.Load()
 	if st.next != nil {
 		u.Spare++
 	}

@@ -60,6 +60,7 @@ type run struct {
 	first, n  uint // blocks of the leaf
 	pos, step uint64
 	sums      []uint32
+	written   bool // counts as written
 }
 
 // skip drops the blocks of the run that are not newer than floor. Positions grow, so they come first.

@@ -11,6 +11,7 @@ type RegionInfo struct {
 	OldestPos uint64 // of the oldest live thing
 	NewestPos uint64 // nothing is newer
 	Blocks    int    // blocks with data
+	Writes    uint32 // blocks written since the region was last empty or destaged, those still there included; modulo 2^32
 	Zeros     int    // blocks zeroed one by one or by 256 KiB
 	Zeroed    bool   // what has no slot reads as zero: a tombstone covers the region
 }
@@ -88,7 +89,7 @@ func (p *picker) visit(s *shard, ranges *rangeList, i uint32) {
 		return
 	}
 	p.add(RegionInfo{
-		Region: r.id, OldestPos: r.oldest, NewestPos: r.newest, Blocks: int(r.blocks), Zeros: int(r.zeros),
+		Region: r.id, OldestPos: r.oldest, NewestPos: r.newest, Blocks: int(r.blocks), Zeros: int(r.zeros), Writes: r.writes,
 		Zeroed: r.zeroed != 0 || ranges.covering(r.id) != 0,
 	})
 	p.visit(s, ranges, 2*i+1)

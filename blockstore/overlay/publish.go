@@ -7,11 +7,16 @@ const directRegions = 16 * GroupRegions
 
 // PublishWrite makes len(sums) consecutive blocks from block b on point at consecutive sectors of the log from pos on, where that is newer
 // than what is there. sums holds the crc32c of each sector and is only borrowed.
-func (l *Layer) PublishWrite(b, pos uint64, sums []uint32) {
+func (l *Layer) PublishWrite(b, pos uint64, sums []uint32) { l.publishData(b, pos, sums, true) }
+
+// PublishMoved is PublishWrite for blocks that the log repeats: the same bytes at a newer position. They do not count as written.
+func (l *Layer) PublishMoved(b, pos uint64, sums []uint32) { l.publishData(b, pos, sums, false) }
+
+func (l *Layer) publishData(b, pos uint64, sums []uint32, written bool) {
 	for len(sums) > 0 {
 		region, first := regionOf(b)
 		n := min(uint(len(sums)), block.BlocksPerRegion-first)
-		l.publish(region, first, run{n: n, pos: pos, step: block.Size, sums: sums[:n]})
+		l.publish(region, first, run{n: n, pos: pos, step: block.Size, sums: sums[:n], written: written})
 		b, pos, sums = b+uint64(n), pos+uint64(n)*block.Size, sums[n:]
 	}
 }
@@ -56,6 +61,9 @@ func (l *Layer) publish(region uint64, first uint, p run) {
 		r = s.open(region)
 	}
 	oldest := r.oldest
+	if p.written {
+		r.writes += uint32(p.n)
+	}
 	for p.n > 0 {
 		i, at := p.first/leafBlocks, p.first%leafBlocks
 		n := min(p.n, leafBlocks-at)

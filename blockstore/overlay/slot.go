@@ -72,9 +72,10 @@ type region struct {
 	heap   uint32 // index in shard.order
 	blocks uint32 // Data slots
 	zeros  uint32 // blocks zeroed by slots and leaf bases
+	writes uint32 // Data slots that were set, again and again counted; modulo 2^32
 	class  uint8  // size class of dir
 	stale  bool   // the holder of oldest is gone
-	_      [6]byte
+	_      [2]byte
 }
 
 // sees extends the bounds of the region by a new live position.

@@ -120,6 +120,7 @@ func (l *Layer) DropRegion(snap *RegionSnapshot) bool {
 		s.dropLeaf(r, i, slots[:n], snap.bases[i])
 		slots = slots[n:]
 	}
+	r.writes = r.blocks // what was rewritten of what went down says nothing of the rest
 	s.refresh(r)
 	s.settle(r)
 	return true

@@ -12,6 +12,8 @@ import (
 const (
 	// FrameRawTarget is the raw size at which a frame of the warm class is closed, in bytes. It is advice to whoever packs frames.
 	FrameRawTarget = 16 << 10
+	// ColdFrameRawTarget is the same of the cold class.
+	ColdFrameRawTarget = 1 << 20
 	// MaxFrameRaw bounds the raw bytes of a frame.
 	MaxFrameRaw = 4 << 20
 	// MaxFrameChunks bounds the chunks of a frame.
@@ -56,11 +58,11 @@ type FrameChunk struct {
 	RawOff, RawLen uint32 // bytes in the decoded frame
 }
 
-// FrameTakes reports whether a frame of the warm class that holds raw bytes should take one more chunk of next bytes, or be closed before it: at
+// FrameTakes reports whether a frame of a class with this target that holds raw bytes should take one more chunk of next bytes, or be closed before it: at
 // most half the target more than the target, unless a single chunk is larger. A 4 KiB read pays for the whole frame, so that a small chunk in front of
 // a large one is better off alone.
-func FrameTakes(raw, next int) bool {
-	return raw == 0 || raw < FrameRawTarget && raw+next <= FrameRawTarget*3/2
+func FrameTakes(target, raw, next int) bool {
+	return raw == 0 || raw < target && raw+next <= target*3/2
 }
 
 // EncodeFrame appends one frame with the given chunks to dst and returns it. The payload is stored raw when compression would save less than

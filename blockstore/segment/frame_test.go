@@ -239,7 +239,7 @@ func TestFrameTakes(t *testing.T) {
 		raw, next int
 		want      bool
 	}{{0, 64 << 10, true}, {4 << 10, 8 << 10, true}, {8 << 10, 16 << 10, true}, {8<<10 + 1, 16 << 10, false}, {16 << 10, 1, false}} {
-		if got := segment.FrameTakes(c.raw, c.next); got != c.want {
+		if got := segment.FrameTakes(segment.FrameRawTarget, c.raw, c.next); got != c.want {
 			t.Errorf("%d + %d: %v", c.raw, c.next, got)
 		}
 	}

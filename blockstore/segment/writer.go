@@ -83,7 +83,7 @@ func (w *Writer) Size() uint32 { return w.written + uint32(len(w.buf)) }
 func (w *Writer) Stats() Footer { return w.dir.footer }
 
 // Append takes one encoded frame, which it checks again: a bit that flipped in memory does not reach the disk as a valid frame. It
-// returns the frame's offset in the segment. The frame is copied; it is readable after Flush and durable after Sync. A frame that does not fit is ErrFull,
+// returns the frame's offset in the segment. The frame is copied; it is readable and durable after Sync. A frame that does not fit is ErrFull,
 // which leaves the writer usable; frames may be smaller, or the segment may be sealed.
 func (w *Writer) Append(frame []byte) (off uint32, err error) {
 	if err := w.usable(); err != nil {
@@ -116,7 +116,7 @@ func (w *Writer) push(b []byte) {
 	w.buf = append(w.buf, b...)
 }
 
-// Flush writes what was appended, so that readers of the file find it. It does not make it durable.
+// Flush hands what was appended to the sink. Readers find it after Sync.
 func (w *Writer) Flush() error {
 	if err := w.usable(); err != nil || len(w.buf) == 0 {
 		return err

@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
 )
 
 // app is one run of the command: its streams, its environment and the flags that all commands share.
@@ -21,6 +21,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	getenv   func(string) string
+	environ  []string // all of the environment, to find what is misspelled
 
 	endpoint  string
 	tokenFile string
@@ -68,75 +69,55 @@ With -o json one JSON document is printed on standard output and nothing else; p
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{Err: err} })
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens: unix:PATH or http://HOST:PORT (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
 	flags.StringVar(&a.tokenFile, "token-file", "", "file with the bearer token for an http endpoint (default: the token in $HV_TOKEN)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {
 			return usagef("output form %q: use table or json", a.output)
 		}
 		return nil
 	}
-	group(root)
-	root.AddCommand(newStatus(a), newVolume(a), newSnapshot(a), newStore(a), newToken(a), newSupport(a), newVersion(a))
+	versionCommand := newVersion(a)
+	versionFlag(group(root), versionCommand)
+	root.AddCommand(newStatus(a), newVolume(a), newSnapshot(a), newStore(a), newDisk(a), newToken(a), newSupport(a), versionCommand)
+	helptext.Fit(root)
 	return root
 }
 
-// group makes a command that only holds others: alone it shows its help, with an unknown word it is wrong usage.
-func group(c *cobra.Command) *cobra.Command {
-	c.Args = cobra.ArbitraryArgs
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return c.Help()
-		}
-		return usagef("unknown command %q for %q", args[0], c.CommandPath())
-	}
-	return c
-}
+// What the commands share with other programs.
+var (
+	group   = console.Group
+	exactly = console.Exactly
+	usagef  = console.Usagef
+)
 
-// exactly wants that many arguments; names are for the message.
-func exactly(names ...string) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if len(args) != len(names) {
-			return usagef("%s needs %s, got %d arguments", c.CommandPath(), strings.Join(names, " and "), len(args))
-		}
-		return nil
-	}
-}
+type usageError = console.UsageError
+
+// counted is a number and its noun.
+func counted[N int | uint64](n N, noun string) string { return console.Counted(n, noun) }
 
 // connect returns a client of the endpoint that the user chose. Nothing is sent yet.
 func (a *app) connect() (*client.Client, error) {
+	a.tellMisspelled()
 	token, err := a.token()
 	if err != nil {
 		return nil, err
 	}
-	return client.New(a.chooseEndpoint(), token)
+	return client.New(config.Endpoint(a.endpoint, a.getenv), token)
 }
 
-func (a *app) chooseEndpoint() string {
-	if a.endpoint != "" {
-		return a.endpoint
-	}
-	if endpoint := a.getenv("HV_ENDPOINT"); endpoint != "" {
-		return endpoint
-	}
-	system := filepath.Join(config.SystemDataDir, "hvd.sock")
-	if _, err := os.Stat(system); err == nil {
-		return "unix:" + system
-	}
-	if dir := config.UserDataDir(); dir != "" {
-		if user := filepath.Join(dir, "hvd.sock"); os.Geteuid() != 0 || exists(user) {
-			return "unix:" + user
+// tellMisspelled names, once, the variables that would have been this program's if they were spelled right.
+func (a *app) tellMisspelled() {
+	for _, m := range config.Misspelled(a.environ) {
+		if m.Meant == "HV_ENDPOINT" || m.Meant == "HV_TOKEN" {
+			a.note("note: the environment variable %s has no effect; did you mean %s?", m.Name, m.Meant)
 		}
 	}
-	return "unix:" + system
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
+	a.environ = nil
 }
 
 // token reads the bearer token, which is needed for http endpoints only.
@@ -160,29 +141,8 @@ func (a *app) token() (string, error) {
 	return token, nil
 }
 
-// terminal reports whether a stream is one, and its width in columns.
-func terminal(stream any) (width int, ok bool) {
-	f, isFile := stream.(*os.File)
-	if !isFile || !term.IsTerminal(int(f.Fd())) {
-		return 0, false
-	}
-	width, _, err := term.GetSize(int(f.Fd()))
-	if err != nil {
-		width = 80
-	}
-	return width, true
-}
-
 // note tells something on the error stream.
 func (a *app) note(format string, args ...any) { fmt.Fprintf(a.err, format+"\n", args...) }
-
-// usageError is a command line that makes no sense.
-type usageError struct{ error }
-
-// Unwrap returns the cause.
-func (e *usageError) Unwrap() error { return e.error }
-
-func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
 // errRefused means that the user, or the lack of one, did not confirm.
 var errRefused = errors.New("refused")

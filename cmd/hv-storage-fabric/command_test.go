@@ -20,6 +20,11 @@ func TestExitCodes(t *testing.T) {
 	d.must("volume", "create", "v", "--size", "1MiB")
 	d.must("volume", "create", "busy", "--size", "1MiB")
 	d.must("volume", "attach", "busy")
+	d.must("volume", "create", "busy2", "--size", "1MiB")
+	d.must("volume", "attach", "busy2")
+	d.must("snapshot", "create", "v@s")
+	d.must("snapshot", "create", "busy2@s")
+	empty := t.TempDir()
 	for _, c := range []struct {
 		args string
 		code int
@@ -34,6 +39,8 @@ func TestExitCodes(t *testing.T) {
 		{"volume delete busy --yes", exitRefused, "attached"},
 		{"volume rename busy other", exitRefused, "detach"},
 		{"volume resize v --size 512KiB", exitRefused, "--shrink"},
+		{"volume resize busy --size 512KiB --shrink", exitRefused, "--force"},
+		{"store settle --class hot", exitUsage, "neither warm nor cold"},
 		{"volume create a/b --size 1MiB", exitUsage, "'/'"},
 		{"volume create a@b --size 1MiB", exitUsage, "'@'"},
 		{"volume create .a --size 1MiB", exitUsage, "begins with"},
@@ -43,19 +50,53 @@ func TestExitCodes(t *testing.T) {
 		{"volume create x --size 1000", exitUsage, "1024"},
 		{"volume create x --size 8EiB", exitUsage, "largest volume"},
 		{"volume create x --size 1XB", exitUsage, "1XB"},
+		{"volume create x --size 16EiB", exitUsage, "8 EiB less 16 MiB"},
+		{"volume list extra", exitUsage, "takes no arguments"},
+		{"volume import x /etc", exitUsage, "/etc is a directory"},
+		{"--version nonsense", exitUsage, "unknown command"},
 		{"volume create x --size 1MiB --chunking fixed:3KiB", exitUsage, "power of two"},
 		{"volume create x --size 1MiB --mode fast", exitUsage, "fast"},
 		{"volume create x y --size 1MiB", exitUsage, "NAME"},
 		{"volume attach v --owner root", exitUsage, "--socket-per-volume"},
 		{"volume attach v --socket-per-volume --owner no.such.user", exitUsage, "not a user"},
 		{"volume attach v --socket-per-volume --mode rw", exitUsage, "octal"},
+		{"volume attach v --tcp", exitRefused, "nbd.listen is off"},
+		{"volume attach v --client node1", exitUsage, "--tcp"},
+		{"volume attach v --force", exitUsage, "--tcp"},
+		{"volume attach v --inject delay=5", exitUsage, "delay=5"},
+		{"volume attach v --inject noise=1", exitUsage, "unknown key"},
+		{"volume attach busy --inject delay=5ms", exitRefused, "detach"},
+		{"volume attach busy --read-only", exitRefused, "detach"},
+		{"volume attach v@", exitUsage, "snapshot is missing"},
+		{"volume attach busy@nope", exitNotFound, "not found"},
+		{"volume attach busy@s", exitNotFound, "not found"},
+		{"volume attach v@s --inject error=1", exitUsage, "--inject"},
+		{"volume attach v@s", exitRefused, "not attached"},
+		{"volume attach busy2@s --tcp", exitRefused, "--tcp"},
+		{"volume map v", exitRefused, "not attached"},
+		{"volume map nope", exitNotFound, "not found"},
 		{"volume nonsense", exitUsage, "unknown command"},
 		{"nonsense", exitUsage, "unknown command"},
 		{"volume list --nonsense", exitUsage, "unknown flag"},
 		{"volume list -o xml", exitUsage, "xml"},
 		{"token create t --scope king", exitUsage, "king"},
 		{"token create t --scope read --expires 0d", exitUsage, "--expires"},
-		{"volume import i /no/such/file", exitFailed, "/no/such/file"},
+		{"volume import i /no/such/file", exitNotFound, "/no/such/file"},
+		{"store check /no/such/dir", exitNotFound, "/no/such/dir"},
+		{"store check " + empty, exitNotFound, empty},
+		{"store dump super /no/such/dir", exitNotFound, "/no/such/dir"},
+		{"--token-file /no/such/token volume list", exitNotFound, "/no/such/token"},
+		{"volume qos set nope --write-iops 1", exitNotFound, "not found"},
+		{"volume qos clear nope", exitNotFound, "not found"},
+		{"volume qos set v", exitUsage, "--write-iops"},
+		{"volume import x", exitUsage, "got 1 argument;"},
+		{"volume create x --size 12x", exitUsage, `flag: size "12x": unit "x"`},
+		{"volume clone nope c", exitNotFound, `to "c": volume "nope": not found`},
+		{"volume export nope " + filepath.Join(empty, "o"), exitNotFound, `export volume "nope": volume "nope": not found`},
+		{"volume attach busy --read-only", exitRefused, "volume show"},
+		{"volume qos set v --write-bytes 100", exitUsage, "4096"},
+		{"volume qos set v --write-bytes 1XB/s", exitUsage, "1XB/s"},
+		{"volume qos set v --burst 2h", exitUsage, "burst"},
 		{"volume export nope /tmp/x", exitNotFound, "not found"},
 		{"--endpoint ftp://x status", exitUsage, "endpoint"},
 		{"--endpoint unix:/no/such.sock status", exitFailed, "/no/such.sock"},
@@ -185,6 +226,9 @@ func TestTokensOpenAndCloseTheDoor(t *testing.T) {
 		{"read", "volume create r --size 1MiB", exitRefused},
 		{"read", "volume import r -", exitRefused},
 		{"read", "store settle", exitRefused},
+		{"read", "store index", exitDone},
+		{"read", "store rebuild-index", exitRefused},
+		{"operate", "store rebuild-index --wait", exitDone},
 		{"operate", "volume create o --size 1MiB", exitDone},
 		{"operate", "volume import i -", exitDone},
 		{"operate", "volume export i -", exitDone},
@@ -247,6 +291,34 @@ func TestHelpAndCompletion(t *testing.T) {
 	}
 	if r := d.run("", "__complete", "volume", "show", ""); !strings.Contains(r.out, "web1") {
 		t.Errorf("completion of volumes: %q", r.out)
+	}
+}
+
+// What users do with garbage collection: each command shows how it is doing, a pause outlives a restart of the daemon and says what ends it.
+func TestGarbageCommands(t *testing.T) {
+	d := startDaemon(t)
+	d.must("volume", "create", "web1", "--size", "1GiB")
+	for _, c := range []struct{ args, want string }{
+		{"store gc status", "none yet"}, {"store gc run", "idle"}, {"store gc audit", "passed at"}, {"store gc status", "0 references"}, {"store gc pause", "paused"},
+	} {
+		if out := d.must(strings.Fields(c.args)...); !strings.Contains(out, c.want) || !strings.Contains(out, "held but unused") {
+			t.Errorf("%s: %s", c.args, out)
+		}
+	}
+	d.stop()
+	d.start()
+	for _, args := range []string{"store gc run", "store settle --wait"} {
+		if r := d.run("", strings.Fields(args)...); r.code != exitFailed || !strings.Contains(r.err, "store gc resume") {
+			t.Errorf("%s while paused: exit code %d, %q", args, r.code, r.err)
+		}
+	}
+	if out := d.must("store", "gc", "resume", "-o", "json"); !strings.Contains(out, `"state": "idle"`) || !strings.Contains(out, `"passed": true`) {
+		t.Errorf("resume: %s", out)
+	}
+	d.must("store", "gc", "run", "--background")
+	d.must("store", "settle", "--wait")
+	if r := d.run("", "__complete", "store", "gc", ""); !strings.Contains(r.out, "audit\t") || !strings.Contains(r.out, "run\t") {
+		t.Errorf("completion: %q", r.out)
 	}
 }
 

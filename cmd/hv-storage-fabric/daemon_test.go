@@ -93,11 +93,12 @@ func (d *daemon) must(args ...string) string {
 }
 
 var (
-	anyTime = regexp.MustCompile(`\d{4}-\d\d-\d\dT[\d:.]+Z`)
-	anyUUID = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
-	anyPID  = regexp.MustCompile(`"pid": \d+`)
-	anyToke = regexp.MustCompile(`hvt_[A-Za-z0-9_-]{43}`)
-	uptime  = regexp.MustCompile(`"uptimeSeconds": \d+`)
+	anyTime   = regexp.MustCompile(`\d{4}-\d\d-\d\dT[\d:.]+Z`)
+	anyUUID   = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	anyPID    = regexp.MustCompile(`"pid": \d+`)
+	anyToke   = regexp.MustCompile(`hvt_[A-Za-z0-9_-]{43}`)
+	anySurvey = regexp.MustCompile(`"(tookSeconds|freeBytes|metadataBytes)": [0-9.e-]+`)
+	uptime    = regexp.MustCompile(`"uptimeSeconds": \d+`)
 )
 
 // fixed replaces what differs from run to run.
@@ -107,5 +108,6 @@ func (d *daemon) fixed(text string) string {
 	text = anyUUID.ReplaceAllString(text, "UUID")
 	text = anyPID.ReplaceAllString(text, `"pid": 0`)
 	text = uptime.ReplaceAllString(text, `"uptimeSeconds": 0`)
+	text = anySurvey.ReplaceAllString(text, `"$1": 0`)
 	return anyToke.ReplaceAllString(text, "SECRET")
 }

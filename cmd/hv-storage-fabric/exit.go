@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -46,6 +47,10 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.Is(err, errRefused):
 		return exitRefused, ""
+	case errors.Is(err, block.ErrVersion):
+		return exitFailed, "use the version that wrote it, or a newer one"
+	case errors.Is(err, block.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+		return exitNotFound, ""
 	case errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	}
@@ -59,13 +64,18 @@ func hintFor(command, code string) string {
 		switch command {
 		case "detach":
 			return "stop the guest, or end the connections with --force"
-		case "delete", "rename", "resize", "rollback", "attach":
+		case "attach":
+			return "`hv-storage-fabric volume show` prints its URIs as it is, `hv-storage-fabric volume detach` ends them"
+		case "delete", "rename", "resize", "rollback":
 			return "see who uses it with `hv-storage-fabric volume show`; an attached volume goes free with `hv-storage-fabric volume detach`"
 		}
 		return "try again when that has ended"
 	case client.CodeRefused:
 		if command == "resize" {
-			return "if that is what you want, add --shrink"
+			return "if that is what you want, add --shrink, and --force for an attached volume"
+		}
+		if command == "attach" {
+			return "`hv-storage-fabric volume attach --help` says what is needed"
 		}
 	case client.CodeNotFound:
 		switch command {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/control/transfer"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -42,7 +43,7 @@ attached and written to meanwhile. An image is sparse; it gets its name, and rep
 			}
 			meter := a.newMeter("exporting", stream.Size(), progress)
 			err = a.exportTo(args[1], stream, meter)
-			meter.end()
+			meter.End()
 			if err = errors.Join(err, body.Close()); err != nil {
 				return fmt.Errorf("export %s to %s: %w", args[0], args[1], err)
 			}
@@ -58,7 +59,7 @@ attached and written to meanwhile. An image is sparse; it gets its name, and rep
 	return c
 }
 
-func (a *app) exportTo(path string, stream *transfer.Reader, m *meter) error {
+func (a *app) exportTo(path string, stream *transfer.Reader, m *console.Meter) error {
 	if path == "-" {
 		out := bufio.NewWriterSize(a.out, 1<<20)
 		return errors.Join(drain(stream, pipeOutput{out}, m), out.Flush())
@@ -80,7 +81,7 @@ type output interface {
 }
 
 // drain writes a stream to its end.
-func drain(stream *transfer.Reader, out output, m *meter) error {
+func drain(stream *transfer.Reader, out output, m *console.Meter) error {
 	var buffer []byte
 	lend := func(n int) []byte {
 		if cap(buffer) < n {
@@ -103,12 +104,12 @@ func drain(stream *transfer.Reader, out output, m *meter) error {
 		if err != nil {
 			return err
 		}
-		m.at(piece.Off + piece.Length)
+		m.At(piece.Off + piece.Length)
 	}
 }
 
 // toFile writes a new sparse file next to path, and puts it in place when it is complete and on disk.
-func toFile(path string, stream *transfer.Reader, m *meter) error {
+func toFile(path string, stream *transfer.Reader, m *console.Meter) error {
 	partial := path + ".partial"
 	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -131,7 +132,7 @@ func toFile(path string, stream *transfer.Reader, m *meter) error {
 }
 
 // toDevice overwrites a block device, or writes to a pipe that has a name.
-func toDevice(path string, stream *transfer.Reader, m *meter) error {
+func toDevice(path string, stream *transfer.Reader, m *console.Meter) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 
 func newVolumeImport(a *app) *cobra.Command {
 	opts := client.ImportOptions{}
-	var size units.Size
+	var size volumeSize
 	var progress bool
 	c := &cobra.Command{
 		Use:   "import NAME FILE|-",
@@ -41,7 +41,7 @@ An import that fails, is interrupted, or whose pipe ends before --size leaves no
 			if err != nil {
 				return err
 			}
-			in, err := a.openInput(args[1], size, c.Flags().Changed("size"))
+			in, err := a.openInput(args[1], size.Size, c.Flags().Changed("size"))
 			if err != nil {
 				return err
 			}
@@ -88,6 +88,13 @@ func (a *app) openInput(path string, size units.Size, hasSize bool) (*input, err
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)
 	}
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = usagef("%s is a directory; give a raw image, a block device or -", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("import: %w", errors.Join(err, f.Close()))
+	}
 	end, err := f.Seek(0, io.SeekEnd)
 	if err == nil {
 		in.file = f
@@ -108,16 +115,16 @@ func (a *app) importFrom(ctx context.Context, api *client.Client, opts client.Im
 		total = 0
 	}
 	meter := a.newMeter("importing", total, progress)
-	defer meter.end()
+	defer meter.End()
 	volume, err := api.Import(ctx, opts, func(ctx context.Context, w io.Writer) error {
 		stream, err := transfer.NewWriter(w, in.size)
 		if err != nil {
 			return err
 		}
 		if in.file != nil {
-			err = transfer.Send(ctx, stream, fileSource{in.file, in.size}, in.size, meter.at)
+			err = transfer.Send(ctx, stream, fileSource{in.file, in.size}, in.size, meter.At)
 		} else {
-			err = transfer.SendStream(ctx, stream, in.stream, in.size, meter.at)
+			err = transfer.SendStream(ctx, stream, in.stream, in.size, meter.At)
 		}
 		if err != nil {
 			return errors.Join(err, stream.Fail("the import was stopped: "+err.Error()))

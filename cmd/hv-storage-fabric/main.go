@@ -15,7 +15,9 @@ var version = "development"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv), os.Args[1:])
+	a := newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv)
+	a.environ = os.Environ()
+	code := run(ctx, a, os.Args[1:])
 	stop()
 	os.Exit(code)
 }

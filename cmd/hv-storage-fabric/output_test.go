@@ -1,45 +1,19 @@
 package main
 
 import (
-	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
-func TestTablesFit(t *testing.T) {
-	widths := []int{40, 8, 10}
-	fit(widths, 44)
-	if total := widths[0] + widths[1] + widths[2] + 2*columnGap; total != 44 {
-		t.Errorf("widths %v are %d together", widths, total)
+// The flag --version prints what the command does, and a store without data has no ratios.
+func TestVersionFlagAndEmptyRatios(t *testing.T) {
+	d := startDaemon(t)
+	for _, form := range []string{"table", "json"} {
+		if flag, command := d.must("--version", "-o", form), d.must("version", "-o", form); flag != command {
+			t.Errorf("--version prints %q, version %q", flag, command)
+		}
 	}
-	widths = []int{9, 9, 9}
-	fit(widths, 5)
-	if !slices.Equal(widths, []int{8, 8, 8}) {
-		t.Errorf("widths %v: columns were cut below what can be read", widths)
-	}
-	if line := (&app{}).tableLine([]string{"a-very-long-name", "x"}, []int{8, 1}); line != "a-very-…  x" {
-		t.Errorf("line %q", line)
-	}
-}
-
-func TestMeter(t *testing.T) {
-	m := &meter{what: "importing", total: 3 << 30}
-	if got, want := m.line(1<<30, 2*time.Second), "importing 1.00 GiB of 3.00 GiB (33 %), 512 MiB/s, 4s left"; got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	var out strings.Builder
-	quiet := (&app{err: &out}).newMeter("importing", 0, false)
-	quiet.last = time.Time{}
-	quiet.at(1)
-	quiet.end()
-	if out.Len() > 0 {
-		t.Errorf("not quiet where there is no terminal: %q", out.String())
-	}
-	loud := (&app{err: &out}).newMeter("importing", 0, true)
-	loud.last = time.Time{}
-	loud.at(1)
-	if !strings.HasPrefix(out.String(), "importing 1 B, ") {
-		t.Errorf("with --progress: %q", out.String())
+	if stats := d.must("store", "stats"); !strings.Contains(stats, "(dedup -)") || !strings.Contains(stats, "(compression -)") {
+		t.Errorf("an empty store has ratios: %s", stats)
 	}
 }

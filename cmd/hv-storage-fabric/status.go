@@ -72,10 +72,29 @@ func (a *app) statusTable(s client.Status) {
 		{"volumes", fmt.Sprintf("%d, %d attached", s.Volumes, s.Attached)},
 		{"NBD connections", fmt.Sprint(s.Connections)},
 		{"NBD socket", s.NbdSocket},
+		{"NBD over TCP", s.NbdTcp},
 		{"space", s.Space},
 	})
+	for _, alarm := range s.Alarms {
+		a.note("alarm: %s", alarm)
+	}
+	for _, fault := range s.Faults {
+		a.note("FAULTS ON PURPOSE in volume %s", fault)
+	}
 	for _, problem := range s.Problems {
-		a.note("not served: %s", problem)
+		a.note("problem: %s", problem)
+	}
+}
+
+// versionFlag lets --version do what the command version does.
+func versionFlag(root, versionCommand *cobra.Command) {
+	asked := root.Flags().Bool("version", false, "print the version of this command")
+	otherwise := root.RunE
+	root.RunE = func(c *cobra.Command, args []string) error {
+		if *asked && len(args) == 0 {
+			return versionCommand.RunE(c, args)
+		}
+		return otherwise(c, args)
 	}
 }
 

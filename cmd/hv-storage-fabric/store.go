@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 
 func newStore(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "store", Short: "Look at the store under the volumes"})
-	c.AddCommand(newStoreStats(a), newStoreSettle(a), newStoreCheck(a), newStoreDump(a))
+	c.AddCommand(newStoreStats(a), newStoreExplain(a), newStoreWhatIf(a), newStoreAlarms(a), newStoreSettle(a), newStoreGC(a), newStoreScrub(a), newStoreRepair(a), newStoreIndex(a), newStoreRebuildIndex(a), newStoreCheck(a), newStoreDump(a), newStoreUpgrade(a))
 	return c
 }
 
@@ -39,14 +40,18 @@ func newStoreStats(a *app) *cobra.Command {
 func (a *app) statsTable(s client.Stats) {
 	human := func(n uint64) string { return units.Size(n).Human() }
 	a.pairs([][2]string{
-		{"volumes", fmt.Sprintf("%d, with %d snapshots", s.Volumes, s.Snapshots)},
+		{"volumes", fmt.Sprintf("%d, with %s", s.Volumes, counted(s.Snapshots, "snapshot"))},
 		{"logical", human(s.LogicalBytes) + " (sizes of all volumes)"},
 		{"non-zero", human(s.NonZeroBytes) + " (what volumes and snapshots refer to)"},
-		{"unique", fmt.Sprintf("%s (dedup %.2f : 1)", human(s.UniqueBytes), s.DedupRatio)},
-		{"shared", human(s.SharedBytes) + " (of unique, with several references)"},
-		{"stored", fmt.Sprintf("%s (compression %.2f : 1)", human(s.StoredBytes), s.CompressionRatio)},
+		{"unique", fmt.Sprintf("%s (dedup %s)", human(s.UniqueBytes), ratio(s.DedupRatio))},
+		{"found again", human(s.SharedBytes) + " (of unique, by dedup; not by clones and snapshots)"},
+		{"stored", fmt.Sprintf("%s (compression %s)", human(s.StoredBytes), ratio(s.CompressionRatio))},
 		{"held but unused", human(s.HeldUnusedBytes) + " (to be reclaimed)"},
+		{"cold", fmt.Sprintf("%s of unique, %s on their way", human(s.ColdBytes), human(s.CoolingBytes))},
+		{"similar", fmt.Sprintf("%s of %s that went cold, saved about %s, took %s", human(s.SimilarBytes), human(s.CooledBytes), human(s.SimilarSavedBytes), seconds(s.SimilarSeconds))},
 		{"metadata", human(s.MetadataBytes)},
+		{"parity", fmt.Sprintf("%s for %s of segments, %s have none yet", human(s.ParityBytes), human(s.GuardedBytes), human(s.UnguardedBytes))},
+		{"damage", fmt.Sprintf("%d columns found, %d mended, %d lost, %d reads answered by parity", s.DamageFound, s.DamageMended, s.DamageLost, s.InlineRepairs)},
 		{"space", fmt.Sprintf("%s, %s free, %s in reserve", s.Space, human(s.FreeBytes), human(s.ReserveBytes))},
 		{"log", fmt.Sprintf("%s of %s (%.0f %%)", human(s.LogUsedBytes), human(s.LogCapBytes), 100*s.LogFill)},
 		{"not destaged", fmt.Sprintf("%s, oldest %s", human(s.UndestagedBytes), seconds(s.DestageLagSeconds))},
@@ -55,7 +60,7 @@ func (a *app) statsTable(s client.Stats) {
 	})
 	rows := make([][]string, 0, len(s.Caches))
 	for _, c := range s.Caches {
-		rows = append(rows, []string{c.Name, fmt.Sprint(c.Hits), fmt.Sprint(c.Misses), fmt.Sprintf("%.1f %%", 100*c.HitRate)})
+		rows = append(rows, []string{c.Name, fmt.Sprint(c.Hits), fmt.Sprint(c.Misses), hitRate(c.HitRate, c.Hits+c.Misses)})
 	}
 	a.section([]string{"CACHE", "HITS", "MISSES", "HIT RATE"}, rows)
 	rows = rows[:0]
@@ -67,6 +72,22 @@ func (a *app) statsTable(s client.Stats) {
 		rows = append(rows, []string{m.Name, human(m.UsedBytes), budget})
 	}
 	a.section([]string{"MEMORY", "USED", "BUDGET"}, rows)
+}
+
+// ratio is "-" where there is nothing to compare yet, which hvd reports as 0.
+func ratio(r float64) string {
+	if r == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f : 1", r)
+}
+
+// hitRate is "-" of a cache that nobody asked yet.
+func hitRate(rate float64, asked uint64) string {
+	if asked == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f %%", 100*rate)
 }
 
 // section prints a table after an empty line, if there is anything in it.
@@ -86,19 +107,28 @@ const settleEvery = 200 * time.Millisecond
 
 func newStoreSettle(a *app) *cobra.Command {
 	var wait bool
+	var class string
 	c := &cobra.Command{
 		Use:   "settle",
 		Short: "Destage and reclaim everything, so that sizes can be compared",
-		Long: `Move everything from the log into segments and reclaim all that nothing refers to, so that sizes can be compared.
-Without --wait it begins and returns.`,
-		Example: "  hv-storage-fabric store settle --wait && hv-storage-fabric store stats",
+		Long: `Move everything that is in the log into segments and reclaim all that nothing refers to, so that sizes can be compared.
+What is written meanwhile is not waited for. Without --wait it begins and returns. When the store cannot get on, as on a full
+disk or with damaged metadata, it says so after some seconds and ends with 1; the work itself goes on trying.
+
+With --class cold all that is stored is rewritten into cold segments, too: compressed harder, in large frames, in the order of
+volumes and offsets. That is the smallest that the store can be. What is read at random is then read more slowly, until it is
+written anew; what is read from one end to the other is not.`,
+		Example: "  hv-storage-fabric store settle --wait && hv-storage-fabric store stats\n  hv-storage-fabric store settle --wait --class cold",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if class != "warm" && class != "cold" {
+				return usagef("--class %q is neither warm nor cold", class)
+			}
 			api, err := a.connect()
 			if err != nil {
 				return err
 			}
-			reply, err := client.StartSettle(c.Context(), api)
+			reply, err := client.StartSettle(c.Context(), api, class == "cold")
 			if err != nil {
 				return err
 			}
@@ -109,7 +139,7 @@ Without --wait it begins and returns.`,
 				}
 			}
 			return a.show(state, func() {
-				if state.Running {
+				if state.Ended < state.Run {
 					a.say("settling")
 				} else {
 					a.say("settled")
@@ -118,13 +148,22 @@ Without --wait it begins and returns.`,
 		},
 	}
 	c.Flags().BoolVar(&wait, "wait", false, "return when it is done")
+	c.Flags().StringVar(&class, "class", "warm", "warm: leave the class of what is stored; cold: rewrite it densely")
+	_ = c.RegisterFlagCompletionFunc("class", cobra.FixedCompletions([]string{"warm", "cold"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
+// settlePhases says what a settle waits for.
+var settlePhases = map[string]string{
+	"destage": "settling: moving from the log into segments", "compact": "settling: rewriting the metadata without what is out of date", "cool": "settling: rewriting into cold segments", "recut": "settling: cutting anew what lies in pieces", "audit": "settling: auditing what is about to be deleted", "reclaim": "settling: giving back what is dead", "checkpoint": "settling: writing a checkpoint of the metadata",
+}
+
+// waitSettled returns when the settle that was asked for, or a later one, has ended.
 func (a *app) waitSettled(ctx context.Context, api *client.Client, state client.Settling) (client.Settling, error) {
+	run := state.Run
 	meter := a.newMeter("settling", 0, false)
-	defer meter.end()
-	for state.Running {
+	defer meter.End()
+	for state.Ended < run {
 		select {
 		case <-ctx.Done():
 			return state, fmt.Errorf("stopped waiting, the settle goes on: %w", ctx.Err())
@@ -135,11 +174,14 @@ func (a *app) waitSettled(ctx context.Context, api *client.Client, state client.
 			return state, err
 		}
 		state = reply.Settling
-		meter.total = state.DoneBytes + state.LeftBytes
-		meter.at(state.DoneBytes)
+		if what := settlePhases[state.Phase]; state.Run == run && what != "" {
+			meter.What = what
+		}
+		meter.Total = state.DoneBytes + state.LeftBytes
+		meter.At(state.DoneBytes)
 	}
 	if state.Error != "" {
-		return state, fmt.Errorf("settle: %s", state.Error)
+		return state, errors.New(state.Error)
 	}
 	return state, nil
 }

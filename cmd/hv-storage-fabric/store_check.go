@@ -14,15 +14,17 @@ import (
 
 func newStoreCheck(a *app) *cobra.Command {
 	var most int
+	var disks []string
 	c := &cobra.Command{
 		Use:   "check DATA_DIR",
 		Short: "Read a whole store that no daemon has open, and say what is damaged",
-		Long: `Read a whole store, log, metadata and segments, and say what is not as it should be, where, and which volumes that affects.
+		Long: `Read a whole store, log, metadata and segments, and say what is not as it should be, where, and which volumes that affects. Of volumes that share
+what is damaged, as clones and snapshots do, the first that is met is named.
 Nothing is changed. hvd must be stopped. The exit code is 0 when the store is whole and 1 when it is not; warnings do not count.`,
-		Example: "  systemctl stop hvd && hv-storage-fabric store check /var/lib/hyper-nixos\n  hv-storage-fabric store check ./data -o json | jq '.findings[].unit'",
+		Example: "  systemctl stop hvd && hv-storage-fabric store check /var/lib/hyper-nixos\n  hv-storage-fabric store check /srv/hv --disk /mnt/b/hv --disk /mnt/c/hv\n  hv-storage-fabric store check ./data -o json | jq '.findings[].unit'",
 		Args:    exactly("DATA_DIR"),
 		RunE: func(c *cobra.Command, args []string) error {
-			rep, err := check.Run(c.Context(), args[0], check.Options{MaxFindings: most})
+			rep, err := check.Run(c.Context(), args[0], check.Options{MaxFindings: most, Disks: disks})
 			if err != nil {
 				return locked(err)
 			}
@@ -30,11 +32,13 @@ Nothing is changed. hvd must be stopped. The exit code is 0 when the store is wh
 				return err
 			}
 			if !rep.OK() {
-				return fmt.Errorf("store %s is damaged: %d errors; restore what is affected from a backup before hvd is started again", args[0], rep.Errors)
+				return fmt.Errorf("store %s is damaged: %d errors; restore what is affected, and its snapshots and clones, from a backup before hvd is started again", args[0], rep.Errors)
 			}
 			return nil
 		},
 	}
+	c.Flags().StringSliceVar(&disks, "disk", nil, "directory of a further disk of the store (store.disks of hvd); may be repeated")
+	_ = c.MarkFlagDirname("disk")
 	c.Flags().IntVar(&most, "max-findings", 1000, "print at most so many findings; the others are counted")
 	return c
 }
@@ -56,13 +60,13 @@ func (a *app) showDump(value any, parts ...texter) error {
 // locked marks a store in use as something that was refused.
 func locked(err error) error {
 	if errors.Is(err, block.ErrLocked) {
-		return fmt.Errorf("%w: %w", errRefused, err)
+		return fmt.Errorf("%w: %w", err, errRefused)
 	}
 	return err
 }
 
 func newStoreDump(a *app) *cobra.Command {
-	c := group(&cobra.Command{Use: "dump", Short: "Show what is on disk, decoded: superblocks, log, segments, pages, volumes"})
+	c := group(&cobra.Command{Use: "dump", Short: "Show what is on disk, decoded: superblocks, log, segments, parity, index, pages, volumes"})
 	c.AddCommand(
 		a.dump("super", "", "Both superblocks", "", func(dir, _ string) error {
 			d, err := check.DumpSuper(dir)
@@ -73,6 +77,25 @@ func newStoreDump(a *app) *cobra.Command {
 		}),
 		a.dump("log", "FILE", "The files of the log; with the id of one, as in its name, its records", "0000001a", a.dumpLog),
 		a.dump("segment", "ID", "All segments; with the id of one, its frames and chunks", "17", a.dumpSegment),
+		&cobra.Command{
+			Use: "parity FILE", Short: "A parity sidecar; it needs neither its segment nor its store",
+			Example: "  hv-storage-fabric store dump parity segments/2f/000000000000012f.00000001.par\n  hv-storage-fabric store dump parity FILE -o json",
+			Args:    exactly("FILE"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				d, err := check.DumpParity(args[0])
+				if err != nil {
+					return err
+				}
+				return a.showDump(d, d)
+			},
+		},
+		a.dump("index", "", "The index of chunks by their hash, in short", "", func(dir, _ string) error {
+			d, err := check.DumpIndex(dir)
+			if err != nil {
+				return err
+			}
+			return a.showDump(d, d)
+		}),
 		a.dump("page", "ID", "A region page or radix node of a map", "4711", func(dir, id string) error {
 			n, err := dumpID(id)
 			if err != nil {
@@ -112,7 +135,7 @@ func (a *app) dump(kind, which, short, example string, f func(dir, id string) er
 		Use: use, Short: short, Example: lines + "\n" + lines + " -o json",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) < least || len(args) > most {
-				return usagef("%s needs %s, got %d arguments", c.CommandPath(), use[len(kind)+1:], len(args))
+				return usagef("%s needs %s, got %s", c.CommandPath(), use[len(kind)+1:], counted(len(args), "argument"))
 			}
 			return nil
 		},

@@ -62,12 +62,13 @@ func TestStoreCheck(t *testing.T) {
 	if err != nil || len(segments) == 0 {
 		t.Fatal(segments, err)
 	}
-	b, err := os.ReadFile(segments[0])
+	data := segments[len(segments)-1] // the one before it holds metadata
+	b, err := os.ReadFile(data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b[len(b)-10] ^= 1
-	if err := os.WriteFile(segments[0], b, 0o600); err != nil {
+	if err := os.WriteFile(data, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs = runLocal(t, "store", "check", dir)
@@ -87,7 +88,7 @@ func TestStoreDump(t *testing.T) {
 		{"log DIR 1", `name "web1"`},
 		{"log DIR 00000001.log", "seq 2  write"},
 		{"segment DIR", "chunks live"},
-		{"segment DIR 1", "chunk 1"},
+		{"segment DIR 2", "chunk 1 "}, // the first one holds metadata
 		{"page DIR 1", "region 0"},
 		{"volume DIR", `"web1"`},
 		{"volume DIR web1", "closed+started"},

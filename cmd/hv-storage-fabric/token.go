@@ -137,6 +137,8 @@ func newTokenRevoke(a *app) *cobra.Command {
 		Use:   "revoke NAME",
 		Short: "End a token at once",
 		Args:  exactly("NAME"),
+
+		ValidArgsFunction: a.completeTokens,
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.connect()
 			if err != nil {

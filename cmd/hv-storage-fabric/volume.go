@@ -14,7 +14,7 @@ import (
 func newVolume(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "volume", Short: "Make, change, attach, import and export volumes"})
 	c.AddCommand(newVolumeCreate(a), newVolumeList(a), newVolumeShow(a), newVolumeRename(a), newVolumeResize(a), newVolumeDelete(a),
-		newVolumeClone(a), newVolumeAttach(a), newVolumeDetach(a), newVolumeImport(a), newVolumeExport(a))
+		newVolumeClone(a), newVolumeQoS(a), newVolumeQuota(a), newVolumeAttach(a), newVolumeDetach(a), newVolumeMap(a), newVolumeUnmap(a), newVolumeImport(a), newVolumeExport(a))
 	return c
 }
 
@@ -27,6 +27,10 @@ type volumeView struct {
 	Mode       string          `json:"mode"`
 	CreatedAt  time.Time       `json:"createdAt"`
 	Snapshots  int             `json:"snapshots"`
+	Undestaged uint64          `json:"undestagedBytes"`
+	Referenced uint64          `json:"referencedBytes"`
+	Limits     *limitsView     `json:"limits"` // null when there are none
+	Quota      *quotaView      `json:"quota"`  // null when there is none
 	Origin     *originView     `json:"origin,omitempty"`
 	Attachment *attachmentView `json:"attachment"` // null when it is not attached
 }
@@ -41,6 +45,11 @@ type attachmentView struct {
 	URI         string    `json:"uri"`
 	Socket      string    `json:"socket"`
 	OwnSocket   bool      `json:"ownSocket"`
+	TCPURI      string    `json:"tcpUri,omitempty"`
+	TCPMode     string    `json:"tcpMode,omitempty"`
+	Clients     []string  `json:"clients,omitempty"`
+	ReadOnly    bool      `json:"readOnly,omitempty"`
+	Inject      string    `json:"inject,omitempty"`
 	AttachedAt  time.Time `json:"attachedAt"`
 	Connections int       `json:"connections"`
 	Problem     string    `json:"problem,omitempty"`
@@ -50,6 +59,7 @@ func viewVolume(v client.Volume) volumeView {
 	view := volumeView{
 		Name: v.Name, UUID: v.Uuid, SizeBytes: v.SizeBytes, Chunking: v.Chunking, Mode: strings.ToLower(string(v.Mode)),
 		CreatedAt: v.CreatedAt, Snapshots: v.SnapshotCount,
+		Undestaged: v.UndestagedBytes, Referenced: v.ReferencedBytes, Limits: viewLimits(v.Limits), Quota: viewQuota(v.Quota),
 	}
 	if v.OriginVolume != "" || v.OriginSnapshot != "" {
 		view.Origin = &originView{v.OriginVolume, v.OriginSnapshot}
@@ -62,7 +72,7 @@ func viewVolume(v client.Volume) volumeView {
 }
 
 func viewAttachment(at client.Attachment) attachmentView {
-	return attachmentView{at.Volume, at.Uri, at.Socket, at.OwnSocket, at.AttachedAt, at.Connections, at.Problem}
+	return attachmentView{at.Volume, at.Uri, at.Socket, at.OwnSocket, at.TcpUri, at.TcpMode, at.Clients, at.ReadOnly, at.Inject, at.AttachedAt, at.Connections, at.Problem}
 }
 
 // showVolume prints a volume that was just changed.
@@ -73,7 +83,7 @@ func (a *app) showVolume(did string, v client.Volume) error {
 }
 
 func newVolumeCreate(a *app) *cobra.Command {
-	var size units.Size
+	var size volumeSize
 	var chunking, mode string
 	c := &cobra.Command{
 		Use:   "create NAME --size SIZE",
@@ -81,9 +91,11 @@ func newVolumeCreate(a *app) *cobra.Command {
 		Long: `Make a volume that reads as zeroes. It takes no space until it is written to.
 
 A name has 1 to 128 letters, digits, dots, underscores and dashes, and does not begin with a dot or a dash.
-Volumes that are cut by content (cdc) and volumes with fixed chunks share no data with each other.`,
+Volumes share data only with those that are cut alike: cdc cuts by content, 16 KiB on average; cdc:8KiB and the like with another average; fixed:64KiB and the like at
+fixed offsets. Smaller chunks find more that is there already, and cost memory and disk for each: at 4 KiB the index takes four times as much.`,
 		Example: `  hv-storage-fabric volume create web1 --size 20GiB
-  hv-storage-fabric volume create db1 --size 100GiB --chunking fixed:64KiB --mode durable`,
+  hv-storage-fabric volume create db1 --size 100GiB --chunking fixed:64KiB --mode durable
+  hv-storage-fabric volume create mail1 --size 50GiB --chunking cdc:8KiB`,
 		Args: exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if !c.Flags().Changed("size") {
@@ -97,24 +109,42 @@ Volumes that are cut by content (cdc) and volumes with fixed chunks share no dat
 			if err != nil {
 				return err
 			}
-			reply, err := client.CreateVolume(c.Context(), api, client.CreateVolumeInput{Name: args[0], SizeBytes: uint64(size), Chunking: chunking, Mode: writeMode})
+			reply, err := client.CreateVolume(c.Context(), api, client.CreateVolumeInput{Name: args[0], SizeBytes: uint64(size.Size), Chunking: chunking, Mode: writeMode})
 			if err != nil {
 				return err
 			}
-			if reply.CreateVolume.Chunking != "cdc" {
-				a.note("note: a volume with fixed chunks shares no data with volumes that are cut by content")
-			}
+			a.noteChunking(reply.CreateVolume.Chunking)
 			return a.showVolume("created", reply.CreateVolume)
 		},
 	}
-	c.Flags().Var(&size, "size", "size in bytes, or with KiB, MiB, GiB or TiB; a multiple of 512")
+	c.Flags().Var(&size, "size", "size in bytes, or with "+sizeUnits+"; a multiple of 512")
 	chunkingFlag(c, &chunking)
 	modeFlag(c, &mode)
 	return c
 }
 
+// usualChunk is the average for which the memory of the store is published, bytes.
+const usualChunk = 16 << 10
+
+// noteChunking says what comes with chunks that are cut in another way than usual.
+func (a *app) noteChunking(chunking string) {
+	kind, text, other := strings.Cut(chunking, ":")
+	if !other {
+		return
+	}
+	if kind == "fixed" {
+		a.note("note: a volume with fixed chunks shares no data with volumes that are cut by content")
+	} else {
+		a.note("note: a volume that is cut to %s on average shares no data with volumes that are cut otherwise", text)
+	}
+	if n, err := units.ParseSize(text); err == nil && n > 0 && n < usualChunk {
+		a.note("note: its chunks take %d times as much memory and disk for the index as usual ones: about %d MiB of memory for each TiB of its data", usualChunk/n, 160*usualChunk/n)
+	}
+}
+
 func chunkingFlag(c *cobra.Command, chunking *string) {
-	c.Flags().StringVar(chunking, "chunking", "cdc", "how data is cut: cdc, or fixed:SIZE with a power of two from 4KiB to 1MiB")
+	c.Flags().StringVar(chunking, "chunking", "cdc", "how data is cut: cdc, cdc:AVERAGE from 4KiB to 64KiB, or fixed:SIZE from 4KiB to 1MiB, powers of two")
+	_ = c.RegisterFlagCompletionFunc("chunking", cobra.FixedCompletions([]string{"cdc", "cdc:", "fixed:"}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp))
 }
 
 func modeFlag(c *cobra.Command, mode *string) {
@@ -171,22 +201,31 @@ func attachedText(at *attachmentView) string {
 }
 
 func newVolumeShow(a *app) *cobra.Command {
+	return a.volumeCommand("show NAME", "Show one volume", func(c *cobra.Command, api *client.Client, name string) error {
+		reply, err := client.GetVolume(c.Context(), api, name)
+		if err != nil {
+			return err
+		}
+		view := viewVolume(reply.Volume)
+		return a.show(view, func() { a.volumePairs(view) })
+	})
+}
+
+// volumeCommand makes a command whose one argument is a volume.
+func (a *app) volumeCommand(use, short string, run func(c *cobra.Command, api *client.Client, name string) error) *cobra.Command {
+	return a.command(use, short, exactly("NAME"), func(c *cobra.Command, api *client.Client, args []string) error { return run(c, api, args[0]) })
+}
+
+// command makes a command of which the first argument is a volume, and which asks hvd.
+func (a *app) command(use, short string, args cobra.PositionalArgs, run func(c *cobra.Command, api *client.Client, args []string) error) *cobra.Command {
 	return &cobra.Command{
-		Use:               "show NAME",
-		Short:             "Show one volume",
-		Args:              exactly("NAME"),
-		ValidArgsFunction: a.completeVolumes,
+		Use: use, Short: short, Args: args, ValidArgsFunction: a.completeVolumes,
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.connect()
 			if err != nil {
 				return err
 			}
-			reply, err := client.GetVolume(c.Context(), api, args[0])
-			if err != nil {
-				return err
-			}
-			view := viewVolume(reply.Volume)
-			return a.show(view, func() { a.volumePairs(view) })
+			return run(c, api, args)
 		},
 	}
 }
@@ -196,16 +235,31 @@ func (a *app) volumePairs(v volumeView) {
 		{"name", v.Name}, {"id", v.UUID},
 		{"size", fmt.Sprintf("%s (%d bytes)", units.Size(v.SizeBytes).Human(), v.SizeBytes)},
 		{"chunking", v.Chunking}, {"mode", v.Mode}, {"created", v.CreatedAt.Local().Format(time.DateTime)},
-		{"snapshots", fmt.Sprint(v.Snapshots)},
+		{"snapshots", fmt.Sprint(v.Snapshots)}, {"not destaged", units.Size(v.Undestaged).Human()}, {"data", units.Size(v.Referenced).Human()}, {"limits", v.Limits.String()}, {"quota", v.Quota.String()},
 	}
 	if v.Origin != nil {
 		list = append(list, [2]string{"clone of", v.Origin.Volume + "@" + v.Origin.Snapshot})
 	}
 	list = append(list, [2]string{"attached", attachedText(v.Attachment)})
 	if at := v.Attachment; at != nil {
-		list = append(list, [2]string{"uri", at.URI}, [2]string{"problem", at.Problem})
+		list = append(list, at.pairs()...)
 	}
 	a.pairs(list)
+}
+
+// pairs are the lines of an attachment; empty ones are not shown.
+func (at *attachmentView) pairs() [][2]string {
+	overTCP, access := "", ""
+	if at.TCPMode != "" {
+		overTCP = at.TCPMode + ", for all clients that the door lets in"
+	}
+	if len(at.Clients) > 0 {
+		overTCP = at.TCPMode + ", for " + strings.Join(at.Clients, ", ")
+	}
+	if at.ReadOnly {
+		access = "read-only"
+	}
+	return [][2]string{{"uri", at.URI}, {"tcp uri", at.TCPURI}, {"over TCP", overTCP}, {"access", access}, {"FAULTS", at.Inject}, {"problem", at.Problem}}
 }
 
 // splitSnapshot takes VOLUME[@SNAPSHOT] apart. Both names are checked by hvd.
@@ -215,24 +269,4 @@ func splitSnapshot(text string) (volume, snapshot string, err error) {
 		return "", "", usagef("%q: the name of the snapshot is missing after '@'", text)
 	}
 	return volume, snapshot, nil
-}
-
-// completeVolumes offers the names of volumes for the first argument.
-func (a *app) completeVolumes(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	api, err := a.connect()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	reply, err := client.ListVolumes(c.Context(), api)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := make([]cobra.Completion, 0, len(reply.Volumes))
-	for _, v := range reply.Volumes {
-		names = append(names, v.Name)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -8,38 +8,34 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 func newVolumeRename(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "rename NAME NEW",
-		Short:             "Give a volume that is not attached another name",
-		Args:              exactly("NAME", "NEW"),
-		ValidArgsFunction: a.completeVolumes,
-		RunE: func(c *cobra.Command, args []string) error {
-			api, err := a.connect()
-			if err != nil {
-				return err
-			}
-			reply, err := client.RenameVolume(c.Context(), api, args[0], args[1])
-			if err != nil {
-				return err
-			}
-			return a.showVolume("renamed to", reply.RenameVolume)
-		},
-	}
+	use, short := "rename NAME NEW", "Give a volume that is not attached another name"
+	return a.command(use, short, exactly("NAME", "NEW"), func(c *cobra.Command, api *client.Client, args []string) error {
+		reply, err := client.RenameVolume(c.Context(), api, args[0], args[1])
+		if err != nil {
+			return err
+		}
+		return a.showVolume("renamed to", reply.RenameVolume)
+	})
 }
 
 func newVolumeResize(a *app) *cobra.Command {
-	var size units.Size
-	var shrink bool
+	var size volumeSize
+	in := client.ResizeVolumeInput{}
 	c := &cobra.Command{
 		Use:   "resize NAME --size SIZE",
 		Short: "Set the size of a volume",
-		Long: `Set the size of a volume. It may grow while it is attached; clients see the new size when they connect again.
-A smaller size loses what lies beyond it: that needs --shrink, and no attachment.`,
-		Example:           "  hv-storage-fabric volume resize web1 --size 40GiB",
+		Long: `Set the size of a volume, attached or not. NBD tells a client the size when it connects, so the connections of its clients are ended after
+the requests in flight; a QEMU with reconnect-delay comes back by itself, and then its monitor's block_resize tells the guest.
+With --keep-connections clients are left alone and go on with the size they know.
+
+A smaller size loses what lies beyond it: that needs --shrink, and --force while the volume is attached.`,
+		Example: `  hv-storage-fabric volume resize web1 --size 40GiB
+  # then in QEMU: {"execute": "block_resize", "arguments": {"node-name": "NODE", "size": 42949672960}}`,
 		Args:              exactly("NAME"),
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -50,46 +46,43 @@ A smaller size loses what lies beyond it: that needs --shrink, and no attachment
 			if err != nil {
 				return err
 			}
-			reply, err := client.ResizeVolume(c.Context(), api, args[0], uint64(size), shrink)
+			in.SizeBytes = uint64(size.Size)
+			reply, err := client.ResizeVolume(c.Context(), api, args[0], in)
 			if err != nil {
 				return err
+			}
+			if reply.ResizeVolume.Attachment != nil && !in.KeepConnections {
+				a.note("note: clients that were connected see the new size when they connect again; a QEMU does that by itself with reconnect-delay, and needs block_resize then")
 			}
 			return a.showVolume("resized", reply.ResizeVolume)
 		},
 	}
-	c.Flags().Var(&size, "size", "new size in bytes, or with KiB, MiB, GiB or TiB; a multiple of 512")
-	c.Flags().BoolVar(&shrink, "shrink", false, "allow a smaller size, which loses what lies beyond it")
+	c.Flags().Var(&size, "size", "new size in bytes, or with "+sizeUnits+"; a multiple of 512")
+	c.Flags().BoolVar(&in.Shrink, "shrink", false, "allow a smaller size, which loses what lies beyond it")
+	c.Flags().BoolVar(&in.Force, "force", false, "allow that while the volume is attached")
+	c.Flags().BoolVar(&in.KeepConnections, "keep-connections", false, "do not end the connections of clients, who then do not see the new size")
 	return c
 }
 
 func newVolumeDelete(a *app) *cobra.Command {
 	var yes bool
-	c := &cobra.Command{
-		Use:               "delete NAME",
-		Short:             "Delete a volume that is not attached, with its snapshots",
-		Example:           "  hv-storage-fabric volume delete web1 --yes",
-		Args:              exactly("NAME"),
-		ValidArgsFunction: a.completeVolumes,
-		RunE: func(c *cobra.Command, args []string) error {
-			api, err := a.connect()
-			if err != nil {
-				return err
-			}
-			reply, err := client.GetVolume(c.Context(), api, args[0])
-			if err != nil {
-				return err
-			}
-			v := reply.Volume
-			question := fmt.Sprintf("Delete volume %s (%s) and its %d snapshots? Their data is lost.", v.Name, units.Size(v.SizeBytes).Human(), v.SnapshotCount)
-			if err := a.confirm(yes, question); err != nil {
-				return fmt.Errorf("delete volume %q: %w", args[0], err)
-			}
-			if _, err := client.DeleteVolume(c.Context(), api, args[0]); err != nil {
-				return err
-			}
-			return a.show(map[string]any{"name": args[0], "deleted": true}, func() { a.say("deleted volume %s", args[0]) })
-		},
-	}
+	use, short := "delete NAME", "Delete a volume that is not attached, with its snapshots"
+	c := a.volumeCommand(use, short, func(c *cobra.Command, api *client.Client, name string) error {
+		reply, err := client.GetVolume(c.Context(), api, name)
+		if err != nil {
+			return err
+		}
+		v := reply.Volume
+		question := fmt.Sprintf("Delete volume %s (%s) and its %d snapshots? Their data is lost.", v.Name, units.Size(v.SizeBytes).Human(), v.SnapshotCount)
+		if err := a.confirm(yes, question); err != nil {
+			return fmt.Errorf("delete volume %q: %w", name, err)
+		}
+		if _, err := client.DeleteVolume(c.Context(), api, name); err != nil {
+			return err
+		}
+		return a.show(map[string]any{"name": name, "deleted": true}, func() { a.say("deleted volume %s", name) })
+	})
+	c.Example = "  hv-storage-fabric volume delete web1 --yes"
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return c
 }
@@ -99,7 +92,7 @@ func (a *app) confirm(yes bool, question string) error {
 	if yes {
 		return nil
 	}
-	if _, ok := terminal(a.in); !ok {
+	if _, ok := console.Terminal(a.in); !ok {
 		return fmt.Errorf("nobody is there to ask; confirm with --yes: %w", errRefused)
 	}
 	fmt.Fprintf(a.err, "%s [y/N] ", question)

@@ -7,11 +7,18 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hyper-nixos/hyper-nixos/control"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
 )
 
 func newConfig() *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Show, describe and check the configuration"}
+	c := &cobra.Command{Use: "config", Short: "Show, describe and check the configuration", Args: cobra.ArbitraryArgs}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.Help()
+		}
+		return fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())
+	}
 	c.AddCommand(
 		&cobra.Command{
 			Use:   "show",
@@ -40,9 +47,15 @@ func newConfig() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if err := control.CheckTLS(loaded.NBD); err != nil {
+					return err
+				}
 				from := "there is no config file"
 				if loaded.File != "" {
 					from = loaded.File
+				}
+				for _, m := range config.Misspelled(os.Environ()) {
+					fmt.Fprintf(c.ErrOrStderr(), "hvd: environment variable %s is no setting and has no effect; did you mean %s?\n", m.Name, m.Meant)
 				}
 				fmt.Fprintf(c.OutOrStdout(), "configuration is good (%s)\n", from)
 				return nil

@@ -155,6 +155,13 @@ func TestStartsThatCannotBe(t *testing.T) {
 	if err := os.WriteFile(typo, []byte("log:\n  levle: info\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	keys := filepath.Join(dir, "keys.psk")
+	if err := os.WriteFile(keys, []byte("node1:00112233445566778899aabbccddeeff\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(keys, 0o644); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args string
 		code int
@@ -168,6 +175,9 @@ func TestStartsThatCannotBe(t *testing.T) {
 		{"--data-dir " + dir + " --memory 1", exitUsage, "memory"},
 		{"--nonsense", exitUsage, "nonsense"},
 		{"nonsense", exitUsage, "nonsense"},
+		{"config nonsense", exitUsage, "nonsense"},
+		{"config check --data-dir " + dir + " --nbd-listen 127.0.0.1:0 --nbd-tls-psk-file " + keys, exitUsage, "chmod 600"},
+		{"config check --data-dir " + dir + " --nbd-listen 127.0.0.1:0 --nbd-tls-psk-file /no/such.psk", exitFailed, "/no/such.psk"},
 		{"config check --config " + typo, exitUsage, "log.levle"},
 	} {
 		text, err := hvd(t, strings.Fields(c.args)...).CombinedOutput()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
@@ -66,6 +67,7 @@ A setting is taken from its flag, else from its HV_* environment variable, else 
 	config.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().SortFlags = false
 	root.AddCommand(newConfig())
+	helptext.Fit(root)
 	return root
 }
 
@@ -73,11 +75,11 @@ A setting is taken from its flag, else from its HV_* environment variable, else 
 func judge(err error) (code int, hint string) {
 	switch {
 	case errors.Is(err, block.ErrLocked):
-		return exitRefused, "; stop the other hvd first, or use another --data-dir"
+		return exitRefused, "; another hvd has it open: stop that first, or use another --data-dir"
 	case errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage, "; see `hvd --help`"
 	case errors.Is(err, block.ErrVersion):
-		return exitFailed, "; use the version of hvd that wrote it"
+		return exitFailed, "; use the version of hvd that wrote it, or a newer one"
 	case errors.Is(err, block.ErrCorrupt):
 		return exitFailed, "; leave the directory as it is and look at it with `hv-storage-fabric store check`"
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/hyper-nixos/hyper-nixos/api"
@@ -16,7 +17,10 @@ import (
 func serve(ctx context.Context, loaded *config.Loaded) error {
 	log := newLog(loaded.Log)
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(int64(loaded.Memory) * 15 / 16) // the collector works harder before the budget is spent
+		debug.SetMemoryLimit(int64(loaded.Memory) - max(int64(loaded.Memory)/16, outsideMemory) - control.OutsideHeap(&loaded.Config)) // the collector works harder before the budget is spent
+		if loaded.Memory >= roomyMemory {
+			useIdleCPUs()
+		}
 	}
 	c, err := control.Open(ctx, control.Options{Config: loaded, OpenEngine: control.OpenStore, Log: log, Version: version})
 	if err != nil {
@@ -25,6 +29,9 @@ func serve(ctx context.Context, loaded *config.Loaded) error {
 	server, err := api.Serve(c)
 	if err != nil {
 		return errors.Join(err, c.Close(context.Background()))
+	}
+	for _, m := range config.Misspelled(os.Environ()) {
+		log.Warn("an environment variable is no setting and has no effect", "variable", m.Name, "nearest", m.Meant)
 	}
 	log.Info("ready", "version", version, "dataDir", loaded.DataDir, "controlSocket", loaded.ControlSocket, "nbdSocket", loaded.NBD.Socket,
 		"configFile", loaded.File, "pid", os.Getpid())
@@ -50,4 +57,18 @@ func newLog(cfg config.Log) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(os.Stderr, options))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}
+
+// outsideMemory is what the runtime does not count, and what the heap overshoots its limit by while it is collected, in bytes.
+const outsideMemory = 14 << 20
+
+// roomyMemory is the budget, in bytes, from which on caches for each running goroutine do not count.
+const roomyMemory = 256 << 20
+
+// useIdleCPUs lets twice as many goroutines run as there are CPUs. Many of hvd's are in a system call that waits for a device, which keeps its place until the scheduler notices,
+// up to 10 ms later. Measured with random writes on two CPUs, of which 30 % were idle: 5 to 15 % more of them.
+func useIdleCPUs() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
+	}
 }

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
+	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
 // Config is everything that can be set about hvd. The doc tags are the help of the flags, the comments of `hvd config show` and the
@@ -35,16 +37,49 @@ type Store struct {
 	DestageAfter time.Duration `yaml:"destage-after" doc:"Age at which data leaves the log for segments even when the log has room."`
 	Reserve      units.Size    `yaml:"reserve" doc:"Space of the file system kept for destage, deletes and reclaim. 0: max(1GiB, 3 %)."`
 	Workers      int           `yaml:"workers" doc:"Goroutines that hash and compress. 0: one per CPU."`
+	ColdAfter    time.Duration `yaml:"cold-after" doc:"How long a segment must have been left alone before its data is packed densely, into cold segments, in the background. Reads of it at random are slower then. 0: never."`
+	Similarity   string        `yaml:"similarity" enum:"on,off" doc:"Whether cold data is packed beside data that it is like, such as older versions of it: on or off."`
+	Disks        string        `yaml:"disks" doc:"Directories on further disks, separated by commas, that make up for the loss of one: copies of the log, and shards of segments."`
+	Stripe       string        `yaml:"stripe" doc:"How sealed segments are cut over the disks, the data directory included: DATA+PARITY shards, such as 3+1, or off. As many disks may be lost as there are parity shards. Another value is brought about in the background."`
+	LogCopies    int           `yaml:"log-copies" doc:"On how many disks the log lies, the data directory included, 1 to 3. 0: one more than store.stripe has parity shards, or as many as there are."`
+	Restore      string        `yaml:"restore-data-dir" enum:"off,on" doc:"on: a data directory that is empty is lost, and is made anew from store.disks. off: it is refused, as its disk may just not be mounted."`
+	Parity       string        `yaml:"parity" doc:"Reed-Solomon parity of each sealed segment, DATA+PARITY shards, such as 16+2, or off. Another value is brought about in the background."`
+	GCRate       units.Size    `yaml:"gc-rate" doc:"Budget of garbage collection, bytes read and written a second. While guests are served a quarter of it is used."`
+	GCRequests   int           `yaml:"gc-requests" doc:"Budget of garbage collection, requests to devices a second. While guests are served a quarter of it is used."`
+	KeepRate     units.Size    `yaml:"keep-rate" doc:"Budget of parity, scrub, repair and of what goes cold, bytes read and written a second. While guests are served a quarter of it is used."`
+}
+
+// DiskList returns the directories of the further disks.
+func (s *Store) DiskList() (disks []string) {
+	for d := range strings.SplitSeq(s.Disks, ",") {
+		if d = strings.TrimSpace(d); d != "" {
+			disks = append(disks, d)
+		}
+	}
+	return disks
 }
 
 // NBD holds settings of the NBD server.
 type NBD struct {
 	Socket          string        `yaml:"socket" doc:"Path of the NBD socket that serves all attached volumes. Empty: nbd.sock in the data directory."`
 	VolumeSocketDir string        `yaml:"volume-socket-dir" doc:"Directory of the sockets of single volumes (attach --socket-per-volume). Empty: nbd in the data directory."`
-	MaxConnections  int           `yaml:"max-connections" doc:"Most NBD connections at once, on all sockets together."`
+	MaxConnections  int           `yaml:"max-connections" doc:"Most NBD connections at once, on all sockets together; over TCP three quarters of them."`
 	InFlight        units.Size    `yaml:"in-flight" doc:"Most bytes of NBD requests in flight, on all connections together; at least 48MiB."`
 	DrainTimeout    time.Duration `yaml:"drain-timeout" doc:"How long a shutdown waits for requests in flight before it closes connections."`
+	Listen          string        `yaml:"listen" doc:"Address of the NBD server over TCP, HOST:PORT, or off. It shows the volumes that are attached with --tcp. Beyond loopback it needs nbd.tls, and everything is encrypted."`
+	TLS             TLS           `yaml:"tls"`
 }
+
+// TLS names the files of the NBD server over TCP: PEM files of certificates, a file of pre-shared keys, or both. They are read again when they have changed.
+type TLS struct {
+	Cert     string `yaml:"cert" doc:"PEM file of the NBD server's certificate, with any intermediate ones behind it."`
+	Key      string `yaml:"key" doc:"PEM file of that certificate's private key. Others must not be able to read it."`
+	ClientCA string `yaml:"client-ca" doc:"PEM file of the authorities that sign certificates of NBD clients. A client with neither such a certificate nor a pre-shared key gets no TLS."`
+	PSKFile  string `yaml:"psk-file" doc:"File of pre-shared keys of NBD clients, a line IDENTITY:HEX for each, as psktool writes it. Instead of certificates, or beside them. Others must not be able to read it."`
+}
+
+// Set reports whether there is TLS.
+func (t TLS) Set() bool { return t.Cert != "" || t.PSKFile != "" }
 
 // Default returns the embedded defaults. DataDir depends on the user.
 func Default() Config {
@@ -53,8 +88,8 @@ func Default() Config {
 		Listen:  "127.0.0.1:8081",
 		Memory:  512 << 20,
 		Log:     Log{Level: "info", Format: "text"},
-		Store:   Store{LogCap: 2 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second},
-		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, DrainTimeout: 20 * time.Second},
+		Store:   Store{LogCap: 2 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second, ColdAfter: 24 * time.Hour, Similarity: "on", Stripe: Off, Restore: Off, Parity: erasure.Default.String(), KeepRate: 96 << 20, GCRate: 128 << 20, GCRequests: 2000},
+		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, DrainTimeout: 20 * time.Second, Listen: Off},
 	}
 }
 
@@ -94,11 +129,33 @@ func (c *Config) resolve() error {
 			*p.path = filepath.Join(c.DataDir, p.fallback)
 			continue
 		}
-		abs, err := filepath.Abs(*p.path)
-		if err != nil {
-			return fmt.Errorf("path %s: %w", *p.path, err)
+		if err := makeAbsolute(p.path); err != nil {
+			return err
 		}
-		*p.path = abs
 	}
+	disks := c.Store.DiskList()
+	for i := range disks {
+		if err := makeAbsolute(&disks[i]); err != nil {
+			return err
+		}
+	}
+	c.Store.Disks = strings.Join(disks, ",")
+	for _, file := range []*string{&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile} {
+		if *file == "" {
+			continue
+		}
+		if err := makeAbsolute(file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func makeAbsolute(path *string) error {
+	abs, err := filepath.Abs(*path)
+	if err != nil {
+		return fmt.Errorf("path %s: %w", *path, err)
+	}
+	*path = abs
 	return nil
 }

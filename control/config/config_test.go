@@ -65,6 +65,15 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"data-dir: /" + strings.Repeat("d", 100) + "\n", "unix socket takes at most 107"},
 		{"a: b: c\n", "config file"},
 		{"- a\n", "config file"},
+		{"nbd: {listen: 0.0.0.0:10809}\n", "set nbd.tls.cert"},
+		{"nbd: {listen: example.org:10809}\n", "needs TLS"},
+		{"nbd: {listen: '[::]:10809', tls: {cert: c, key: k}}\n", "nbd.tls.client-ca"},
+		{"nbd: {listen: 127.0.0.1}\n", "want HOST:PORT"},
+		{"nbd: {tls: {cert: c}}\n", "go together"},
+		{"nbd: {tls: {client-ca: c}}\n", "nbd.tls.key"},
+		{"nbd: {tls: {client-ca: c, psk-file: p}}\n", "nbd.tls.key"},
+		{"nbd: {listen: '[::]:10809', tls: {cert: c, key: k, psk-file: p}}\n", "lets everybody in"},
+		{"nbd: {tls: {ca: c}}\n", `unknown key "nbd.tls.ca"`},
 		{"nbd: {socket: /x/s}\ncontrol-socket: /x/s\n", "nbd.socket"},
 	} {
 		_, err := load(t, c.file, nil)
@@ -88,8 +97,21 @@ func TestLoopbackIsAccepted(t *testing.T) {
 	}
 }
 
+func TestNBDOverTCPIsAccepted(t *testing.T) {
+	for _, file := range []string{
+		"nbd: {listen: 127.0.0.1:10809}\n",
+		"nbd: {listen: 'localhost:0', tls: {cert: /c, key: /k}}\n",
+		"nbd: {listen: ':10809', tls: {cert: /c, key: /k, client-ca: /a}}\n",
+		"nbd:\n  listen: storage1.example:10809\n  tls:\n    cert: /c\n    key: /k\n    client-ca: /a\n",
+	} {
+		if _, err := load(t, file, nil); err != nil {
+			t.Errorf("%q: %v", file, err)
+		}
+	}
+}
+
 func TestShowReadsBack(t *testing.T) {
-	first, err := load(t, "data-dir: /a\nlisten: off\nnbd: {drain-timeout: 1m30s}\n", nil)
+	first, err := load(t, "data-dir: /a\nlisten: off\nnbd: {drain-timeout: 1m30s, tls: {cert: /c, key: /k}}\n", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,12 +133,11 @@ func TestSchemaKnowsEverySettingAndNoOther(t *testing.T) {
 	if err := Schema(&text); err != nil {
 		t.Fatal(err)
 	}
-	var root struct {
+	type object struct {
 		Additional *bool `json:"additionalProperties"`
-		Properties map[string]struct {
-			Properties map[string]any
-		}
+		Properties map[string]object
 	}
+	var root object
 	if err := json.Unmarshal(text.Bytes(), &root); err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +146,11 @@ func TestSchemaKnowsEverySettingAndNoOther(t *testing.T) {
 	}
 	c := Default()
 	for _, f := range fields(&c) {
-		head, tail, nested := strings.Cut(f.path, ".")
-		section, ok := root.Properties[head]
-		if !ok || nested && section.Properties[tail] == nil {
-			t.Errorf("%s is missing", f.path)
+		at, found := root, true
+		for word := range strings.SplitSeq(f.path, ".") {
+			if at, found = at.Properties[word]; !found {
+				t.Errorf("%s is missing", f.path)
+			}
 		}
 		if f.doc == "" {
 			t.Errorf("%s has no description", f.path)

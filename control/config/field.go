@@ -56,6 +56,12 @@ func enums(c *Config) map[string]enumValue {
 	return found
 }
 
+// place takes the path apart: the sections of the file that the setting is in, outermost first, and its key.
+func (f field) place() (sections []string, key string) {
+	words := strings.Split(f.path, ".")
+	return words[:len(words)-1], words[len(words)-1]
+}
+
 // flag is the name of the field's command-line flag, without dashes.
 func (f field) flag() string { return strings.ReplaceAll(f.path, ".", "-") }
 

@@ -12,16 +12,22 @@ import (
 // defaults.
 func (l *Loaded) Show(w io.Writer) error {
 	var out strings.Builder
-	section := ""
+	var open []string // the sections that the last setting was in
 	for _, f := range fields(&l.Config) {
-		indent, key := "", f.path
-		if head, tail, nested := strings.Cut(f.path, "."); nested {
-			if head != section {
-				fmt.Fprintf(&out, "\n%s:\n", head)
-				section = head
+		sections, key := f.place()
+		for depth, section := range sections {
+			if depth < len(open) && open[depth] == section {
+				continue
 			}
-			indent, key = "  ", tail
+			open = open[:depth]
+			if depth == 0 {
+				out.WriteByte('\n')
+			}
+			fmt.Fprintf(&out, "%s%s:\n", strings.Repeat("  ", depth), section)
+			open = append(open, section)
 		}
+		open = open[:len(sections)]
+		indent := strings.Repeat("  ", len(sections))
 		fmt.Fprintf(&out, "%s# %s\n%s%s: %s", indent, f.doc, indent, key, f.yaml())
 		if origin := l.Origin[f.path]; origin != "default" {
 			fmt.Fprintf(&out, " # from %s", origin)
@@ -56,13 +62,14 @@ func Schema(w io.Writer) error {
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	root["title"] = "hvd configuration"
 	for _, f := range fields(&defaults) {
-		parent, key := root, f.path
-		if head, tail, nested := strings.Cut(f.path, "."); nested {
-			properties := root["properties"].(map[string]any)
-			if properties[head] == nil {
-				properties[head] = object()
+		parent := root
+		sections, key := f.place()
+		for _, section := range sections {
+			properties := parent["properties"].(map[string]any)
+			if properties[section] == nil {
+				properties[section] = object()
 			}
-			parent, key = properties[head].(map[string]any), tail
+			parent = properties[section].(map[string]any)
 		}
 		parent["properties"].(map[string]any)[key] = f.schema()
 	}

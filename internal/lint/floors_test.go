@@ -94,10 +94,13 @@ var only = map[string][]string{
 
 // importers says for packages that serve tests and the demo which others may import them, outside of tests.
 var importers = map[string][]string{
-	"internal/crashtest": {},
-	"internal/guest":     {"cmd/hv-demo"},
-	"internal/lint":      {},
-	"tiers/tierstest":    {},
+	"internal/certtest":          {},
+	"internal/crashtest":         {},
+	"internal/guest":             {"cmd/hv-demo"},
+	"internal/lint":              {},
+	"internal/synth":             {},
+	"internal/tlspsk/tlspsktest": {},
+	"tiers/tierstest":            {},
 }
 
 // TestNarrowImports holds the packages to their lists.

@@ -44,6 +44,9 @@ func readFiles(t *testing.T) []file {
 		if err != nil {
 			return err
 		}
+		if name == ".git" && !d.IsDir() { // of a work tree beside the repository
+			return nil
+		}
 		if d.IsDir() {
 			hidden := strings.HasPrefix(d.Name(), ".") && name != "." && name != ".ci"
 			if hidden || name == "bin" || d.Name() == "testdata" {

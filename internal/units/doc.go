@@ -1,2 +1,2 @@
-// Package units reads and writes sizes as people do: 64MiB, 20GiB, 512.
+// Package units reads and writes sizes as people do: 64MiB, 20G, 500GB, 512.
 package units

@@ -1,6 +1,7 @@
 package units
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -9,8 +10,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// Size is a number of bytes. Its text form is a whole number, alone (bytes) or with one of the suffixes KiB, MiB, GiB, TiB, PiB, EiB.
+// Size is a number of bytes. Its text form is a number, alone (bytes) or with a unit, in capitals or not:
+// K M G T P E and KiB … EiB count in 1024s, as qemu-img does (1G is 1GiB); kB MB GB TB PB EB count in 1000s.
 type Size uint64
+
+// ErrTooLarge is the error of a size that no number holds. It wraps block.ErrInvalid.
+var ErrTooLarge = fmt.Errorf("too large, want less than 16 EiB: %w", block.ErrInvalid)
 
 // suffixes in ascending order; each is 1024 times the one before.
 var suffixes = [...]string{"", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
@@ -18,35 +23,54 @@ var suffixes = [...]string{"", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
 // ParseSize reads a size. A decimal fraction is accepted where it makes a whole number of bytes, as in 1.5GiB. The error wraps
 // block.ErrInvalid and names the text.
 func ParseSize(text string) (Size, error) {
-	digits := strings.TrimRight(text, "KMGTPEiB")
-	suffix := text[len(digits):]
-	shift := -1
-	for i, s := range suffixes {
-		if suffix == s || suffix == "B" && i == 0 {
-			shift = 10 * i
-		}
-	}
-	if shift < 0 {
-		return 0, fmt.Errorf("size %q: unit %q is not known, use KiB, MiB, GiB or TiB: %w", text, suffix, block.ErrInvalid)
+	digits := strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+	unit, known := parseUnit(text[len(digits):])
+	if !known {
+		return 0, fmt.Errorf("size %q: unit %q is not known, use KiB, MiB, GiB or TiB (K, M, G and T for short), or the decimal kB, MB, GB or TB: %w",
+			text, text[len(digits):], block.ErrInvalid)
 	}
 	whole, fraction, dotted := strings.Cut(digits, ".")
 	n, err := strconv.ParseUint(whole, 10, 64)
-	if err != nil || bits.Len64(n)+shift > 64 {
-		return 0, fmt.Errorf("size %q: want a number of bytes below 16 EiB, such as 512 or 20GiB: %w", text, block.ErrInvalid)
-	}
-	size := n << shift
-	if !dotted {
+	high, size := bits.Mul64(n, unit)
+	switch {
+	case errors.Is(err, strconv.ErrRange) || high > 0:
+		return 0, fmt.Errorf("size %q: %w", text, ErrTooLarge)
+	case err != nil:
+		return 0, fmt.Errorf("size %q: want a number of bytes, such as 512 or 20GiB: %w", text, block.ErrInvalid)
+	case !dotted:
 		return Size(size), nil
 	}
-	part, err := parseFraction(fraction, shift)
+	part, err := parseFraction(fraction, unit)
 	if err != nil || size+part < size {
 		return 0, fmt.Errorf("size %q: not a whole number of bytes: %w", text, block.ErrInvalid)
 	}
 	return Size(size + part), nil
 }
 
-// parseFraction returns 0.digits × 2^shift if that is whole.
-func parseFraction(digits string, shift int) (uint64, error) {
+// parseUnit returns the bytes of a unit, in capitals or not.
+func parseUnit(suffix string) (bytes uint64, known bool) {
+	suffix = strings.ToUpper(suffix)
+	if suffix == "" || suffix == "B" {
+		return 1, true
+	}
+	power := strings.IndexByte("KMGTPE", suffix[0]) + 1
+	base := uint64(1024)
+	switch suffix[1:] {
+	case "", "IB":
+	case "B":
+		base = 1000
+	default:
+		return 0, false
+	}
+	bytes = 1
+	for range power {
+		bytes *= base
+	}
+	return bytes, power > 0
+}
+
+// parseFraction returns 0.digits × unit if that is whole.
+func parseFraction(digits string, unit uint64) (uint64, error) {
 	if digits == "" || len(digits) > 9 {
 		return 0, strconv.ErrSyntax
 	}
@@ -58,8 +82,8 @@ func parseFraction(digits string, shift int) (uint64, error) {
 	for range digits {
 		scale *= 10
 	}
-	high, low := bits.Mul64(n, 1<<shift)
-	quotient, rest := bits.Div64(high, low, scale) // high < scale, as n < scale and the shift is at most 60
+	high, low := bits.Mul64(n, unit)
+	quotient, rest := bits.Div64(high, low, scale) // high < scale, as n < scale
 	if rest != 0 {
 		return 0, strconv.ErrSyntax
 	}

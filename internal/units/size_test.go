@@ -12,6 +12,8 @@ func TestParseSize(t *testing.T) {
 	good := map[string]Size{
 		"0": 0, "512": 512, "512B": 512, "4KiB": 4096, "64MiB": 64 << 20, "20GiB": 20 << 30, "2TiB": 2 << 40, "15EiB": 15 << 60,
 		"1.5GiB": 3 << 29, "0.5KiB": 512, "18446744073709551615": math.MaxUint64,
+		"1G": 1 << 30, "1g": 1 << 30, "1gib": 1 << 30, "1tib": 1 << 40, "4k": 4096, "3M": 3 << 20, "2P": 2 << 50, "1E": 1 << 60, "1.5T": 3 << 39,
+		"1GB": 1e9, "1gb": 1e9, "500kB": 5e5, "500KB": 5e5, "1.5MB": 15e5, "2TB": 2e12, "3PB": 3e15, "18EB": 18e18, "7b": 7,
 	}
 	for text, want := range good {
 		got, err := ParseSize(text)
@@ -19,7 +21,7 @@ func TestParseSize(t *testing.T) {
 			t.Errorf("ParseSize(%q) = %d, %v; want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "x", "-1", "+1", "1 GiB", "1GB", "1G", "1gib", "1.GiB", ".5GiB", "0.3KiB", "1.5", "16EiB", "18446744073709551616", "1KiBKiB", "1.0000000001GiB", "GiB", "1e3"} {
+	for _, text := range []string{"", "x", "-1", "+1", "1 GiB", "1.GiB", ".5GiB", "0.3KiB", "1.5", "16EiB", "16E", "19EB", "1Gi", "1GBB", "1X", "1XiB", "1i", "1ib", "G", "18446744073709551616", "1KiBKiB", "1.0000000001GiB", "GiB", "1e3"} {
 		if got, err := ParseSize(text); !errors.Is(err, block.ErrInvalid) {
 			t.Errorf("ParseSize(%q) = %d, %v; want an error", text, got, err)
 		}

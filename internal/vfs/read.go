@@ -69,3 +69,20 @@ func TryRead(f File, p []byte, off int64) error {
 	}
 	return nil
 }
+
+// Cached reports whether the page cache has the byte at off. Where that cannot be told it says no; of a file in memory it says yes.
+func Cached(f File, off int64) bool {
+	b := bytesOfOne.Get().(*[1]byte)
+	defer bytesOfOne.Put(b)
+	return TryRead(f, b[:], off) == nil
+}
+
+// bytesOfOne lends what Cached reads into, which would otherwise be allocated on each call.
+var bytesOfOne = sync.Pool{New: func() any { return new([1]byte) }}
+
+// Prefetch begins to read n bytes at off into the page cache and does not wait for them. It is a hint: nothing comes of it where the kernel, the file system or a file in memory cannot.
+func Prefetch(f File, off, n int64) {
+	if fd := f.Fd(); fd != pebblevfs.InvalidFd {
+		_ = unix.Fadvise(int(fd), off, n, unix.FADV_WILLNEED)
+	}
+}

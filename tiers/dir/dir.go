@@ -41,7 +41,11 @@ func Open(fsys vfs.FS, root string) (*Backend, error) {
 
 // path returns where a key lives and which of the 256 folders that is.
 func (b *Backend) path(key string) (name string, folder uint8, err error) {
-	id, _, ok := tiers.ParseSegmentKey(key)
+	named := key
+	if segment, ok := tiers.ParseParityKey(key); ok {
+		named = segment
+	}
+	id, _, ok := tiers.ParseSegmentKey(named)
 	if !ok {
 		return "", 0, fmt.Errorf("segment key %q: %w", key, block.ErrInvalid)
 	}
@@ -70,7 +74,7 @@ func (b *Backend) Create(key string) (tiers.Writer, error) {
 		return nil, err
 	}
 	b.touch(folder)
-	return &writer{b: b, f: f, folder: folder}, nil
+	return &writer{b: b, f: vfs.NewAppender(f), folder: folder}, nil
 }
 
 // makeFolder makes sure that a folder exists for good.

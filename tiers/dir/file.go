@@ -13,7 +13,7 @@ import (
 // writer appends to a new segment.
 type writer struct {
 	b      *Backend
-	f      vfs.File
+	f      *vfs.Appender
 	folder uint8
 	named  bool // the name is durable
 }
@@ -33,7 +33,7 @@ func (w *writer) Write(p []byte) (int, error) {
 // Sync implements tiers.Writer. The folder is synced by the first call only, and not by way of the backend's dirty marks: another Sync that has cleared a mark may still be on
 // its way to the disk.
 func (w *writer) Sync() error {
-	if err := vfs.DataSync(w.f); err != nil {
+	if err := w.f.Sync(); err != nil {
 		return err
 	}
 	if w.named {
@@ -57,6 +57,9 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) { return h.f.ReadAt(p,
 // TryReadAt implements tiers.Reader.
 func (h *handle) TryReadAt(p []byte, off int64) error { return vfs.TryRead(h.f, p, off) }
 
+// Prefetch implements tiers.Prefetcher.
+func (h *handle) Prefetch(off, n int64) { vfs.Prefetch(h.f, off, n) }
+
 // Size implements tiers.Reader.
 func (h *handle) Size() (int64, error) {
 	st, err := h.f.Stat()
@@ -65,6 +68,9 @@ func (h *handle) Size() (int64, error) {
 	}
 	return st.Size(), nil
 }
+
+// Uncache asks the kernel to forget what it holds of the segment, so that the next read comes from the device.
+func (h *handle) Uncache() error { return vfs.Uncache(h.f) }
 
 // Close implements tiers.Reader.
 func (h *handle) Close() error { return h.f.Close() }

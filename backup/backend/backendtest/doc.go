@@ -1,0 +1,2 @@
+// Package backendtest has the tests that every backend of a repository passes.
+package backendtest

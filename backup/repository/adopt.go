@@ -1,0 +1,81 @@
+package repository
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/pack"
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// Adopt reads the directories of packs that no run lists: a writer died before it stored one, or the run is lost. What they hold need not be stored again. It returns how
+// many there were. A pack that cannot be read is told to bad, which may be nil, and is of no use to anybody.
+func (r *Repository) Adopt(ctx context.Context, bad func(key string, err error)) (int, error) {
+	var adopted []runPack
+	err := r.backend.List(ctx, packPrefix, func(o backend.Object) error {
+		name := o.Key[strings.LastIndex(o.Key, "/")+1:]
+		id, err := hex.DecodeString(name)
+		if err != nil || len(id) != len(block.Hash{}) || r.index.knows(name) {
+			return nil
+		}
+		p := runPack{name: block.Hash(id)}
+		if p.size, p.first, p.frames, err = r.readDirectory(ctx, o.Key, o.SizeBytes); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if bad != nil {
+				bad(o.Key, err)
+			}
+			return nil
+		}
+		r.index.add(name, p.size, p.frames)
+		adopted = append(adopted, p)
+		return nil
+	})
+	if err == nil && len(adopted) > 0 {
+		_, err = r.storeRun(ctx, adopted)
+	}
+	return len(adopted), err
+}
+
+// readDirectory reads what a pack holds. A writer's keys suffice.
+func (r *Repository) readDirectory(ctx context.Context, key string, size int64) (uint32, uint32, []pack.Frame, error) {
+	fail := func(err error) (uint32, uint32, []pack.Frame, error) {
+		return 0, 0, nil, fmt.Errorf("%s: %w", key, err)
+	}
+	if size < pack.TrailerSize || size > pack.MaxSize {
+		return fail(&block.CorruptError{Source: "pack", Want: "a size", Got: fmt.Sprintf("%d B", size)})
+	}
+	tail := make([]byte, pack.TrailerSize)
+	if err := r.backend.ReadAt(ctx, key, tail, size-pack.TrailerSize); err != nil {
+		return fail(err)
+	}
+	t, err := pack.DecodeTrailer(tail, size)
+	if err != nil {
+		return fail(err)
+	}
+	h, err := r.readHeader(ctx, key, size)
+	if err != nil {
+		return fail(err)
+	}
+	sealed := make([]byte, t.DirectoryLen)
+	if err := r.backend.ReadAt(ctx, key, sealed, size-pack.TrailerSize-int64(len(sealed))); err != nil {
+		return fail(err)
+	}
+	frames, err := pack.OpenDirectory(r.keys, h, t, sealed)
+	if err != nil {
+		return fail(err)
+	}
+	return uint32(size), uint32(h.Size()), frames, nil
+}
+
+func (r *Repository) readHeader(ctx context.Context, key string, size int64) (*pack.Header, error) {
+	head := make([]byte, min(size, pack.HeaderSize))
+	if err := r.backend.ReadAt(ctx, key, head, 0); err != nil {
+		return nil, err
+	}
+	return pack.DecodeHeader(head, r.keys.Repository)
+}

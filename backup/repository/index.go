@@ -1,0 +1,267 @@
+package repository
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/pack"
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// shortID is enough of an id to find a chunk by: ids are keyed, so nobody outside can make two that share it. What is found is compared with the whole id.
+type shortID [16]byte
+
+// place is where a chunk lies. It has no pointers: there are millions.
+type place struct {
+	pack  uint32 // of Index.packs
+	frame uint32 // of the pack
+	off   uint32 // in the frame, bytes
+	raw   uint32 // bytes
+}
+
+// packInfo is a pack that the index knows.
+type packInfo struct {
+	name   string
+	size   uint32 // bytes
+	frames []pack.Frame
+}
+
+// Index knows which chunks the repository has. Its methods may be called at once.
+type Index struct {
+	mu struct {
+		sync.RWMutex
+		packs  []packInfo
+		byName map[string]bool
+		places map[shortID]place
+		raw    uint64 // of all chunks, each once
+	}
+}
+
+func newIndex() *Index {
+	x := new(Index)
+	x.mu.byName, x.mu.places = make(map[string]bool), make(map[shortID]place)
+	return x
+}
+
+// Has reports whether a chunk is stored.
+func (x *Index) Has(id block.Hash) bool {
+	_, ok := x.find(id)
+	return ok
+}
+
+func (x *Index) find(id block.Hash) (place, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p, ok := x.mu.places[shortID(id[:16])]
+	return p, ok
+}
+
+// add takes a pack in, once. The chunks of frames are forgotten: only where frames lie is needed.
+func (x *Index) add(name string, size uint32, frames []pack.Frame) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.mu.byName[name] {
+		return
+	}
+	x.mu.byName[name] = true
+	number := uint32(len(x.mu.packs))
+	kept := make([]pack.Frame, len(frames))
+	for i := range frames {
+		f := &frames[i]
+		off := uint32(0)
+		for _, c := range f.Chunks {
+			if short := shortID(c.ID[:16]); !hasKey(x.mu.places, short) {
+				x.mu.places[short] = place{pack: number, frame: uint32(i), off: off, raw: c.Raw}
+				x.mu.raw += uint64(c.Raw)
+			}
+			off += c.Raw
+		}
+		kept[i] = pack.Frame{Off: f.Off, Len: f.Len, Raw: f.Raw}
+	}
+	x.mu.packs = append(x.mu.packs, packInfo{name: name, size: size, frames: kept})
+}
+
+func hasKey(m map[shortID]place, k shortID) bool {
+	_, ok := m[k]
+	return ok
+}
+
+func (x *Index) knows(name string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.mu.byName[name]
+}
+
+func (x *Index) pack(number uint32) packInfo {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.mu.packs[number]
+}
+
+// all returns the packs that are known.
+func (x *Index) all() []packInfo {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.mu.packs[:len(x.mu.packs):len(x.mu.packs)]
+}
+
+// Stats are sizes of what the index knows.
+type Stats struct {
+	Packs     int    `json:"packs"`
+	Chunks    int    `json:"chunks"`
+	RawBytes  uint64 `json:"rawBytes"`  // of all chunks
+	PackBytes uint64 `json:"packBytes"` // of all packs
+}
+
+// Stats returns sizes.
+func (x *Index) Stats() Stats {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := Stats{Packs: len(x.mu.packs), Chunks: len(x.mu.places), RawBytes: x.mu.raw}
+	for i := range x.mu.packs {
+		s.PackBytes += uint64(x.mu.packs[i].size)
+	}
+	return s
+}
+
+// A run: what an index object holds. These constants are part of the repository format and should not be changed.
+const (
+	runHeader  = 64
+	runVersion = 1
+	maxRun     = 256 << 20
+	maxRunRaw  = 1 << 30
+	packEntry  = 32 + 4 + 4
+)
+
+var (
+	runMagic   = [8]byte{'H', 'V', 'I', 'N', 'D', 'X', '1', 0}
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+)
+
+// runPack is a pack as a run lists it.
+type runPack struct {
+	name   block.Hash
+	size   uint32
+	first  uint32 // offset of the first frame
+	frames []pack.Frame
+}
+
+// encodeRun returns the object of a run.
+func encodeRun(keys *seal.Keys, packs []runPack) ([]byte, error) {
+	plain := binary.LittleEndian.AppendUint32(nil, uint32(len(packs)))
+	for i := range packs {
+		p := &packs[i]
+		plain = append(plain, p.name[:]...)
+		plain = binary.LittleEndian.AppendUint32(plain, p.size)
+		plain = binary.LittleEndian.AppendUint32(plain, p.first)
+		plain = pack.AppendDirectory(plain, p.frames)
+	}
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	packed := e.EncodeAll(plain, nil)
+	salt := seal.NewSalt()
+	b := make([]byte, runHeader, runHeader+len(packed)+seal.Overhead)
+	copy(b, runMagic[:])
+	binary.LittleEndian.PutUint16(b[8:], runVersion)
+	copy(b[12:28], keys.Repository[:])
+	copy(b[28:60], salt[:])
+	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli))
+	return keys.Index.Box(seal.PurposeIndex, salt, keys.Repository).Seal(b, packed, 0), nil
+}
+
+// decodeRun returns the packs of a run.
+func decodeRun(keys *seal.Keys, b []byte) ([]runPack, error) {
+	corrupt := func(at int, want, got string) error {
+		return &block.CorruptError{Source: "index run", Offset: int64(at), Want: want, Got: got}
+	}
+	if len(b) < runHeader+seal.Overhead || [8]byte(b[:8]) != runMagic {
+		return nil, corrupt(0, "the magic of a run", "other bytes")
+	}
+	if v := binary.LittleEndian.Uint16(b[8:]); v != runVersion {
+		return nil, fmt.Errorf("index run of version %d: %w", v, block.ErrVersion)
+	}
+	if sum := crc32.Checksum(b[:60], castagnoli); sum != binary.LittleEndian.Uint32(b[60:]) || b[10] != 0 || b[11] != 0 {
+		return nil, corrupt(60, "the sum of the header", fmt.Sprintf("%08x", sum))
+	}
+	if repository := block.UUID(b[12:28]); repository != keys.Repository {
+		return nil, corrupt(12, "repository "+keys.Repository.String(), repository.String())
+	}
+	packed, err := keys.Index.Box(seal.PurposeIndex, seal.Salt(b[28:60]), keys.Repository).Open(nil, b[runHeader:], 0)
+	if err != nil {
+		return nil, err
+	}
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRunRaw))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	plain, err := d.DecodeAll(packed, nil)
+	if err != nil || len(plain) < 4 {
+		return nil, corrupt(runHeader, "zstd", fmt.Sprint(err))
+	}
+	n := binary.LittleEndian.Uint32(plain)
+	plain = plain[4:]
+	if int64(n) > int64(len(plain)/packEntry) {
+		return nil, corrupt(runHeader, "a number of packs", fmt.Sprint(n))
+	}
+	packs := make([]runPack, n)
+	for i := range packs {
+		p := &packs[i]
+		if len(plain) < packEntry {
+			return nil, corrupt(len(b), "one more pack", "the end")
+		}
+		p.name, p.size, p.first = block.Hash(plain[:32]), binary.LittleEndian.Uint32(plain[32:]), binary.LittleEndian.Uint32(plain[36:])
+		if p.size > pack.MaxSize || p.first > pack.HeaderSize {
+			return nil, corrupt(len(b), "the size of a pack", fmt.Sprint(p.size))
+		}
+		if p.frames, plain, err = pack.DecodeDirectory(plain[packEntry:], int(p.first)); err != nil {
+			return nil, err
+		}
+	}
+	if len(plain) != 0 {
+		return nil, corrupt(len(b), "the end", fmt.Sprintf("%d B more", len(plain)))
+	}
+	return packs, nil
+}
+
+// LoadIndex reads all runs. One that is damaged is left out and told to bad, which may be nil: then it is the error. What is known already stays.
+func (r *Repository) LoadIndex(ctx context.Context, bad func(key string, err error)) error {
+	return r.backend.List(ctx, indexPrefix, func(o backend.Object) error {
+		b, err := r.read(ctx, o.Key, maxRun)
+		if errors.Is(err, block.ErrNotFound) {
+			return nil // replaced meanwhile, by one that is listed too
+		}
+		var packs []runPack
+		if err == nil {
+			packs, err = decodeRun(r.keys, b)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", o.Key, err)
+			if bad == nil || ctx.Err() != nil {
+				return err
+			}
+			bad(o.Key, err)
+			return nil
+		}
+		for i := range packs {
+			r.index.add(packs[i].name.String(), packs[i].size, packs[i].frames)
+		}
+		return nil
+	})
+}
+
+// Index returns what is known of the chunks.
+func (r *Repository) Index() *Index { return r.index }
+
+// packKey is the key of the object of a pack.
+func packKey(name string) string { return packPrefix + name[:2] + "/" + name }

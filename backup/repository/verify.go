@@ -1,0 +1,108 @@
+package repository
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/pack"
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/dedup"
+)
+
+// CheckPacks compares the packs that the index knows with the objects that are there: each must be, with its size. What is wrong is told to bad. It reads no pack.
+func (r *Repository) CheckPacks(ctx context.Context, bad func(key string, err error)) error {
+	there := make(map[string]int64)
+	err := r.backend.List(ctx, packPrefix, func(o backend.Object) error {
+		there[o.Key[strings.LastIndex(o.Key, "/")+1:]] = o.SizeBytes
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range r.index.all() {
+		size, ok := there[p.name]
+		switch {
+		case !ok:
+			bad(packKey(p.name), fmt.Errorf("a pack that the index lists: %w", block.ErrNotFound))
+		case size != int64(p.size):
+			bad(packKey(p.name), &block.CorruptError{Source: "pack", Want: fmt.Sprintf("%d B", p.size), Got: fmt.Sprint(size)})
+		}
+	}
+	return nil
+}
+
+// PackData is one pack for VerifyPack.
+type PackData struct {
+	Name      string
+	SizeBytes int64
+}
+
+// Packs returns all packs that the index knows.
+func (r *Repository) Packs() []PackData {
+	all := r.index.all()
+	packs := make([]PackData, len(all))
+	for i := range all {
+		packs[i] = PackData{all[i].name, int64(all[i].size)}
+	}
+	return packs
+}
+
+// VerifyPack reads a whole pack and checks everything: its name is the hash of its bytes, each frame opens, and each chunk is what its id says. It needs an owner's keys.
+func (r *Repository) VerifyPack(ctx context.Context, p PackData) error {
+	key := packKey(p.Name)
+	if p.SizeBytes > pack.MaxSize {
+		return fmt.Errorf("%s: %w", key, &block.CorruptError{Source: "pack", Want: fmt.Sprintf("at most %d B", pack.MaxSize), Got: fmt.Sprint(p.SizeBytes)})
+	}
+	b := make([]byte, p.SizeBytes)
+	if err := r.backend.ReadAt(ctx, key, b, 0); err != nil {
+		return err
+	}
+	if err := r.verifyPack(p.Name, b); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return nil
+}
+
+func (r *Repository) verifyPack(name string, b []byte) error {
+	if sum := blake3.Sum256(b); hex.EncodeToString(sum[:]) != name {
+		return &block.CorruptError{Source: "pack", Want: "bytes with the hash " + name, Got: hex.EncodeToString(sum[:])}
+	}
+	h, err := pack.DecodeHeader(b[:min(len(b), pack.HeaderSize)], r.keys.Repository)
+	if err != nil {
+		return err
+	}
+	end := len(b) - pack.TrailerSize
+	t, err := pack.DecodeTrailer(b[max(0, end):], int64(len(b)))
+	if err != nil {
+		return err
+	}
+	frames, err := pack.OpenDirectory(r.keys, h, t, b[end-int(t.DirectoryLen):end])
+	if err != nil {
+		return err
+	}
+	reader, err := pack.NewReader(r.keys, h)
+	if err != nil {
+		return err
+	}
+	hasher := dedup.NewHasher(r.keys.Domain)
+	for i := range frames {
+		f := &frames[i]
+		raw, frameErr := reader.Open(f, i, b[f.Off:f.Off+f.Len])
+		off := uint32(0)
+		for j := 0; j < len(f.Chunks) && frameErr == nil; j++ {
+			c := &f.Chunks[j]
+			frameErr = pack.Verify(hasher, c.ID, raw[off:off+c.Raw])
+			off += c.Raw
+		}
+		if frameErr != nil {
+			err = errors.Join(err, fmt.Errorf("frame %d at %d: %w", i, f.Off, frameErr))
+		}
+	}
+	return err
+}

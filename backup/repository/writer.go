@@ -1,0 +1,250 @@
+package repository
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/pack"
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// packsPerRun is after how many packs a writer stores a run of its index. If it dies, what came after the last one is found by the directories.
+const packsPerRun = 32
+
+// Writer stores chunks. Add may be called at once; frames have the chunks in the order of the calls.
+type Writer struct {
+	r       *Repository
+	session *seal.Session
+	tasks   *errgroup.Group
+	ctx     context.Context // of the writer's goroutines
+
+	frames  chan *frameJob // to compress
+	ordered chan *frameJob // the same in order, to pack
+
+	mu struct {
+		sync.Mutex
+		open   *frameJob
+		closed bool
+	}
+	pending struct {
+		sync.Mutex                     // comes after mu: who holds mu may wait for the goroutine that needs this one
+		ids        map[block.Hash]bool // handed in and not in the index yet
+	}
+	counts WriterStats // of the packing goroutine until Close
+}
+
+// WriterStats say what a writer stored.
+type WriterStats struct {
+	Chunks      int    `json:"chunks"`
+	RawBytes    uint64 `json:"rawBytes"`
+	StoredBytes uint64 `json:"storedBytes"` // of packs and runs
+	Packs       int    `json:"packs"`
+}
+
+// frameJob is a frame on its way.
+type frameJob struct {
+	chunks     []pack.Chunk
+	raw        []byte
+	compressed chan []byte
+}
+
+// NewWriter begins a session. Its goroutines end with Close.
+func (r *Repository) NewWriter(ctx context.Context) (*Writer, error) {
+	session, err := r.keys.NewSession()
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{r: r, session: session, frames: make(chan *frameJob), ordered: make(chan *frameJob, 2*runtime.GOMAXPROCS(0))}
+	w.pending.ids = make(map[block.Hash]bool)
+	w.tasks, w.ctx = errgroup.WithContext(ctx)
+	for range runtime.GOMAXPROCS(0) {
+		w.tasks.Go(func() error {
+			for f := range w.frames {
+				f.compressed <- pack.Compress(f.raw)
+				f.raw = nil
+			}
+			return nil
+		})
+	}
+	w.tasks.Go(w.packAll)
+	return w, nil
+}
+
+// Add stores a chunk unless the repository has it, or will have, and reports whether it was new. It keeps no byte of raw. It waits while too much is on its way.
+func (w *Writer) Add(id block.Hash, raw []byte) (isNew bool, err error) {
+	if len(raw) == 0 || len(raw) > pack.MaxChunk {
+		return false, fmt.Errorf("chunk of %d B: %w", len(raw), block.ErrInvalid)
+	}
+	if w.r.index.Has(id) {
+		return false, nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mu.closed {
+		return false, fmt.Errorf("writer of the repository: %w", block.ErrClosed)
+	}
+	if !w.claim(id) {
+		return false, nil
+	}
+	if w.mu.open == nil {
+		w.mu.open = &frameJob{raw: make([]byte, 0, pack.FrameRaw+len(raw)), compressed: make(chan []byte, 1)}
+	}
+	f := w.mu.open
+	f.raw = append(f.raw, raw...)
+	f.chunks = append(f.chunks, pack.Chunk{ID: id, Raw: uint32(len(raw))})
+	if len(f.raw) >= pack.FrameRaw {
+		return true, w.sendLocked()
+	}
+	return true, nil
+}
+
+// claim reports whether a chunk is neither stored nor on its way, and notes that it is now.
+func (w *Writer) claim(id block.Hash) bool {
+	w.pending.Lock()
+	defer w.pending.Unlock()
+	if w.pending.ids[id] || w.r.index.Has(id) {
+		return false
+	}
+	w.pending.ids[id] = true
+	return true
+}
+
+// sendLocked hands the open frame on. w.mu is held: the order of frames is that of the calls.
+func (w *Writer) sendLocked() error {
+	f := w.mu.open
+	if f == nil {
+		return nil
+	}
+	w.mu.open = nil
+	for _, to := range []chan *frameJob{w.ordered, w.frames} {
+		select {
+		case to <- f:
+		case <-w.ctx.Done():
+			return w.failure()
+		}
+	}
+	return nil
+}
+
+// failure is why the goroutines have ended.
+func (w *Writer) failure() error {
+	return fmt.Errorf("the writer has failed: %w", context.Cause(w.ctx))
+}
+
+// Close stores what is on its way and ends the session. Without an error everything that was added is durable, and others will find it. After one the writer is of no use.
+func (w *Writer) Close() (WriterStats, error) {
+	w.mu.Lock()
+	var err error
+	if !w.mu.closed {
+		w.mu.closed = true
+		err = w.sendLocked()
+		close(w.frames)
+		close(w.ordered)
+	}
+	w.mu.Unlock()
+	if failed := w.tasks.Wait(); failed != nil {
+		err = failed
+	}
+	return w.counts, err
+}
+
+// packAll puts frames into packs, in order, and stores these.
+func (w *Writer) packAll() error {
+	var p *pack.Builder
+	var run []runPack
+	store := func() error {
+		done, err := w.storePack(p)
+		if err != nil {
+			return err
+		}
+		p, run = nil, append(run, done)
+		if len(run) >= packsPerRun {
+			err, run = w.storeRun(run), nil
+		}
+		return err
+	}
+	for f := range w.ordered {
+		var compressed []byte
+		select {
+		case compressed = <-f.compressed:
+		case <-w.ctx.Done():
+			return context.Cause(w.ctx)
+		}
+		if p == nil {
+			p = pack.NewBuilder(w.r.keys, w.session)
+		}
+		if err := p.Add(f.chunks, compressed); err != nil {
+			return err
+		}
+		w.counts.Chunks += len(f.chunks)
+		if p.Full() {
+			if err := store(); err != nil {
+				return err
+			}
+		}
+	}
+	if p != nil {
+		if err := store(); err != nil {
+			return err
+		}
+	}
+	if len(run) > 0 {
+		return w.storeRun(run)
+	}
+	return nil
+}
+
+func (w *Writer) storePack(p *pack.Builder) (runPack, error) {
+	whole, frames := p.Finish()
+	name := nameOf(whole)
+	if err := w.r.create(w.ctx, packKey(name), whole); err != nil {
+		return runPack{}, err
+	}
+	w.r.index.add(name, uint32(len(whole)), frames)
+	w.pending.Lock()
+	for i := range frames {
+		w.counts.RawBytes += uint64(frames[i].Raw)
+		for _, c := range frames[i].Chunks {
+			delete(w.pending.ids, c.ID)
+		}
+	}
+	w.pending.Unlock()
+	w.counts.StoredBytes += uint64(len(whole))
+	w.counts.Packs++
+	id, err := hex.DecodeString(name)
+	if err != nil {
+		return runPack{}, err
+	}
+	return runPack{name: block.Hash(id), size: uint32(len(whole)), first: frames[0].Off, frames: frames}, nil
+}
+
+func (w *Writer) storeRun(packs []runPack) error {
+	n, err := w.r.storeRun(w.ctx, packs)
+	w.counts.StoredBytes += uint64(n)
+	return err
+}
+
+// storeRun stores a run and returns its bytes.
+func (r *Repository) storeRun(ctx context.Context, packs []runPack) (int, error) {
+	b, err := encodeRun(r.keys, packs)
+	if err != nil {
+		return 0, err
+	}
+	return len(b), r.create(ctx, indexPrefix+nameOf(b), b)
+}
+
+// create stores an object whose name is the hash of its bytes: if it is there, it is the same.
+func (r *Repository) create(ctx context.Context, key string, b []byte) error {
+	err := r.backend.Create(ctx, key, b)
+	if errors.Is(err, block.ErrExists) {
+		return nil
+	}
+	return err
+}

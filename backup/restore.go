@@ -1,0 +1,129 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// walk calls visit with each region of a backup that is not all zero, in order of the content, with the extents of its page.
+func walk(ctx context.Context, d *repository.Reader, m *repository.Manifest, visit func(n uint64, extents []extent) error) error {
+	total := regions(m.SizeBytes)
+	if want := (total + pagesPerDirectory - 1) / pagesPerDirectory; m.SizeBytes > MaxContent || uint64(len(m.Root)) != want {
+		return treeError("manifest", 0, fmt.Sprintf("%d directories for %d B", want, m.SizeBytes), fmt.Sprint(len(m.Root)))
+	}
+	for i, id := range m.Root {
+		if id == (block.Hash{}) {
+			continue
+		}
+		first := uint64(i) * pagesPerDirectory
+		b, err := d.Chunk(ctx, id)
+		if err != nil {
+			return fmt.Errorf("directory %d: %w", i, err)
+		}
+		pages, err := decodeDirectory(b, int(min(pagesPerDirectory, total-first)))
+		if err != nil {
+			return err
+		}
+		for j, page := range pages {
+			n := first + uint64(j)
+			if page == (block.Hash{}) {
+				continue
+			}
+			if b, err = d.Chunk(ctx, page); err != nil {
+				return fmt.Errorf("page at %d: %w", n*RegionSize, err)
+			}
+			extents, err := decodePage(b, regionLength(m.SizeBytes, n))
+			if err != nil {
+				return err
+			}
+			if err := visit(n, extents); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Restore writes the content of a backup to a target that reads as zeroes; what is zero is not written. Several goroutines write, each another range. Every byte is checked
+// before it is written. progress may be nil; it is called by one goroutine at a time with bytes of the content that are done.
+func Restore(ctx context.Context, r *repository.Repository, m *repository.Manifest, to io.WriterAt, progress func(done uint64)) error {
+	d := r.NewReader(0)
+	g, ctx := errgroup.WithContext(ctx)
+	type job struct {
+		n       uint64
+		extents []extent
+	}
+	jobs := make(chan job)
+	g.Go(func() error {
+		defer close(jobs)
+		return walk(ctx, d, m, func(n uint64, extents []extent) error {
+			select {
+			case jobs <- job{n, extents}:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	var told sync.Mutex
+	done := uint64(0)
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			buffer := make([]byte, RegionSize)
+			for j := range jobs {
+				if err := restoreRegion(ctx, d, j.n*RegionSize, j.extents, buffer, to); err != nil {
+					return err
+				}
+				told.Lock()
+				if done = max(done, min(m.SizeBytes, (j.n+1)*RegionSize)); progress != nil {
+					progress(done)
+				}
+				told.Unlock()
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// restoreRegion puts the chunks of a region together and writes what is not zero, in long pieces.
+func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extents []extent, buffer []byte, to io.WriterAt) error {
+	pieces := buffer[:0]
+	start := off
+	flush := func() error {
+		if len(pieces) == 0 {
+			return nil
+		}
+		_, err := to.WriteAt(pieces, int64(start))
+		pieces = buffer[:0]
+		return err
+	}
+	for _, e := range extents {
+		if e.id == (block.Hash{}) {
+			if err := flush(); err != nil {
+				return err
+			}
+			off += uint64(e.length)
+			start = off
+			continue
+		}
+		chunk, err := d.Chunk(ctx, e.id)
+		if err != nil {
+			return fmt.Errorf("content at %d: %w", off, err)
+		}
+		if len(chunk) != int(e.length) {
+			return treeError("page", 0, fmt.Sprintf("a chunk of %d B at %d", e.length, off), fmt.Sprint(len(chunk)))
+		}
+		pieces = append(pieces, chunk...)
+		off += uint64(e.length)
+	}
+	return flush()
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestMarkdownNamesEverything(t *testing.T) {
+	run := func(name string, pair int, iops float64) runResult {
+		return runResult{
+			Server: name, Pair: pair, Command: "fio --rw=randwrite", Load: "0.31", fioResult: fioResult{IOPS: iops, Bytes: 1 << 30, P50: 120, P99: 900},
+			CPUPerGiB: 4.5, CPUPerGiBAfter: 6.25, AnonBytes: 300e6, FileBytes: 700e6, DiskBytesPerByte: 1.75, DiskKnown: true,
+		}
+	}
+	s := section{Name: "randwrite", Title: "4 KiB random write", Metric: "IOPS", State: "as it was", Placed: "nothing", Accounting: "cgroup v9"}
+	for pair := range 4 {
+		peer, ours := run("qemu-nbd", pair, 100), run("hvd", pair, float64(200+100*pair))
+		ours.DestagedShare, ours.DestagedAfterSeconds, ours.Reduction = 0.97, 3.2, 1.86
+		s.Runs = append(s.Runs, peer, ours)
+	}
+	s.Runs[7].Void = []string{"too late"}
+	s.judge(against(iops, 3, 0), dataCheck{UniqueShare: 0.999})
+	r := report{
+		Machine: machine{Date: "today", CPU: "a CPU", CPUs: 2, Kernel: "Linux 9", Versions: []string{"fio-9", "hvd version 9"}},
+		Data:    dataCheck{UniqueShare: 0.999, CompressedShare: 0.5}, Settings: []string{"a setting"}, Notes: []string{"a note"}, Sections: []section{s},
+	}
+	var out strings.Builder
+	r.markdown(&out)
+	for _, want := range []string{
+		"today", "a CPU", "Linux 9", "fio-9; hvd version 9", "MB = 10^6 B", "- a setting", "- a note", "99.9 % of blocks", "State: as it was. Found: nothing.", "`fio --rw=randwrite`", "cgroup v9",
+		"| 4 KiB random write | hvd / qemu-nbd, IOPS | **4.00** | 3.00 to 5.00 | at least 3.00 × | VOID |",
+		"| hvd | 400 | 300 to 500 | 300, 400, 500 | 120 / 900 | 4.50 | 6.25 | 300 | 700 | 1.75 | 0.31, 0.31, 0.31 | 97 % after 3.2 s, 1.86 : 1",
+		"of 3.00, 4.00, 5.00; aim: at least 3.00 ×; **VOID** because too late",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	cells := -1 // all rows of a table have as many cells as its heads
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasPrefix(line, "|") {
+			cells = -1
+			continue
+		}
+		if n := strings.Count(line, "|"); cells >= 0 && n != cells {
+			t.Errorf("%d cells instead of %d: %s", n, cells, line)
+		} else {
+			cells = n
+		}
+	}
+}
+
+func TestParseFio(t *testing.T) {
+	text, err := os.ReadFile("testdata/fio.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := parseFio(append([]byte("nbd: something before it\n"), text...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (fioResult{IOPS: 61035.5, BytesPerSecond: 250001408, Bytes: 250019840, P50: 276.48, P99: 3522.56}); len(got) != 1 || got[0] != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	for _, bad := range []string{"", "fio: error", "{", `{"jobs":[]}`, `{"jobs":[{"jobname":"x","error":5,"write":{"io_bytes":1}}]}`, `{"jobs":[{"jobname":"x","error":0}]}`} {
+		if got, err := parseFio([]byte(bad)); err == nil {
+			t.Errorf("%q gives %+v", bad, got)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	o, err := parse([]string{"--job", "read-log,randwrite", "--peers", "qemu-nbd", "--log-cap", "2GiB", "--hvd-arg", "--store-workers=1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(o.jobs) != 2 || o.jobs[0].name != "randwrite" || o.jobs[1].name != "read-log" || len(o.peers) != 1 || o.logCap != 2<<30 || len(o.hvdArgs) != 1 {
+		t.Errorf("%+v", o)
+	}
+	for _, bad := range []string{"--job nonsense", "--peers tgtd", "--pairs 0", "--set 8GiB", "--set 1000001", "--fit-set 4GiB", "--seconds -1", "word"} {
+		if _, err := parse(strings.Fields(bad)); err == nil {
+			t.Errorf("%s is accepted", bad)
+		}
+	}
+	seen := map[string]bool{}
+	for _, j := range append(tableJobs(), apartJobs()...) {
+		if seen[j.name] {
+			t.Errorf("two jobs are called %s", j.name)
+		}
+		seen[j.name] = true
+	}
+}
+
+func contains(s string, parts ...string) bool {
+	for _, part := range parts {
+		if !strings.Contains(s, part) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,73 @@
+package blockstore
+
+import (
+	"fmt"
+	"math/bits"
+	"strings"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+// Kinds of features, by what a program may do that does not know one.
+const (
+	featureCompat   = "compat"    // go on
+	featureROCompat = "ro-compat" // read, but not write
+	featureIncompat = "incompat"  // nothing
+)
+
+// Feature is a property of a store's format that a program must know, or may go on without, as its kind says. The bits are part of the disk format (docs/format/super.md).
+type Feature struct {
+	Kind string
+	Bit  int
+	Name string
+	What string
+}
+
+// knownFeatures are the features that this program knows. A new one is added here and in docs/format/super.md, and is set in a superblock before the first byte that needs it is written.
+var knownFeatures = []Feature{
+	{featureIncompat, 0, "parity", "rows of segments may name parity sidecars"},
+	{featureIncompat, 1, "disks", "log and segments may lie on several disks"},
+}
+
+// features lists what a superblock says of its store. What this program does not know has no name.
+func (s *superblock) features() (all []Feature) {
+	for _, m := range []struct {
+		kind string
+		mask uint64
+	}{{featureCompat, s.Compat}, {featureROCompat, s.ROCompat}, {featureIncompat, s.Incompat}} {
+		for mask := m.mask; mask != 0; mask &= mask - 1 {
+			all = append(all, nameFeature(m.kind, bits.TrailingZeros64(mask)))
+		}
+	}
+	return all
+}
+
+func nameFeature(kind string, bit int) Feature {
+	for _, f := range knownFeatures {
+		if f.Kind == kind && f.Bit == bit {
+			return f
+		}
+	}
+	return Feature{Kind: kind, Bit: bit}
+}
+
+// checkFeatures returns why this program must leave the store alone, if it must. Opening a store always writes, so an unknown ro-compat feature is a reason as well.
+func (s *superblock) checkFeatures(source string) error {
+	var unknown []string
+	readable := true
+	for _, f := range s.features() {
+		if f.Name != "" || f.Kind == featureCompat {
+			continue
+		}
+		unknown = append(unknown, fmt.Sprintf("%s bit %d", f.Kind, f.Bit))
+		readable = readable && f.Kind == featureROCompat
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	why := "without knowing them nothing of the store can be read right"
+	if readable {
+		why = "without knowing them the store may be read but not written, and hvd writes to what it opens"
+	}
+	return fmt.Errorf("%s: the store uses features of a newer version that this program does not know (%s): %s: %w", source, strings.Join(unknown, ", "), why, block.ErrVersion)
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
+)
+
+// Exit codes are part of the interface.
+const (
+	exitDone     = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitNotFound = 3
+	exitRefused  = 4
+	exitDamaged  = 5
+)
+
+// app is one run of the command: its streams, its environment and the flags that all commands share.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	getenv   func(string) string
+
+	repo         string
+	passwordFile string
+	identities   []string
+	endpoint     string
+	output       string
+	progress     bool
+}
+
+func newApp(in io.Reader, out, err io.Writer, getenv func(string) string) *app {
+	return &app{in: in, out: out, err: err, getenv: getenv}
+}
+
+// run executes the arguments and returns the exit code. Errors are one line on the error stream.
+func run(ctx context.Context, a *app, args []string) int {
+	root := newRoot(a)
+	root.SetArgs(args)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%s: interrupted; what is stored already need not be stored again", command.CommandPath())
+	}
+	code, hint := judge(command, err)
+	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+	if hint != "" {
+		line += "; " + hint
+	}
+	fmt.Fprintf(a.err, "hv-backup: %s\n", strings.TrimPrefix(line, "hv-backup "))
+	return code
+}
+
+// judge returns the exit code of an error, and what to do next.
+func judge(command *cobra.Command, err error) (code int, hint string) {
+	var usage *console.UsageError
+	switch {
+	case errors.As(err, &usage), errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
+		return exitUsage, "see `" + command.CommandPath() + " --help`"
+	case errors.Is(err, errProblems):
+		return exitDamaged, ""
+	case errors.Is(err, block.ErrCorrupt):
+		return exitDamaged, "`hv-backup repo verify --read-data` says what else is damaged"
+	case errors.Is(err, seal.ErrWrongKey):
+		return exitRefused, "`hv-backup repo key list` shows whose keys open it"
+	case errors.Is(err, seal.ErrReadKey):
+		return exitRefused, "use an owner's passphrase or identity"
+	case errors.Is(err, block.ErrVersion), errors.Is(err, block.ErrExists), errors.Is(err, fs.ErrPermission):
+		return exitRefused, ""
+	case errors.Is(err, block.ErrNoSpace):
+		return exitFailed, "make room and run it again: what is stored already need not be stored again"
+	case errors.Is(err, block.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+		return exitNotFound, ""
+	}
+	return exitFailed, ""
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hv-backup",
+		Short: "Back up images and volumes into a repository, and restore them",
+		Long: `hv-backup keeps backups of raw images, block devices and volumes of hvd in a repository. What several backups have in common is stored once, compressed, and everything is
+encrypted before it leaves this program.
+
+The repository is --repo, or $HV_BACKUP_REPO. Its keys are opened by a passphrase (--password-file, $HV_BACKUP_PASSWORD_FILE, or asked for on the terminal) or by an age identity
+(--identity FILE).
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 damage was found. With -o json one JSON document is printed on standard output and nothing else; progress
+and messages go to standard error.`,
+		Example: `  hv-backup repo init --repo /mnt/backup/vms
+  hv-backup run web1 --repo /mnt/backup/vms --tag daily
+  hv-backup list --repo /mnt/backup/vms
+  hv-backup restore 20261128t220000z-1f2e3d4c --to-file web1.raw --repo /mnt/backup/vms`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &console.UsageError{Err: err} })
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.repo, "repo", "", "the repository: a directory (default $HV_BACKUP_REPO)")
+	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
+	flags.StringArrayVar(&a.identities, "identity", nil, "file with age identities; may be repeated")
+	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens, for volumes: unix:PATH (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
+	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
+	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if a.output != "table" && a.output != "json" {
+			return console.Usagef("output form %q: use table or json", a.output)
+		}
+		return nil
+	}
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newForget(a), newRepo(a), newVersion(a))
+	console.Group(root)
+	helptext.Fit(root)
+	return root
+}
+
+func newVersion(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this command",
+		Args:  console.Exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			return a.show(map[string]string{"version": version}, func() { a.say("hv-backup %s", version) })
+		},
+	}
+}
+
+// show prints one result: as JSON, or as text by calling table.
+func (a *app) show(value any, table func()) error {
+	if a.output != "json" {
+		table()
+		return nil
+	}
+	return console.JSON(a.out, value)
+}
+
+// say prints a line for people; with -o json the document says it all.
+func (a *app) say(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
+
+// note tells something on the error stream.
+func (a *app) note(format string, args ...any) { fmt.Fprintf(a.err, format+"\n", args...) }
+
+func (a *app) newMeter(what string, total uint64) *console.Meter {
+	return console.NewMeter(a.err, what, total, a.progress)
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
+)
+
+// choose finds the one backup whose name begins with a prefix; "latest" is the youngest, "latest:SOURCE" the youngest of a source.
+func choose(all []*repository.Manifest, name string) (*repository.Manifest, error) {
+	if latest, source, ofSource := strings.Cut(name, ":"); latest == "latest" {
+		for _, m := range slices.Backward(all) {
+			if !ofSource || m.Source.Name == source {
+				return m, nil
+			}
+		}
+		return nil, fmt.Errorf("a backup %s: %w", name, block.ErrNotFound)
+	}
+	var found *repository.Manifest
+	for _, m := range all {
+		if m.Name == name {
+			return m, nil
+		}
+		if !strings.HasPrefix(m.Name, name) {
+			continue
+		}
+		if found != nil {
+			return nil, console.Usagef("%s and %s both begin with %s", found.Name, m.Name, name)
+		}
+		found = m
+	}
+	if found == nil || name == "" {
+		return nil, fmt.Errorf("backup %q; `hv-backup list` shows what there is: %w", name, block.ErrNotFound)
+	}
+	return found, nil
+}
+
+// shownBackup is a backup as -o json prints it.
+type shownBackup struct {
+	Name string `json:"name"`
+	*repository.Manifest
+	Root struct{} `json:"-"` // of no use to anybody
+}
+
+func newList(a *app) *cobra.Command {
+	var tags []string
+	c := &cobra.Command{
+		Use:     "list [SOURCE]",
+		Short:   "List backups, the oldest first",
+		Example: "  hv-backup list web1 --tag daily --repo /mnt/backup/vms",
+		Args:    console.Between(0, 1, "SOURCE"),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := a.open(c.Context())
+			if err != nil {
+				return err
+			}
+			all, err := r.Manifests(c.Context(), a.warn)
+			if err != nil {
+				return err
+			}
+			list, rows := []shownBackup{}, [][]string{}
+			for _, m := range all {
+				if len(args) > 0 && m.Source.Name != args[0] || slices.ContainsFunc(tags, func(tag string) bool { return !slices.Contains(m.Tags, tag) }) {
+					continue
+				}
+				list = append(list, shownBackup{Name: m.Name, Manifest: m})
+				rows = append(rows, []string{m.Name, m.Source.Name, m.Time.Local().Format(time.DateTime), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ",")})
+			}
+			return a.show(list, func() {
+				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "TIME", "SIZE", "DATA", "ADDED", "TAGS"}, rows)
+			})
+		},
+	}
+	c.Flags().StringArrayVar(&tags, "tag", nil, "only backups with this tag; may be repeated")
+	return c
+}
+
+func newShow(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show BACKUP",
+		Short:   "Show one backup",
+		Long:    "Show one backup: by its name, as many letters of it as tell it from others, latest, or latest:SOURCE.",
+		Example: "  hv-backup show latest:web1 --repo /mnt/backup/vms",
+		Args:    console.Exactly("BACKUP"),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := a.open(c.Context())
+			if err != nil {
+				return err
+			}
+			m, err := complete(c.Context(), a, r, args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(shownBackup{Name: m.Name, Manifest: m}, func() {
+				console.Pairs(a.out, [][2]string{
+					{"backup", m.Name}, {"source", m.Source.Kind + " " + m.Source.Name}, {"host", m.Source.Host}, {"time", m.Time.Local().Format(time.RFC3339)}, {"consistency", m.Consistency},
+					{"size", units.Size(m.SizeBytes).Human()}, {"data", units.Size(m.NonZero).Human()}, {"new data", units.Size(m.NewBytes).Human()}, {"added", units.Size(m.StoredBytes).Human()},
+					{"tags", strings.Join(m.Tags, ", ")},
+				})
+			})
+		},
+	}
+}
+
+func newForget(a *app) *cobra.Command {
+	var dryRun bool
+	c := &cobra.Command{
+		Use:     "forget BACKUP…",
+		Short:   "Remove backups",
+		Long:    "Remove backups from the repository. What no other backup needs stays where it is for now: there is no prune yet.",
+		Example: "  hv-backup forget 20261128t220000z-1f2e3d4c --dry-run --repo /mnt/backup/vms",
+		Args:    console.Between(1, 1000, "BACKUP"),
+		RunE: func(c *cobra.Command, args []string) error {
+			r, err := a.open(c.Context())
+			if err != nil {
+				return err
+			}
+			all, err := r.Manifests(c.Context(), a.warn)
+			if err != nil {
+				return err
+			}
+			names := []string{}
+			for _, arg := range args {
+				m, err := choose(all, arg)
+				if err != nil {
+					return err
+				}
+				names = append(names, m.Name)
+			}
+			for _, name := range names {
+				if dryRun {
+					continue
+				}
+				if err := r.Forget(c.Context(), name); err != nil && !errors.Is(err, block.ErrNotFound) {
+					return err
+				}
+			}
+			return a.show(map[string]any{"forgotten": names, "dryRun": dryRun}, func() {
+				for _, name := range names {
+					a.say("%s %s", map[bool]string{true: "would forget", false: "forgot"}[dryRun], name)
+				}
+			})
+		},
+	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be removed")
+	return c
+}
+
+func newRestore(a *app) *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "restore BACKUP --to-file FILE",
+		Short: "Write a backup to a raw image",
+		Long: `Write a backup to a raw image, which is sparse, gets its name when it is complete, and replaces no other file. BACKUP is a name, as many letters of it as tell it from others, latest,
+or latest:SOURCE. Every byte is checked before it is written.`,
+		Example: "  hv-backup restore latest:web1 --to-file web1.raw --repo /mnt/backup/vms",
+		Args:    console.Exactly("BACKUP"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if file == "" {
+				return console.Usagef("where to? give --to-file")
+			}
+			if _, err := os.Lstat(file); err == nil {
+				return fmt.Errorf("%s: %w", file, block.ErrExists)
+			}
+			r, err := a.openIndexed(c.Context())
+			if err != nil {
+				return err
+			}
+			m, err := complete(c.Context(), a, r, args[0])
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			meter := a.newMeter("restoring", m.SizeBytes)
+			err = restoreTo(file, m, func(f *os.File) error { return backup.Restore(c.Context(), r, m, f, meter.At) })
+			meter.End()
+			if err != nil {
+				return fmt.Errorf("restore %s to %s: %w", m.Name, file, err)
+			}
+			return a.show(map[string]any{"backup": m.Name, "file": file, "sizeBytes": m.SizeBytes, "seconds": time.Since(began).Seconds()}, func() {
+				a.say("restored %s to %s (%s)", m.Name, file, units.Size(m.SizeBytes).Human())
+			})
+		},
+	}
+	c.Flags().StringVar(&file, "to-file", "", "the image to write")
+	return c
+}
+
+// restoreTo makes a sparse file beside path, has it filled, and gives it its name.
+func restoreTo(path string, m *repository.Manifest, fill func(*os.File) error) error {
+	partial := path + ".partial"
+	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(int64(m.SizeBytes))
+	if err == nil {
+		err = fill(f)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(partial, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(partial))
+	}
+	return nil
+}

@@ -1,0 +1,28 @@
+// Command hv-backup keeps backups of images and volumes in a repository: deduplicated, compressed, encrypted.
+//
+// It is a thin client: flags, tables, JSON and exit codes. What it does is in package backup; volumes it reads from a running hvd.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "development"
+
+// memoryLimit is where Go's collector begins to work harder, bytes. What a run holds by design is under half of it.
+const memoryLimit = 224 << 20
+
+func main() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv), os.Args[1:])
+	stop()
+	os.Exit(code)
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"filippo.io/age"
+	"golang.org/x/term"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+)
+
+// location is where the repository is.
+func (a *app) location() (string, error) {
+	where := a.repo
+	if where == "" {
+		where = a.getenv("HV_BACKUP_REPO")
+	}
+	if where == "" {
+		return "", console.Usagef("no repository: give --repo or set HV_BACKUP_REPO")
+	}
+	if scheme, _, ok := strings.Cut(where, "://"); ok {
+		return "", console.Usagef("repository %q: %s is not supported, give a directory", where, scheme)
+	}
+	return where, nil
+}
+
+func (a *app) backend() (backend.Backend, error) {
+	where, err := a.location()
+	if err != nil {
+		return nil, err
+	}
+	return dir.Open(where)
+}
+
+// open opens the repository with what the user has.
+func (a *app) open(ctx context.Context) (*repository.Repository, error) {
+	b, err := a.backend()
+	if err != nil {
+		return nil, fmt.Errorf("repository: %w", err)
+	}
+	c, err := a.credentials(false)
+	if err != nil {
+		return nil, err
+	}
+	r, err := repository.Open(ctx, b, c)
+	if err != nil {
+		return nil, fmt.Errorf("open the repository in %s: %w", b.Location(), err)
+	}
+	return r, nil
+}
+
+// openIndexed opens the repository and reads its index. What is damaged of it is said, and left out.
+func (a *app) openIndexed(ctx context.Context) (*repository.Repository, error) {
+	r, err := a.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.LoadIndex(ctx, a.warn)
+}
+
+func (a *app) warn(key string, err error) {
+	a.note("hv-backup: %s cannot be used: %v; go on without it", key, err)
+}
+
+// credentials returns what opens key slots. A passphrase is asked for only without identities; twice for a new one.
+func (a *app) credentials(isNew bool) (c seal.Credentials, err error) {
+	for _, path := range a.identities {
+		text, err := readSecret(path, seal.MaxSlot)
+		if err != nil {
+			return c, err
+		}
+		ids, err := age.ParseIdentities(bytes.NewReader(text))
+		if err != nil {
+			return c, console.Usagef("identity file %s holds no age identities", path) // the error may show a part of one
+		}
+		c.Identities = append(c.Identities, ids...)
+	}
+	path := a.passwordFile
+	if path == "" {
+		path = a.getenv("HV_BACKUP_PASSWORD_FILE")
+	}
+	switch {
+	case path != "":
+		c.Passphrase, err = passphraseOf(path)
+	case len(c.Identities) == 0:
+		c.Passphrase, err = a.ask(isNew)
+	}
+	return c, err
+}
+
+// readSecret reads a file with a secret, of at most max bytes.
+func readSecret(path string, max int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, max))
+}
+
+func passphraseOf(path string) ([]byte, error) {
+	text, err := readSecret(path, 4096)
+	if err != nil {
+		return nil, fmt.Errorf("password file: %w", err)
+	}
+	line, _, _ := bytes.Cut(text, []byte("\n"))
+	if line = bytes.TrimSuffix(line, []byte("\r")); len(line) == 0 {
+		return nil, console.Usagef("the first line of password file %s is empty", path)
+	}
+	return line, nil
+}
+
+// ask asks for a passphrase on the terminal.
+func (a *app) ask(isNew bool) ([]byte, error) {
+	in, ok := a.in.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return nil, console.Usagef("no passphrase: give --password-file, set HV_BACKUP_PASSWORD_FILE, or use --identity")
+	}
+	read := func(prompt string) ([]byte, error) {
+		fmt.Fprint(a.err, prompt)
+		p, err := term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(a.err)
+		return p, err
+	}
+	p, err := read("passphrase of the repository: ")
+	if err != nil || !isNew {
+		return p, err
+	}
+	again, err := read("the same again: ")
+	if err == nil && !bytes.Equal(p, again) {
+		err = console.Usagef("the two passphrases differ")
+	}
+	return p, err
+}

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// Completion offers what the command takes: snapshots behind VOLUME@, tokens to revoke.
+func TestCompletion(t *testing.T) {
+	d := startDaemon(t)
+	d.must("volume", "create", "web1", "--size", "1G")
+	d.must("snapshot", "create", "web1@s1")
+	d.must("token", "create", "ci", "--scope", "read")
+	for _, c := range []struct {
+		args  []string
+		offer string
+	}{
+		{[]string{"snapshot", "create", "we"}, "web1"},
+		{[]string{"snapshot", "delete", "we"}, "web1@"},
+		{[]string{"snapshot", "delete", "web1@"}, "web1@s1"},
+		{[]string{"snapshot", "rollback", "web1", ""}, "s1"},
+		{[]string{"token", "revoke", ""}, "ci"},
+		{[]string{"volume", "create", "web2", "--chunking", ""}, "cdc"},
+		{[]string{"volume", "list", "-o", ""}, "table"},
+	} {
+		r := d.run("", append([]string{"__complete"}, c.args...)...)
+		if first, _, _ := strings.Cut(r.out, "\n"); r.code != exitDone || first != c.offer {
+			t.Errorf("%q: offers %q, want %q", c.args, r.out, c.offer)
+		}
+	}
+}

@@ -1,0 +1,99 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
+)
+
+// Scrub is how far the scrub is that runs or ran last.
+type Scrub struct {
+	State        string // "never", "running", "paused", "done" or "cancelled"
+	Run          uint64 // number of the scrub, from 1 on
+	FindOnly     bool
+	StartedAt    *time.Time
+	EndedAt      *time.Time
+	SegmentsDone uint64
+	SegmentsLeft uint64
+	BytesDone    uint64
+	BytesLeft    uint64
+	Damaged      uint64 // segments
+	Mended       uint64 // of these
+}
+
+func scrubOf(s blockstore.ScrubStatus, err error) (Scrub, error) {
+	moment := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		return &t
+	}
+	return Scrub{
+		State: s.State.String(), Run: s.Run, FindOnly: s.FindOnly, StartedAt: moment(s.StartedAt), EndedAt: moment(s.EndedAt),
+		SegmentsDone: s.SegmentsDone, SegmentsLeft: s.SegmentsLeft, BytesDone: s.BytesDone, BytesLeft: s.BytesLeft, Damaged: s.Damaged, Mended: s.Mended,
+	}, err
+}
+
+// Scrub returns how far the scrub is.
+func (c *Control) Scrub() Scrub {
+	s, _ := scrubOf(c.engine.Scrub(), nil)
+	return s
+}
+
+// StartScrub begins a scrub.
+func (c *Control) StartScrub(findOnly bool) (Scrub, error) {
+	return scrubOf(c.engine.StartScrub(findOnly))
+}
+
+// PauseScrub stops the scrub until it is resumed, across restarts.
+func (c *Control) PauseScrub() (Scrub, error) { return scrubOf(c.engine.PauseScrub()) }
+
+// ResumeScrub lets a paused scrub go on.
+func (c *Control) ResumeScrub() (Scrub, error) { return scrubOf(c.engine.ResumeScrub()) }
+
+// CancelScrub ends the scrub.
+func (c *Control) CancelScrub() (Scrub, error) { return scrubOf(c.engine.CancelScrub()) }
+
+// Damage is what is known of a damaged segment.
+type Damage struct {
+	Segment    uint64
+	File       string
+	FoundAt    time.Time
+	Columns    int
+	Mended     bool
+	Lost       int
+	Chunks     int
+	Places     []blockstore.DamagedPlace
+	MorePlaces uint64
+	Reason     string
+}
+
+// Damages lists the segments that were found damaged since the start, by their ids.
+func (c *Control) Damages() []Damage {
+	all := []Damage{}
+	for _, d := range c.engine.Damages() {
+		places := d.Places
+		if places == nil {
+			places = []blockstore.DamagedPlace{}
+		}
+		all = append(all, Damage{Segment: uint64(d.Segment), File: d.File, FoundAt: d.FoundAt, Columns: d.Columns, Mended: d.Mended, Lost: d.Lost, Chunks: d.Chunks, Places: places, MorePlaces: d.More, Reason: d.Reason})
+	}
+	slices.SortFunc(all, func(a, b Damage) int { return cmp.Compare(a.Segment, b.Segment) })
+	return all
+}
+
+// Repair tries again to mend what is damaged and returns what came of it.
+func (c *Control) Repair(ctx context.Context) ([]Damage, error) {
+	ctx, done, err := c.work(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := c.engine.Repair(ctx); err != nil {
+		return nil, err
+	}
+	return c.Damages(), nil
+}

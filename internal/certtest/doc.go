@@ -1,0 +1,2 @@
+// Package certtest makes certificates for tests of TLS. Only tests import it.
+package certtest
