@@ -306,14 +306,6 @@ func (c *cooling) placeFrames(m *metaBatch) error {
 	return nil
 }
 
-// compactMeta rewrites the metadata without what is out of date: each chunk that moved has left a row behind.
-func (s *Store) compactMeta(ctx context.Context) error {
-	if err := s.db.Compact(ctx, []byte{0}, []byte{0xff}, true); err != nil {
-		return fmt.Errorf("compact the metadata: %w", err)
-	}
-	return nil
-}
-
 // sealWarm ends the open warm segments out of which all went elsewhere, so that they can be given back.
 func (s *Store) sealWarm() error {
 	m := s.beginMeta()
