@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -80,6 +81,8 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitRefused, "use an owner's passphrase or identity"
 	case errors.Is(err, block.ErrVersion), errors.Is(err, block.ErrExists), errors.Is(err, fs.ErrPermission):
 		return exitRefused, ""
+	case errors.Is(err, repository.ErrMarked):
+		return exitFailed, "run it again: what was stored is found, and only what the prune has marked is stored anew"
 	case errors.Is(err, block.ErrNoSpace):
 		return exitFailed, "make room and run it again: what is stored already need not be stored again"
 	case errors.Is(err, block.ErrNotFound), errors.Is(err, fs.ErrNotExist):
@@ -125,7 +128,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newForget(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newForget(a), newPrune(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root
