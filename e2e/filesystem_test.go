@@ -48,7 +48,7 @@ func TestFilesystem(t *testing.T) {
 			b.close()
 
 			d.settle()
-			d.run("volume", "detach", "disk")
+			d.mustDetach("disk")
 			d.attach("disk")
 			b = d.blockDevice(uri)
 			b.mounted(fs.name, func(root string) {

@@ -146,9 +146,10 @@ func TestCertificatesAreRenewed(t *testing.T) {
 	if err := os.WriteFile(s.dir+"/server-cert.pem", []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if !open(old) || !strings.Contains(s.log.String(), "changed TLS files cannot be used") {
-		t.Error("a file that is no certificate was taken up, or nobody was told")
+	if !open(old) {
+		t.Error("a file that is no certificate was taken up")
 	}
+	s.says("changed TLS files cannot be used")
 	next := certtest.New(t, "next")
 	next.Store(s.dir, "server", next.Server())
 	if open(old) {
@@ -296,7 +297,8 @@ func TestPSKStepByStep(t *testing.T) {
 			t.Errorf("%s: %+v", what, got)
 		}
 	}
-	if log := d.log.String(); !strings.Contains(log, "client=psk:node1") || strings.Contains(log, strings.TrimSpace(string(contents(t, dir+"/node1/keys.psk")))[6:16]) {
+	d.says("client=psk:node1")
+	if log := d.log.String(); strings.Contains(log, strings.TrimSpace(string(contents(t, dir+"/node1/keys.psk")))[6:16]) {
 		t.Errorf("the log: %s", log)
 	}
 	if err := os.WriteFile(dir+"/new.psk", []byte("node2:00112233445566778899aabbccddeeff\n"), 0o600); err != nil {
