@@ -15,6 +15,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 // Exit codes are part of the interface.
@@ -39,6 +40,7 @@ type app struct {
 	endpoint     string
 	output       string
 	progress     bool
+	limit        units.Size // bytes a second; 0: none
 }
 
 func newApp(in io.Reader, out, err io.Writer, getenv func(string) string) *app {
@@ -119,6 +121,7 @@ and messages go to standard error.`,
 	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
 	flags.StringArrayVar(&a.identities, "identity", nil, "file with age identities; may be repeated")
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens, for volumes: unix:PATH (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
+	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB (default no limit)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
 	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -38,7 +39,19 @@ func (a *app) backend() (backend.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dir.Open(where)
+	b, err := dir.Open(where)
+	if err != nil {
+		return nil, err
+	}
+	return throttle.Limit(b, a.bucket()), nil
+}
+
+// bucket is what all bytes to and from the repository go through, nil without a limit.
+func (a *app) bucket() *throttle.Bucket {
+	if a.limit == 0 {
+		return nil
+	}
+	return throttle.NewBucket(uint64(a.limit))
 }
 
 // open opens the repository with what the user has.
