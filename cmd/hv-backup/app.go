@@ -101,7 +101,7 @@ func newRoot(a *app) *cobra.Command {
 encrypted before it leaves this program.
 
 The repository is --repo, or $HV_BACKUP_REPO. Its keys are opened by a passphrase (--password-file, $HV_BACKUP_PASSWORD_FILE, or asked for on the terminal) or by an age identity
-(--identity FILE).
+(--identity FILE). Credentials of object storage come from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY or a file (docs/hv-backup.md).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 damage was found. With -o json one JSON document is printed on standard output and nothing else; progress
 and messages go to standard error.`,
@@ -117,7 +117,7 @@ and messages go to standard error.`,
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &console.UsageError{Err: err} })
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.repo, "repo", "", "the repository: a directory (default $HV_BACKUP_REPO)")
+	flags.StringVar(&a.repo, "repo", "", "the repository: a directory, s3://BUCKET/PREFIX or s3+https://HOST/BUCKET/PREFIX (default $HV_BACKUP_REPO)")
 	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
 	flags.StringArrayVar(&a.identities, "identity", nil, "file with age identities; may be repeated")
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens, for volumes: unix:PATH (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
