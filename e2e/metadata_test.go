@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 )
 
 // TestLostMetadata removes the metadata of a daemon that was killed, and what a rebuild needs of it is in the segments and the log: everything is there again, and stays.
@@ -96,7 +95,11 @@ func TestDamagedMetadataLogs(t *testing.T) {
 		if err := c.flush(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(1200 * time.Millisecond)
+		eventually(t, "most of a round lies in segments", func() bool {
+			var stats struct{ UndestagedBytes uint64 }
+			d.json(&stats, "store", "stats")
+			return stats.UndestagedBytes < 16<<20
+		})
 	}
 	d.kill()
 	logs := d.files("meta/*.log")

@@ -1,26 +1,36 @@
 package e2e
 
 import (
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/hyper-nixos/hyper-nixos/internal/certtest"
 )
 
-// freePort is an address that nobody listens on now.
+// freePort is an address that nobody listens on now. It is below the ports that the kernel gives to connections on their way out: one of these would have taken it by the time
+// that a daemon comes to listen on it, for the first time or again after a kill.
 func freePort(t *testing.T, host string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 15000, 32000
+	var failed error
+	for range 1000 {
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(first+rand.IntN(last-first))))
+		if err != nil {
+			failed = err
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no port is free: %v", failed)
+	return ""
 }
 
 // secured is a daemon that serves NBD to the network.
