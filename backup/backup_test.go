@@ -14,6 +14,7 @@ import (
 	"filippo.io/age"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/backendtest"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
@@ -25,6 +26,7 @@ import (
 type place struct {
 	t    *testing.T
 	root string
+	in   backend.Backend // instead of the folder, if it is there
 	id   *age.X25519Identity
 	wrap func(backend.Backend) backend.Backend // nil: as it is
 }
@@ -52,11 +54,14 @@ func (p *place) slot(k *seal.Keys) (*seal.Slot, error) {
 
 func (p *place) open() *repository.Repository {
 	p.t.Helper()
-	d, err := dir.Open(p.root)
-	if err != nil {
-		p.t.Fatal(err)
+	b := p.in
+	if b == nil {
+		d, err := dir.Open(p.root)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		b = d
 	}
-	var b backend.Backend = d
 	if p.wrap != nil {
 		b = p.wrap(b)
 	}
@@ -243,28 +248,6 @@ func TestWriterKeys(t *testing.T) {
 	sameContent(t, p.open(), m, data)
 }
 
-// faulty fails once, at one call, before or after it was carried out.
-type faulty struct {
-	backend.Backend
-	calls, at int
-	after     bool
-}
-
-var errFault = errors.New("fault on purpose")
-
-func (f *faulty) Create(ctx context.Context, key string, data []byte) error {
-	f.calls++
-	if f.calls != f.at {
-		return f.Backend.Create(ctx, key, data)
-	}
-	if f.after {
-		if err := f.Backend.Create(ctx, key, data); err != nil {
-			return err
-		}
-	}
-	return errFault
-}
-
 // A backup that fails at any of its writes leaves no trace that matters: all that was there before is sound, and the next run stores only what is missing.
 func TestFaults(t *testing.T) {
 	data := image(5, 3*RegionSize)
@@ -275,12 +258,12 @@ func TestFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f := &faulty{at: at, after: after}
+			f := &backendtest.Faulty{At: at, Applied: after}
 			p.wrap = func(b backend.Backend) backend.Backend { f.Backend = b; return f }
 			r := p.open()
 			_, err = keep(t, r, data)
-			failed = f.calls >= at
-			if failed != (err != nil) || err != nil && !errors.Is(err, errFault) {
+			failed = f.Reached()
+			if failed != (err != nil) || err != nil && !errors.Is(err, backendtest.ErrFault) {
 				t.Fatalf("fault %d: got %v", at, err)
 			}
 			p.wrap = nil

@@ -15,32 +15,24 @@ import (
 
 // walk calls visit with each region of a backup that is not all zero, in order of the content, with the extents of its page.
 func walk(ctx context.Context, d *repository.Reader, m *repository.Manifest, visit func(n uint64, extents []extent) error) error {
-	total := regions(m.SizeBytes)
-	if want := (total + pagesPerDirectory - 1) / pagesPerDirectory; m.SizeBytes > MaxContent || uint64(len(m.Root)) != want {
-		return treeError("manifest", 0, fmt.Sprintf("%d directories for %d B", want, m.SizeBytes), fmt.Sprint(len(m.Root)))
+	total, err := directories(m)
+	if err != nil {
+		return err
 	}
 	for i, id := range m.Root {
 		if id == (block.Hash{}) {
 			continue
 		}
-		first := uint64(i) * pagesPerDirectory
-		b, err := d.Chunk(ctx, id)
-		if err != nil {
-			return fmt.Errorf("directory %d: %w", i, err)
-		}
-		pages, err := decodeDirectory(b, int(min(pagesPerDirectory, total-first)))
+		pages, err := readDirectory(ctx, d, i, id, total)
 		if err != nil {
 			return err
 		}
 		for j, page := range pages {
-			n := first + uint64(j)
 			if page == (block.Hash{}) {
 				continue
 			}
-			if b, err = d.Chunk(ctx, page); err != nil {
-				return fmt.Errorf("page at %d: %w", n*RegionSize, err)
-			}
-			extents, err := decodePage(b, regionLength(m.SizeBytes, n))
+			n := uint64(i)*pagesPerDirectory + uint64(j)
+			extents, err := readPage(ctx, d, m.SizeBytes, n, page)
 			if err != nil {
 				return err
 			}
@@ -50,6 +42,33 @@ func walk(ctx context.Context, d *repository.Reader, m *repository.Manifest, vis
 		}
 	}
 	return nil
+}
+
+// directories returns how many regions a backup has, if its manifest lists directories for as many.
+func directories(m *repository.Manifest) (total uint64, err error) {
+	total = regions(m.SizeBytes)
+	if want := (total + pagesPerDirectory - 1) / pagesPerDirectory; m.SizeBytes > MaxContent || uint64(len(m.Root)) != want {
+		return 0, treeError("manifest", 0, fmt.Sprintf("%d directories for %d B", want, m.SizeBytes), fmt.Sprint(len(m.Root)))
+	}
+	return total, nil
+}
+
+// readDirectory returns the pages of directory i of a backup with that many regions.
+func readDirectory(ctx context.Context, d *repository.Reader, i int, id block.Hash, total uint64) ([]block.Hash, error) {
+	b, err := d.Chunk(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("directory %d: %w", i, err)
+	}
+	return decodeDirectory(b, int(min(pagesPerDirectory, total-uint64(i)*pagesPerDirectory)))
+}
+
+// readPage returns the extents of region n of content of that size.
+func readPage(ctx context.Context, d *repository.Reader, size, n uint64, id block.Hash) ([]extent, error) {
+	b, err := d.Chunk(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("page at %d: %w", n*RegionSize, err)
+	}
+	return decodePage(b, regionLength(size, n))
 }
 
 // Restore writes the content of a backup to a target that reads as zeroes; what is zero is not written. Several goroutines write, each another range. Every byte is checked

@@ -23,7 +23,8 @@ type Progress struct {
 }
 
 // Run backs up a source: it stores what the repository does not have and then the manifest, whose sizes and root it fills in. The index must be loaded. progress, which may be
-// nil, is called by one goroutine. After an error or a cancel no backup exists, and what was stored until then need not be stored again.
+// nil, is called by one goroutine. After an error or a cancel no backup exists, and what was stored until then need not be stored again. repository.ErrMarked: a prune has marked
+// meanwhile what the backup relies on; the index must be loaded and the backup run once more.
 func Run(ctx context.Context, r *repository.Repository, src Source, m *repository.Manifest, progress func(Progress)) error {
 	if src.Size() > MaxContent {
 		return fmt.Errorf("content of %d B, at most %d B: %w", src.Size(), uint64(MaxContent), block.ErrInvalid)
@@ -42,7 +43,7 @@ func Run(ctx context.Context, r *repository.Repository, src Source, m *repositor
 	if m.Time.IsZero() {
 		m.Time = time.Now().UTC()
 	}
-	return r.Commit(ctx, m)
+	return w.Commit(ctx, m)
 }
 
 // running is one run.

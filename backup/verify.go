@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -43,6 +44,9 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 		out.Problems++
 		v.Problem(what, err)
 	}
+	if err := r.CheckPacks(ctx, problem); err != nil {
+		return out, err
+	}
 	manifests, err := r.Manifests(ctx, func(name string, err error) { problem("backup "+name, err) })
 	if err != nil {
 		return out, err
@@ -73,9 +77,6 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 			problem("backup "+m.Name, err)
 		}
 	}
-	if err := r.CheckPacks(ctx, problem); err != nil {
-		return out, err
-	}
 	return out, readPacks(ctx, r, v, &out, &mu, problem)
 }
 
@@ -95,7 +96,7 @@ func readPacks(ctx context.Context, r *repository.Repository, v Verification, ou
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err != nil {
+			if err != nil && !(p.Marked && errors.Is(err, block.ErrNotFound)) { // a prune may have deleted it meanwhile
 				problem("pack "+p.Name, err)
 			}
 			mu.Lock()

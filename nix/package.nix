@@ -7,7 +7,7 @@ buildGo126Module {
   src = lib.cleanSource ../.;
 
   # Of the folder that `go mod vendor` makes. After a change of go.mod: scripts/vendor-hash prints it.
-  vendorHash = "sha256-6TFERcybNnl6AYbJyg9ltzSuMYG9+Nj1T5VhkDsXvBA=";
+  vendorHash = "sha256-+iELZjQG9xIIeL5rBAGwYIv288ErbcMNa5wapP3I8pY=";
 
   subPackages = [ "cmd/hvd" "cmd/hv-storage-fabric" ];
   env.CGO_ENABLED = 0;

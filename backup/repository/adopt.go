@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"strings"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/pack"
@@ -12,13 +11,13 @@ import (
 )
 
 // Adopt reads the directories of packs that no run lists: a writer died before it stored one, or the run is lost. What they hold need not be stored again. It returns how
-// many there were. A pack that cannot be read is told to bad, which may be nil, and is of no use to anybody.
+// many there were. What a prune has marked is left to it. A pack that cannot be read is told to bad, which may be nil, and is of no use to anybody.
 func (r *Repository) Adopt(ctx context.Context, bad func(key string, err error)) (int, error) {
 	var adopted []runPack
 	err := r.backend.List(ctx, packPrefix, func(o backend.Object) error {
-		name := o.Key[strings.LastIndex(o.Key, "/")+1:]
+		name := packName(o.Key)
 		id, err := hex.DecodeString(name)
-		if err != nil || len(id) != len(block.Hash{}) || r.index.knows(name) {
+		if err != nil || len(id) != len(block.Hash{}) || r.index.knows(name) || r.index.isMarked(name) {
 			return nil
 		}
 		p := runPack{name: block.Hash(id)}
@@ -35,7 +34,7 @@ func (r *Repository) Adopt(ctx context.Context, bad func(key string, err error))
 		adopted = append(adopted, p)
 		return nil
 	})
-	if err == nil && len(adopted) > 0 {
+	if err == nil && len(adopted) > 0 && elapsed(r.index.loaded()) < freshness { // later a prune may have deleted what a run would list
 		_, err = r.storeRun(ctx, adopted)
 	}
 	return len(adopted), err

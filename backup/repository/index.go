@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -24,13 +26,20 @@ type place struct {
 	pack  uint32 // of Index.packs
 	frame uint32 // of the pack
 	off   uint32 // in the frame, bytes
-	raw   uint32 // bytes
+	raw   uint32 // bytes; with reached set
 }
+
+// reached is a bit of place.raw: the prune that is under way has met the chunk in a backup.
+const reached = 1 << 31
+
+func (p *place) length() uint32 { return p.raw &^ reached }
 
 // packInfo is a pack that the index knows.
 type packInfo struct {
 	name   string
 	size   uint32 // bytes
+	marked bool   // a prune will delete it: it may be read, and nothing new may rely on it
+	gone   bool   // it was not there any more
 	frames []pack.Frame
 }
 
@@ -39,19 +48,21 @@ type Index struct {
 	mu struct {
 		sync.RWMutex
 		packs  []packInfo
-		byName map[string]bool
+		byName map[string]uint32
 		places map[shortID]place
-		raw    uint64 // of all chunks, each once
+		raw    uint64          // of all chunks, each once
+		marked map[string]bool // packs of marks, known or not
+		asOf   time.Time       // when the listing of marks began that marked is from
 	}
 }
 
 func newIndex() *Index {
 	x := new(Index)
-	x.mu.byName, x.mu.places = make(map[string]bool), make(map[shortID]place)
+	x.mu.byName, x.mu.places, x.mu.marked = make(map[string]uint32), make(map[shortID]place), make(map[string]bool)
 	return x
 }
 
-// Has reports whether a chunk is stored.
+// Has reports whether a chunk is stored, be it in a pack that a prune will delete.
 func (x *Index) Has(id block.Hash) bool {
 	_, ok := x.find(id)
 	return ok
@@ -61,43 +72,88 @@ func (x *Index) find(id block.Hash) (place, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	p, ok := x.mu.places[shortID(id[:16])]
-	return p, ok
+	p.raw = p.length()
+	return p, ok && !x.mu.packs[p.pack].gone
 }
 
-// add takes a pack in, once. The chunks of frames are forgotten: only where frames lie is needed.
-func (x *Index) add(name string, size uint32, frames []pack.Frame) {
+// lasting returns the pack that a chunk lies in, if that is one to rely on.
+func (x *Index) lasting(id block.Hash) (number uint32, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p, ok := x.mu.places[shortID(id[:16])]
+	return p.pack, ok && x.lastsLocked(p.pack)
+}
+
+func (x *Index) lastsLocked(number uint32) bool {
+	p := &x.mu.packs[number]
+	return !p.marked && !p.gone
+}
+
+// add takes a pack in and returns its number. The chunks of frames are forgotten: only where frames lie is needed. A chunk that is known already stays where it is, unless that
+// pack will not last and this one will.
+func (x *Index) add(name string, size uint32, frames []pack.Frame) uint32 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.mu.byName[name] {
-		return
+	number, known := x.mu.byName[name]
+	if !known {
+		number = uint32(len(x.mu.packs))
+		x.mu.byName[name] = number
+		kept := make([]pack.Frame, len(frames))
+		for i := range frames {
+			kept[i] = pack.Frame{Off: frames[i].Off, Len: frames[i].Len, Raw: frames[i].Raw}
+		}
+		x.mu.packs = append(x.mu.packs, packInfo{name: name, size: size, marked: x.mu.marked[name], frames: kept})
 	}
-	x.mu.byName[name] = true
-	number := uint32(len(x.mu.packs))
-	kept := make([]pack.Frame, len(frames))
 	for i := range frames {
-		f := &frames[i]
 		off := uint32(0)
-		for _, c := range f.Chunks {
-			if short := shortID(c.ID[:16]); !hasKey(x.mu.places, short) {
+		for _, c := range frames[i].Chunks {
+			short := shortID(c.ID[:16])
+			old, there := x.mu.places[short]
+			if !there || !x.lastsLocked(old.pack) && x.lastsLocked(number) {
 				x.mu.places[short] = place{pack: number, frame: uint32(i), off: off, raw: c.Raw}
+			}
+			if !there {
 				x.mu.raw += uint64(c.Raw)
 			}
 			off += c.Raw
 		}
-		kept[i] = pack.Frame{Off: f.Off, Len: f.Len, Raw: f.Raw}
 	}
-	x.mu.packs = append(x.mu.packs, packInfo{name: name, size: size, frames: kept})
+	return number
 }
 
-func hasKey(m map[shortID]place, k shortID) bool {
-	_, ok := m[k]
-	return ok
+// mark notes packs of a mark, and when the listing began that it is from.
+func (x *Index) mark(packs []block.Hash, asOf time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.mu.asOf = asOf
+	for i := range packs {
+		name := packs[i].String()
+		x.mu.marked[name] = true
+		if number, ok := x.mu.byName[name]; ok {
+			x.mu.packs[number].marked = true
+		}
+	}
+}
+
+// lose notes that a pack is not there any more.
+func (x *Index) lose(number uint32) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.mu.packs[number].gone = true
+}
+
+// isMarked reports whether a pack is named by a mark.
+func (x *Index) isMarked(name string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.mu.marked[name]
 }
 
 func (x *Index) knows(name string) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.mu.byName[name]
+	_, ok := x.mu.byName[name]
+	return ok
 }
 
 func (x *Index) pack(number uint32) packInfo {
@@ -106,11 +162,11 @@ func (x *Index) pack(number uint32) packInfo {
 	return x.mu.packs[number]
 }
 
-// all returns the packs that are known.
+// all returns the packs that are known, by their numbers.
 func (x *Index) all() []packInfo {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.mu.packs[:len(x.mu.packs):len(x.mu.packs)]
+	return slices.Clone(x.mu.packs)
 }
 
 // Stats are sizes of what the index knows.
@@ -234,30 +290,66 @@ func decodeRun(keys *seal.Keys, b []byte) ([]runPack, error) {
 	return packs, nil
 }
 
-// LoadIndex reads all runs. One that is damaged is left out and told to bad, which may be nil: then it is the error. What is known already stays.
+// LoadIndex reads the marks of prunes, and then all runs: in this order, a pack that is neither marked nor gone lasts for MinGrace at least. What is damaged is left out and told
+// to bad, which may be nil: then it is the error. What is known already stays.
 func (r *Repository) LoadIndex(ctx context.Context, bad func(key string, err error)) error {
-	return r.backend.List(ctx, indexPrefix, func(o backend.Object) error {
-		b, err := r.read(ctx, o.Key, maxRun)
-		if errors.Is(err, block.ErrNotFound) {
-			return nil // replaced meanwhile, by one that is listed too
-		}
-		var packs []runPack
-		if err == nil {
-			packs, err = decodeRun(r.keys, b)
-		}
-		if err != nil {
-			err = fmt.Errorf("%s: %w", o.Key, err)
-			if bad == nil || ctx.Err() != nil {
-				return err
-			}
-			bad(o.Key, err)
-			return nil
-		}
+	if _, err := r.loadMarks(ctx, bad); err != nil {
+		return err
+	}
+	return r.loadRuns(ctx, bad, func(_ string, packs []runPack) {
 		for i := range packs {
 			r.index.add(packs[i].name.String(), packs[i].size, packs[i].frames)
 		}
-		return nil
 	})
+}
+
+// maxListings bounds how often the runs are listed because some were replaced meanwhile.
+const maxListings = 20
+
+// loadRuns calls visit with each run. One that goes after it was listed was replaced by another, which that listing may have missed: then they are listed once more.
+func (r *Repository) loadRuns(ctx context.Context, bad func(key string, err error), visit func(key string, packs []runPack)) error {
+	seen := make(map[string]bool)
+	for range maxListings {
+		replaced := false
+		err := r.backend.List(ctx, indexPrefix, func(o backend.Object) error {
+			if seen[o.Key] {
+				return nil
+			}
+			packs, err := r.readRun(ctx, o.Key)
+			if errors.Is(err, block.ErrNotFound) {
+				replaced = true
+				return nil
+			}
+			seen[o.Key] = true
+			if err != nil {
+				return tell(ctx, bad, o.Key, err)
+			}
+			visit(o.Key, packs)
+			return nil
+		})
+		if err != nil || !replaced {
+			return err
+		}
+	}
+	return fmt.Errorf("the index of the repository in %s changes all the time; try again later", r.backend.Location())
+}
+
+func (r *Repository) readRun(ctx context.Context, key string) ([]runPack, error) {
+	b, err := r.read(ctx, key, maxRun)
+	if err != nil {
+		return nil, err
+	}
+	return decodeRun(r.keys, b)
+}
+
+// tell hands an error about an object to bad and returns nil, or returns it if there is no bad, or the context is at its end.
+func tell(ctx context.Context, bad func(key string, err error), key string, err error) error {
+	err = fmt.Errorf("%s: %w", key, err)
+	if bad == nil || ctx.Err() != nil {
+		return err
+	}
+	bad(key, err)
+	return nil
 }
 
 // Index returns what is known of the chunks.

@@ -94,8 +94,8 @@ func (m *Manifest) validate() error {
 	return nil
 }
 
-// Commit stores a manifest and gives it its name. Everything that it refers to must be durable: the backup exists when this returns.
-func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
+// commit stores a manifest and gives it its name. Everything that it refers to must be durable: the backup exists when this returns.
+func (r *Repository) commit(ctx context.Context, m *Manifest) error {
 	m.Version = manifestVersion
 	if err := m.validate(); err != nil {
 		return err

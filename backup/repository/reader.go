@@ -3,6 +3,7 @@ package repository
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -51,12 +52,22 @@ func (r *Repository) NewReader(max int) *Reader {
 }
 
 // Chunk returns the bytes of a chunk, which must not be changed. One that the index does not know is block.ErrNotFound; bytes that are not what the id says are block.ErrCorrupt.
+// If a prune has deleted the pack meanwhile, it has copied the chunk to another before.
 func (d *Reader) Chunk(ctx context.Context, id block.Hash) ([]byte, error) {
 	p, ok := d.r.index.find(id)
 	if !ok {
 		return nil, fmt.Errorf("chunk %v in the index of the repository: %w", id, block.ErrNotFound)
 	}
 	raw, err := d.frame(ctx, frameKey{p.pack, p.frame})
+	if errors.Is(err, block.ErrNotFound) {
+		d.r.index.lose(p.pack)
+		if loadErr := d.r.LoadIndex(ctx, func(string, error) {}); loadErr != nil {
+			return nil, errors.Join(err, loadErr)
+		}
+		if p, ok = d.r.index.find(id); ok {
+			raw, err = d.frame(ctx, frameKey{p.pack, p.frame})
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read chunk %v: %w", id, err)
 	}

@@ -26,6 +26,8 @@ const (
 	packPrefix     = "packs/"
 	indexPrefix    = "index/"
 	manifestPrefix = "manifests/"
+	markPrefix     = "marks/"
+	probePrefix    = "probes/"
 
 	formatName    = "hyper-nixos repository"
 	formatVersion = 1

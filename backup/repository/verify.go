@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/zeebo/blake3"
 
@@ -19,15 +18,17 @@ import (
 func (r *Repository) CheckPacks(ctx context.Context, bad func(key string, err error)) error {
 	there := make(map[string]int64)
 	err := r.backend.List(ctx, packPrefix, func(o backend.Object) error {
-		there[o.Key[strings.LastIndex(o.Key, "/")+1:]] = o.SizeBytes
+		there[packName(o.Key)] = o.SizeBytes
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for _, p := range r.index.all() {
+	for number, p := range r.index.all() {
 		size, ok := there[p.name]
 		switch {
+		case !ok && p.marked: // a prune has deleted it; who needs a chunk of it will miss that
+			r.index.lose(uint32(number))
 		case !ok:
 			bad(packKey(p.name), fmt.Errorf("a pack that the index lists: %w", block.ErrNotFound))
 		case size != int64(p.size):
@@ -41,14 +42,17 @@ func (r *Repository) CheckPacks(ctx context.Context, bad func(key string, err er
 type PackData struct {
 	Name      string
 	SizeBytes int64
+	Marked    bool // a prune will delete it
 }
 
-// Packs returns all packs that the index knows.
+// Packs returns all packs that the index knows and that were not found missing.
 func (r *Repository) Packs() []PackData {
 	all := r.index.all()
-	packs := make([]PackData, len(all))
+	packs := make([]PackData, 0, len(all))
 	for i := range all {
-		packs[i] = PackData{all[i].name, int64(all[i].size)}
+		if p := &all[i]; !p.gone {
+			packs = append(packs, PackData{p.name, int64(p.size), p.marked})
+		}
 	}
 	return packs
 }

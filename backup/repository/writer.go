@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -36,8 +37,11 @@ type Writer struct {
 	pending struct {
 		sync.Mutex                     // comes after mu: who holds mu may wait for the goroutine that needs this one
 		ids        map[block.Hash]bool // handed in and not in the index yet
+		relied     map[uint32]bool     // packs of the index with chunks that were handed in
 	}
 	counts WriterStats // of the packing goroutine until Close
+	asOf   time.Time   // what is relied on was in no mark then
+	since  func(time.Time) time.Duration
 }
 
 // WriterStats say what a writer stored.
@@ -62,7 +66,8 @@ func (r *Repository) NewWriter(ctx context.Context) (*Writer, error) {
 		return nil, err
 	}
 	w := &Writer{r: r, session: session, frames: make(chan *frameJob), ordered: make(chan *frameJob, 2*runtime.GOMAXPROCS(0))}
-	w.pending.ids = make(map[block.Hash]bool)
+	w.pending.ids, w.pending.relied = make(map[block.Hash]bool), make(map[uint32]bool)
+	w.asOf, w.since = r.index.loaded(), elapsed
 	w.tasks, w.ctx = errgroup.WithContext(ctx)
 	for range runtime.GOMAXPROCS(0) {
 		w.tasks.Go(func() error {
@@ -82,7 +87,7 @@ func (w *Writer) Add(id block.Hash, raw []byte) (isNew bool, err error) {
 	if len(raw) == 0 || len(raw) > pack.MaxChunk {
 		return false, fmt.Errorf("chunk of %d B: %w", len(raw), block.ErrInvalid)
 	}
-	if w.r.index.Has(id) {
+	if w.Has(id) {
 		return false, nil
 	}
 	w.mu.Lock()
@@ -93,6 +98,21 @@ func (w *Writer) Add(id block.Hash, raw []byte) (isNew bool, err error) {
 	if !w.claim(id) {
 		return false, nil
 	}
+	return true, w.putLocked(id, raw)
+}
+
+// copy stores a chunk once more, in another pack than it lies in.
+func (w *Writer) copy(id block.Hash, raw []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pending.Lock()
+	w.pending.ids[id] = true
+	w.pending.Unlock()
+	return w.putLocked(id, raw)
+}
+
+// putLocked appends a chunk to the open frame. w.mu is held.
+func (w *Writer) putLocked(id block.Hash, raw []byte) error {
 	if w.mu.open == nil {
 		w.mu.open = &frameJob{raw: make([]byte, 0, pack.FrameRaw+len(raw)), compressed: make(chan []byte, 1)}
 	}
@@ -100,16 +120,31 @@ func (w *Writer) Add(id block.Hash, raw []byte) (isNew bool, err error) {
 	f.raw = append(f.raw, raw...)
 	f.chunks = append(f.chunks, pack.Chunk{ID: id, Raw: uint32(len(raw))})
 	if len(f.raw) >= pack.FrameRaw {
-		return true, w.sendLocked()
+		return w.sendLocked()
 	}
-	return true, nil
+	return nil
+}
+
+// Has reports whether the repository has a chunk in a pack that lasts. Who asks relies on it: Commit sees to it that it still does.
+func (w *Writer) Has(id block.Hash) bool {
+	number, ok := w.r.index.lasting(id)
+	if ok {
+		w.pending.Lock()
+		w.pending.relied[number] = true
+		w.pending.Unlock()
+	}
+	return ok
 }
 
 // claim reports whether a chunk is neither stored nor on its way, and notes that it is now.
 func (w *Writer) claim(id block.Hash) bool {
 	w.pending.Lock()
 	defer w.pending.Unlock()
-	if w.pending.ids[id] || w.r.index.Has(id) {
+	if w.pending.ids[id] {
+		return false
+	}
+	if number, ok := w.r.index.lasting(id); ok {
+		w.pending.relied[number] = true
 		return false
 	}
 	w.pending.ids[id] = true
@@ -207,8 +242,9 @@ func (w *Writer) storePack(p *pack.Builder) (runPack, error) {
 	if err := w.r.create(w.ctx, packKey(name), whole); err != nil {
 		return runPack{}, err
 	}
-	w.r.index.add(name, uint32(len(whole)), frames)
+	number := w.r.index.add(name, uint32(len(whole)), frames)
 	w.pending.Lock()
+	w.pending.relied[number] = true
 	for i := range frames {
 		w.counts.RawBytes += uint64(frames[i].Raw)
 		for _, c := range frames[i].Chunks {
@@ -225,7 +261,11 @@ func (w *Writer) storePack(p *pack.Builder) (runPack, error) {
 	return runPack{name: block.Hash(id), size: uint32(len(whole)), first: frames[0].Off, frames: frames}, nil
 }
 
+// storeRun stores a run, unless it would list what a prune has deleted meanwhile.
 func (w *Writer) storeRun(packs []runPack) error {
+	if err := w.renew(w.ctx); err != nil {
+		return err
+	}
 	n, err := w.r.storeRun(w.ctx, packs)
 	w.counts.StoredBytes += uint64(n)
 	return err

@@ -44,6 +44,7 @@ const (
 	PurposeDirectory = "hyper-nixos repository 1 directory"
 	PurposeIndex     = "hyper-nixos repository 1 index"
 	PurposeManifest  = "hyper-nixos repository 1 manifest"
+	PurposeMark      = "hyper-nixos repository 1 mark"
 )
 
 // Overhead is how many bytes a sealed piece is longer than what it holds.

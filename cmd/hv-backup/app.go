@@ -10,10 +10,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 // Exit codes are part of the interface.
@@ -38,6 +40,7 @@ type app struct {
 	endpoint     string
 	output       string
 	progress     bool
+	limit        units.Size // bytes a second; 0: none
 }
 
 func newApp(in io.Reader, out, err io.Writer, getenv func(string) string) *app {
@@ -80,6 +83,8 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitRefused, "use an owner's passphrase or identity"
 	case errors.Is(err, block.ErrVersion), errors.Is(err, block.ErrExists), errors.Is(err, fs.ErrPermission):
 		return exitRefused, ""
+	case errors.Is(err, repository.ErrMarked):
+		return exitFailed, "run it again: what was stored is found, and only what the prune has marked is stored anew"
 	case errors.Is(err, block.ErrNoSpace):
 		return exitFailed, "make room and run it again: what is stored already need not be stored again"
 	case errors.Is(err, block.ErrNotFound), errors.Is(err, fs.ErrNotExist):
@@ -96,7 +101,7 @@ func newRoot(a *app) *cobra.Command {
 encrypted before it leaves this program.
 
 The repository is --repo, or $HV_BACKUP_REPO. Its keys are opened by a passphrase (--password-file, $HV_BACKUP_PASSWORD_FILE, or asked for on the terminal) or by an age identity
-(--identity FILE).
+(--identity FILE). Credentials of object storage come from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY or a file (docs/hv-backup.md).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 damage was found. With -o json one JSON document is printed on standard output and nothing else; progress
 and messages go to standard error.`,
@@ -112,10 +117,11 @@ and messages go to standard error.`,
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &console.UsageError{Err: err} })
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.repo, "repo", "", "the repository: a directory (default $HV_BACKUP_REPO)")
+	flags.StringVar(&a.repo, "repo", "", "the repository: a directory, s3://BUCKET/PREFIX or s3+https://HOST/BUCKET/PREFIX (default $HV_BACKUP_REPO)")
 	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
 	flags.StringArrayVar(&a.identities, "identity", nil, "file with age identities; may be repeated")
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens, for volumes: unix:PATH (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
+	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB (default no limit)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
 	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
@@ -125,7 +131,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newForget(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newForget(a), newPrune(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root

@@ -113,50 +113,6 @@ func newShow(a *app) *cobra.Command {
 	}
 }
 
-func newForget(a *app) *cobra.Command {
-	var dryRun bool
-	c := &cobra.Command{
-		Use:     "forget BACKUP…",
-		Short:   "Remove backups",
-		Long:    "Remove backups from the repository. What no other backup needs stays where it is for now: there is no prune yet.",
-		Example: "  hv-backup forget 20261128t220000z-1f2e3d4c --dry-run --repo /mnt/backup/vms",
-		Args:    console.Between(1, 1000, "BACKUP"),
-		RunE: func(c *cobra.Command, args []string) error {
-			r, err := a.open(c.Context())
-			if err != nil {
-				return err
-			}
-			all, err := r.Manifests(c.Context(), a.warn)
-			if err != nil {
-				return err
-			}
-			names := []string{}
-			for _, arg := range args {
-				m, err := choose(all, arg)
-				if err != nil {
-					return err
-				}
-				names = append(names, m.Name)
-			}
-			for _, name := range names {
-				if dryRun {
-					continue
-				}
-				if err := r.Forget(c.Context(), name); err != nil && !errors.Is(err, block.ErrNotFound) {
-					return err
-				}
-			}
-			return a.show(map[string]any{"forgotten": names, "dryRun": dryRun}, func() {
-				for _, name := range names {
-					a.say("%s %s", map[bool]string{true: "would forget", false: "forgot"}[dryRun], name)
-				}
-			})
-		},
-	}
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be removed")
-	return c
-}
-
 func newRestore(a *app) *cobra.Command {
 	var file string
 	c := &cobra.Command{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/s3"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -27,9 +30,6 @@ func (a *app) location() (string, error) {
 	if where == "" {
 		return "", console.Usagef("no repository: give --repo or set HV_BACKUP_REPO")
 	}
-	if scheme, _, ok := strings.Cut(where, "://"); ok {
-		return "", console.Usagef("repository %q: %s is not supported, give a directory", where, scheme)
-	}
 	return where, nil
 }
 
@@ -38,7 +38,48 @@ func (a *app) backend() (backend.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dir.Open(where)
+	if strings.Contains(where, "://") {
+		o, err := a.storage(where)
+		if err != nil {
+			return nil, err
+		}
+		return s3.Open(o)
+	}
+	b, err := dir.Open(where)
+	if err != nil {
+		return nil, err
+	}
+	return throttle.Limit(b, a.bucket()), nil
+}
+
+// newBackend opens a place for a new repository.
+func (a *app) newBackend(ctx context.Context, where string) (backend.Backend, error) {
+	if strings.Contains(where, "://") {
+		o, err := a.storage(where)
+		if err != nil {
+			return nil, err
+		}
+		return s3.Create(ctx, o)
+	}
+	return dir.Create(where)
+}
+
+// storage returns how to reach object storage. Credentials are never arguments.
+func (a *app) storage(where string) (o s3.Options, err error) {
+	if o.Place, err = s3.ParsePlace(where); err != nil {
+		return o, err
+	}
+	o.Limit, o.Region = a.bucket(), cmp.Or(a.getenv("AWS_REGION"), a.getenv("AWS_DEFAULT_REGION"))
+	o.Credentials, err = s3.FindCredentials(a.getenv)
+	return o, err
+}
+
+// bucket is what all bytes to and from the repository go through, nil without a limit.
+func (a *app) bucket() *throttle.Bucket {
+	if a.limit == 0 {
+		return nil
+	}
+	return throttle.NewBucket(uint64(a.limit))
 }
 
 // open opens the repository with what the user has.

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/backup"
-	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
@@ -61,8 +60,8 @@ func newRepoInit(a *app) *cobra.Command {
 	var average units.Size
 	c := &cobra.Command{
 		Use:   "init",
-		Short: "Make a repository in a directory that is missing or empty",
-		Long: `Make a repository in a directory that is missing or empty. Its keys are made now and sealed under a passphrase, or for age recipients. Who loses all of these loses the backups:
+		Short: "Make a repository in an empty place",
+		Long: `Make a repository in a directory that is missing or empty, or under a prefix of a bucket with nothing under it. Its keys are made now and sealed under a passphrase, or for age recipients. Who loses all of these loses the backups:
 there is no other way in.`,
 		Example: `  hv-backup repo init --repo /mnt/backup/vms
   hv-backup repo init --repo /mnt/backup/vms --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p`,
@@ -79,7 +78,7 @@ there is no other way in.`,
 			if err := cut.Validate(); err != nil {
 				return err
 			}
-			b, err := dir.Create(where)
+			b, err := a.newBackend(c.Context(), where)
 			if err != nil {
 				return err
 			}

@@ -1,0 +1,88 @@
+package s3test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Gateway is a running server with one empty bucket.
+type Gateway struct {
+	Host           string // and port
+	Bucket         string
+	Access, Secret string
+}
+
+// program builds the server, once, and returns its path, which is in Go's cache.
+var program = sync.OnceValues(func() (string, error) {
+	_, here, _, _ := runtime.Caller(0)
+	cmd := exec.Command("go", "tool", "-n", "versitygw")
+	cmd.Dir = filepath.Join(filepath.Dir(here), "testdata", "versitygw")
+	var says strings.Builder
+	cmd.Stderr = &says
+	path, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("build versitygw: %w: %s", err, says.String())
+	}
+	return strings.TrimSpace(string(path)), nil
+})
+
+// Start starts a server that ends with the test.
+func Start(t *testing.T) *Gateway {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &Gateway{Host: freeAddress(t), Bucket: "backups", Access: "test", Secret: "test-secret"}
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, g.Bucket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "--quiet", "--port", g.Host, "posix", "--sidecar", t.TempDir(), root)
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+g.Access, "ROOT_SECRET_KEY="+g.Secret)
+	var says strings.Builder
+	cmd.Stdout, cmd.Stderr = &says, &says
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+	})
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("tcp", g.Host)
+		if err == nil {
+			_ = c.Close()
+			return g
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("versitygw ended: %v: %s", err, says.String())
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatalf("versitygw does not listen at %s", g.Host)
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}

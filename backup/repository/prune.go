@@ -1,0 +1,421 @@
+package repository
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/pack"
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/dedup"
+)
+
+// PruneOptions say how to prune.
+type PruneOptions struct {
+	// Grace is how old a mark must be before its packs are deleted, and a pack before it is marked; at least MinGrace.
+	Grace time.Duration
+	// Alone takes the user's word that nobody else uses the repository: there is no grace.
+	Alone bool
+	// RepackBytes bounds the data that is copied out of packs that are mostly dead, in bytes before compression.
+	RepackBytes uint64
+	// DryRun changes nothing.
+	DryRun bool
+	// Reachable calls visit with each chunk that a backup needs, any number of times, until it returns an error.
+	Reachable func(ctx context.Context, visit func(block.Hash) error) error
+	// Warn is told what could not be read and is left as it is.
+	Warn func(key string, err error)
+}
+
+// Pruned is what a prune did, or with DryRun would do.
+type Pruned struct {
+	Packs         int       `json:"packs"` // in the index
+	PackBytes     uint64    `json:"packBytes"`
+	LiveBytes     uint64    `json:"liveBytes"`     // of chunks that backups need, before compression
+	MarkedPacks   int       `json:"markedPacks"`   // by this prune
+	MarkedBytes   uint64    `json:"markedBytes"`   // of these
+	RepackedPacks int       `json:"repackedPacks"` // of the marked ones, those whose chunks were copied
+	RepackedBytes uint64    `json:"repackedBytes"` // that were copied, before compression
+	DeletedPacks  int       `json:"deletedPacks"`
+	DeletedBytes  uint64    `json:"deletedBytes"`
+	WaitingPacks  int       `json:"waitingPacks"` // marked earlier, and not deleted yet
+	WaitingBytes  uint64    `json:"waitingBytes"`
+	DeletableAt   time.Time `json:"deletableAt,omitzero"` // when the first of those that wait, or were marked now, may be deleted
+	YoungPacks    int       `json:"youngPacks"`           // that no backup needs, and that may belong to one under way
+	DryRun        bool      `json:"dryRun"`
+}
+
+// prunePack is what a prune knows of a pack.
+type prunePack struct {
+	created time.Time // zero: the object is not there
+	size    int64
+	live    uint64 // bytes of chunks that backups need and that lie nowhere better
+}
+
+// pruning is one prune.
+type pruning struct {
+	r     *Repository
+	o     PruneOptions
+	began time.Time // before anything was read
+	now   time.Time // by the clock of the backend, no later than the truth
+	out   Pruned
+
+	marks  []mark
+	since  map[block.Hash]time.Time // when a pack was marked first
+	runs   map[string][]uint32      // packs of each run
+	packs  []prunePack              // by number in the index
+	strays map[block.Hash]prunePack // objects that the index does not know
+}
+
+// Prune deletes packs that were marked a grace ago and that no backup needs, copies what is alive out of packs that are mostly dead, and marks packs that nobody needs any more.
+// Backups and other prunes may run meanwhile; docs/format/repository.md says why that is safe. After an error or a crash, and after each step, everything that backups need is
+// there; the next prune goes on. It reads the index itself, and r must not be used for anything else meanwhile. It needs an owner's keys.
+func (r *Repository) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
+	if o.Alone {
+		o.Grace = 0
+	} else if o.Grace < MinGrace {
+		return Pruned{}, fmt.Errorf("a grace of %v, at least %v: %w", o.Grace, MinGrace, block.ErrInvalid)
+	}
+	if !r.keys.CanRead() {
+		return Pruned{}, seal.ErrReadKey
+	}
+	p := &pruning{r: r, o: o, began: time.Now(), out: Pruned{DryRun: o.DryRun}}
+	if err := p.look(ctx); err != nil {
+		return p.out, err
+	}
+	if err := p.deleteMarked(ctx); err != nil {
+		return p.out, err
+	}
+	dead := p.dead()
+	moved, err := p.repack(ctx)
+	if err != nil {
+		return p.out, err
+	}
+	p.count(dead, moved)
+	if o.DryRun {
+		return p.out, nil
+	}
+	return p.out, r.storeMark(ctx, append(dead, moved...))
+}
+
+// look reads what there is, in the order that the protocol asks for: marks, runs, packs, backups.
+func (p *pruning) look(ctx context.Context) (err error) {
+	r := p.r
+	r.index = newIndex()
+	if p.now, err = p.clock(ctx); err != nil {
+		return err
+	}
+	if p.marks, err = r.loadMarks(ctx, p.o.Warn); err != nil {
+		return err
+	}
+	p.since = make(map[block.Hash]time.Time)
+	for _, m := range p.marks {
+		for _, name := range m.packs {
+			if t, ok := p.since[name]; !ok || m.created.Before(t) {
+				p.since[name] = m.created
+			}
+		}
+	}
+	p.runs = make(map[string][]uint32)
+	err = r.loadRuns(ctx, nil, func(key string, packs []runPack) {
+		for i := range packs {
+			p.runs[key] = append(p.runs[key], r.index.add(packs[i].name.String(), packs[i].size, packs[i].frames))
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if !p.o.DryRun {
+		if _, err := r.Adopt(ctx, p.o.Warn); err != nil {
+			return err
+		}
+	}
+	if err := p.listPacks(ctx); err != nil {
+		return err
+	}
+	return p.o.Reachable(ctx, p.reach)
+}
+
+// clock returns what time it is for the backend: its Created times are compared with that. What crashed prunes left is removed.
+func (p *pruning) clock(ctx context.Context) (time.Time, error) {
+	if p.o.DryRun {
+		return time.Now(), nil
+	}
+	b := p.r.backend
+	key := probePrefix + nameOf([]byte(rand.Text()))[:32]
+	if err := b.Create(ctx, key, nil); err != nil {
+		return time.Time{}, err
+	}
+	o, err := b.Stat(ctx, key)
+	if err != nil {
+		return time.Time{}, err
+	}
+	err = b.List(ctx, probePrefix, func(old backend.Object) error {
+		if old.Key == key || o.Created.Sub(old.Created) > 24*time.Hour {
+			return ignoreMissing(b.Delete(ctx, old.Key))
+		}
+		return nil
+	})
+	return o.Created, err
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, block.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (p *pruning) listPacks(ctx context.Context) error {
+	p.packs, p.strays = make([]prunePack, len(p.r.index.all())), make(map[block.Hash]prunePack)
+	return p.r.backend.List(ctx, packPrefix, func(o backend.Object) error {
+		name, found := packName(o.Key), prunePack{created: o.Created, size: o.SizeBytes}
+		if number, ok := p.r.index.number(name); ok {
+			p.packs[number] = found
+		} else if id, err := hex.DecodeString(name); err == nil && len(id) == len(block.Hash{}) {
+			p.strays[block.Hash(id)] = found
+		}
+		return nil
+	})
+}
+
+// number returns the number of a pack.
+func (x *Index) number(name string) (number uint32, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	number, ok = x.mu.byName[name]
+	return number, ok
+}
+
+// reach notes that a backup needs a chunk. If it is not there nothing may be deleted: what is known of the repository is not all of it.
+func (p *pruning) reach(id block.Hash) error {
+	at, first, ok := p.r.index.reach(id)
+	if !ok || !p.whole(at.pack) {
+		return fmt.Errorf("a backup needs chunk %v, which is in no pack that is there whole, so nothing is pruned; run it again, and `repo verify` if it stays so: %w", id, block.ErrCorrupt)
+	}
+	if first {
+		p.packs[at.pack].live += uint64(at.raw)
+		p.out.LiveBytes += uint64(at.raw)
+	}
+	return nil
+}
+
+// whole reports whether a pack is there, with all its bytes.
+func (p *pruning) whole(number uint32) bool {
+	return !p.packs[number].created.IsZero() && p.packs[number].size == int64(p.r.index.pack(number).size)
+}
+
+// reach sets the bit of a chunk and reports whether this is the first time.
+func (x *Index) reach(id block.Hash) (at place, first, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	short := shortID(id[:16])
+	if at, ok = x.mu.places[short]; !ok {
+		return at, false, false
+	}
+	if first = at.raw&reached == 0; first {
+		at.raw |= reached
+		x.mu.places[short] = at
+	}
+	at.raw = at.length()
+	return at, first, true
+}
+
+// fresh returns an error when what was read is too old to delete anything by.
+func (p *pruning) fresh() error {
+	if elapsed(p.began) < freshness {
+		return nil
+	}
+	return fmt.Errorf("the prune has taken longer than %v, so what it knows is too old to delete anything by; run it again, it goes on", freshness)
+}
+
+func (p *pruning) expired(t time.Time) bool { return p.now.Sub(t) >= p.o.Grace }
+
+// dead returns the packs without a mark that nobody needs, and that are old enough not to belong to a backup under way.
+func (p *pruning) dead() (dead []block.Hash) {
+	add := func(name block.Hash, k prunePack) {
+		switch _, isMarked := p.since[name]; {
+		case isMarked || k.created.IsZero() || k.live > 0:
+		case !p.expired(k.created):
+			p.out.YoungPacks++
+		default:
+			dead = append(dead, name)
+			p.out.MarkedBytes += uint64(k.size)
+		}
+	}
+	for number, info := range p.r.index.all() {
+		add(info.hash(), p.packs[number])
+	}
+	for name, k := range p.strays {
+		add(name, k)
+	}
+	return dead
+}
+
+func (p *packInfo) hash() (h block.Hash) {
+	_, _ = hex.Decode(h[:], []byte(p.name)) // names come from hashes
+	return h
+}
+
+// raw is how many bytes the chunks of a pack have.
+func (p *packInfo) raw() (n uint64) {
+	for i := range p.frames {
+		n += uint64(p.frames[i].Raw)
+	}
+	return n
+}
+
+// movable returns the packs whose live chunks are to be copied: first those that are marked, which cannot be deleted before, then those that are mostly dead, the deadest first.
+func (p *pruning) movable() (numbers []uint32) {
+	all := p.r.index.all()
+	share := make(map[uint32]float64)
+	for number := range all {
+		k := &p.packs[number]
+		if k.live == 0 {
+			continue
+		}
+		live := float64(k.live) / float64(all[number].raw())
+		if all[number].marked {
+			live = 0
+		} else if live >= 0.5 || !p.expired(k.created) {
+			continue
+		}
+		share[uint32(number)] = live
+		numbers = append(numbers, uint32(number))
+	}
+	slices.SortFunc(numbers, func(a, b uint32) int { return cmp.Or(cmp.Compare(share[a], share[b]), cmp.Compare(a, b)) })
+	budget := p.o.RepackBytes
+	for i, number := range numbers {
+		if p.packs[number].live > budget {
+			return numbers[:i]
+		}
+		budget -= p.packs[number].live
+	}
+	return numbers
+}
+
+// repack copies what is alive out of packs that are mostly dead, and returns those that are to be marked. One that cannot be read stays.
+func (p *pruning) repack(ctx context.Context) (moved []block.Hash, err error) {
+	numbers := p.movable()
+	if len(numbers) == 0 {
+		return nil, nil
+	}
+	all := p.r.index.all()
+	var w *Writer
+	if !p.o.DryRun {
+		if w, err = p.r.NewWriter(ctx); err != nil {
+			return nil, err
+		}
+	}
+	d := p.r.NewReader(0)
+	for _, number := range numbers {
+		info := &all[number]
+		if w != nil {
+			if err := p.copyLive(ctx, d, w, number, info); err != nil {
+				if ctx.Err() != nil || w.ctx.Err() != nil {
+					_, closeErr := w.Close()
+					return nil, errors.Join(err, closeErr)
+				}
+				p.o.Warn(packKey(info.name), err)
+				continue
+			}
+		}
+		p.out.RepackedPacks++
+		p.out.RepackedBytes += p.packs[number].live
+		if !info.marked {
+			moved = append(moved, info.hash())
+			p.out.MarkedBytes += uint64(info.size)
+		}
+	}
+	if w != nil {
+		_, err = w.Close()
+	}
+	return moved, err
+}
+
+// copyLive copies the live chunks of a pack.
+func (p *pruning) copyLive(ctx context.Context, d *Reader, w *Writer, number uint32, info *packInfo) error {
+	_, _, frames, err := p.r.readDirectory(ctx, packKey(info.name), int64(info.size))
+	if err != nil {
+		return err
+	}
+	h := dedup.NewHasher(p.r.keys.Domain)
+	for i := range frames {
+		var raw []byte
+		off := uint32(0)
+		for _, c := range frames[i].Chunks {
+			begin := off
+			off += c.Raw
+			if !p.r.index.livesAt(c.ID, place{pack: number, frame: uint32(i), off: begin}) {
+				continue
+			}
+			if raw == nil {
+				if raw, err = d.frame(ctx, frameKey{number, uint32(i)}); err != nil {
+					return err
+				}
+			}
+			if err := pack.Verify(h, c.ID, raw[begin:off]); err != nil {
+				return err
+			}
+			if err := w.copy(c.ID, raw[begin:off]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// livesAt reports whether a backup needs a chunk and finds it there.
+func (x *Index) livesAt(id block.Hash, at place) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	p, ok := x.mu.places[shortID(id[:16])]
+	return ok && p.raw&reached != 0 && p.pack == at.pack && p.frame == at.frame && p.off == at.off
+}
+
+// count fills in what is marked now and what waits.
+func (p *pruning) count(dead, moved []block.Hash) {
+	p.out.MarkedPacks = len(dead) + len(moved)
+	for number, info := range p.r.index.all()[:len(p.packs)] { // without those that it wrote
+		if p.packs[number].created.IsZero() {
+			continue
+		}
+		p.out.Packs++
+		p.out.PackBytes += uint64(info.size)
+	}
+	first := time.Time{}
+	if p.out.MarkedPacks > 0 {
+		first = p.now
+	}
+	for name, t := range p.since {
+		k := p.object(name)
+		if k == nil || k.created.IsZero() {
+			continue
+		}
+		p.out.WaitingPacks++
+		p.out.WaitingBytes += uint64(k.size)
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	if !first.IsZero() {
+		p.out.DeletableAt = first.Add(p.o.Grace).UTC().Truncate(time.Second)
+	}
+}
+
+// object returns what is known of a pack, nil if its object is neither in the index nor there.
+func (p *pruning) object(name block.Hash) *prunePack {
+	if number, ok := p.r.index.number(name.String()); ok {
+		return &p.packs[number]
+	}
+	if k, ok := p.strays[name]; ok {
+		return &k
+	}
+	return nil
+}

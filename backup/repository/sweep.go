@@ -1,0 +1,179 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+const (
+	packsPerMerged = 128 // of a run that a prune writes: its memory
+	smallRun       = 16  // packs; runs below are merged when there are many
+	manySmallRuns  = 32
+)
+
+// deleteMarked deletes the packs that were marked a grace ago and that no backup needs: first they leave the runs, then they go, then the marks that name nothing any more. So
+// whoever reads marks and runs, in this order, finds no pack that will go without seeing its mark.
+func (p *pruning) deleteMarked(ctx context.Context) error {
+	doomed := p.doomed()
+	for _, name := range doomed {
+		p.out.DeletedPacks++
+		p.out.DeletedBytes += uint64(p.object(name).size)
+	}
+	if p.o.DryRun {
+		p.forget(doomed)
+		return nil
+	}
+	drop := p.lost()
+	for _, name := range doomed {
+		drop[name] = true
+	}
+	if err := p.rewriteRuns(ctx, drop); err != nil {
+		return err
+	}
+	for _, name := range doomed {
+		if err := p.fresh(); err != nil {
+			return err
+		}
+		if err := ignoreMissing(p.r.backend.Delete(ctx, packKey(name.String()))); err != nil {
+			return err
+		}
+	}
+	// Other prunes under way may have read a run that lists them, and list them anew.
+	if err := p.r.storeMark(ctx, slices.Collect(maps.Keys(drop))); err != nil {
+		return err
+	}
+	p.forget(doomed)
+	return p.deleteMarks(ctx, drop)
+}
+
+// doomed returns the packs that may be deleted, in order of their names.
+func (p *pruning) doomed() (names []block.Hash) {
+	for name, t := range p.since {
+		if k := p.object(name); k != nil && !k.created.IsZero() && k.live == 0 && p.expired(t) {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b block.Hash) int { return slices.Compare(a[:], b[:]) })
+	return names
+}
+
+// lost returns the packs of the index that are not there. No backup needs them, or reach would have failed.
+func (p *pruning) lost() map[block.Hash]bool {
+	lost := make(map[block.Hash]bool)
+	for number, info := range p.r.index.all() {
+		if p.packs[number].created.IsZero() {
+			lost[info.hash()] = true
+		}
+	}
+	return lost
+}
+
+// forget notes that packs are gone.
+func (p *pruning) forget(names []block.Hash) {
+	for _, name := range names {
+		if number, ok := p.r.index.number(name.String()); ok {
+			p.r.index.lose(number)
+			p.packs[number] = prunePack{}
+		}
+		delete(p.strays, name)
+	}
+}
+
+// deleteMarks removes the marks whose packs are all gone, and as long gone as a prune can take, or named by the mark that was just made. One that is damaged names none; others may
+// have read it before.
+func (p *pruning) deleteMarks(ctx context.Context, renamed map[block.Hash]bool) error {
+	for _, m := range p.marks {
+		needed := func(name block.Hash) bool { return p.object(name) != nil && !renamed[name] }
+		if !p.expired(m.created) || slices.ContainsFunc(m.packs, needed) {
+			continue
+		}
+		if len(m.packs) == 0 && p.now.Sub(m.created) < 2*MinGrace {
+			continue
+		}
+		if err := p.fresh(); err != nil {
+			return err
+		}
+		if err := ignoreMissing(p.r.backend.Delete(ctx, m.key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rewriteRuns replaces the runs that list packs of drop, and small ones when there are many, by others that list the rest. The new ones are durable before an old one goes; others
+// may have done the same meanwhile, so packs may be listed twice.
+func (p *pruning) rewriteRuns(ctx context.Context, drop map[block.Hash]bool) error {
+	old := p.affected(drop)
+	if len(old) == 0 {
+		return nil
+	}
+	var kept []runPack
+	seen := make(map[block.Hash]bool)
+	store := func() error {
+		if len(kept) == 0 {
+			return nil
+		}
+		if err := p.fresh(); err != nil {
+			return err
+		}
+		_, err := p.r.storeRun(ctx, kept)
+		kept = nil
+		return err
+	}
+	for _, key := range old {
+		packs, err := p.r.readRun(ctx, key)
+		if errors.Is(err, block.ErrNotFound) {
+			return fmt.Errorf("%s is gone: another prune is at work; run this one again later", key)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		for i := range packs {
+			if name := packs[i].name; !drop[name] && !seen[name] {
+				seen[name] = true
+				kept = append(kept, packs[i])
+			}
+		}
+		if len(kept) >= packsPerMerged {
+			if err := store(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := store(); err != nil {
+		return err
+	}
+	for _, key := range old {
+		if err := p.fresh(); err != nil {
+			return err
+		}
+		if err := ignoreMissing(p.r.backend.Delete(ctx, key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// affected returns the runs that are to be replaced, in order of their names.
+func (p *pruning) affected(drop map[block.Hash]bool) (keys []string) {
+	all := p.r.index.all()
+	var small []string
+	for key, numbers := range p.runs {
+		switch {
+		case slices.ContainsFunc(numbers, func(n uint32) bool { return drop[all[n].hash()] }):
+			keys = append(keys, key)
+		case len(numbers) < smallRun:
+			small = append(small, key)
+		}
+	}
+	if len(small) >= manySmallRuns {
+		keys = append(keys, small...)
+	}
+	slices.Sort(keys)
+	return keys
+}

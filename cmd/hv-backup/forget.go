@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+)
+
+// forgetting is the command forget.
+type forgetting struct {
+	a      *app
+	dryRun bool
+	keep   backup.Retention
+	source string
+	tags   []string
+}
+
+func newForget(a *app) *cobra.Command {
+	f := &forgetting{a: a}
+	c := &cobra.Command{
+		Use:   "forget BACKUP… | forget --keep-… N",
+		Short: "Remove backups, by name or all but those to keep",
+		Long: `Remove backups from the repository: those named, or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
+seven days that have one, the others likewise; days begin at midnight here. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
+comes back with ` + "`hv-backup prune`" + `.`,
+		Example: `  hv-backup forget 20261128t220000z-1f2e3d4c --repo /mnt/backup/vms
+  hv-backup forget --keep-last 3 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run --repo /mnt/backup/vms`,
+		Args: console.Between(0, 1000, "BACKUP"),
+		RunE: func(c *cobra.Command, args []string) error { return f.run(c.Context(), args) },
+	}
+	flags := c.Flags()
+	flags.BoolVar(&f.dryRun, "dry-run", false, "only say what would be removed")
+	flags.IntVar(&f.keep.Last, "keep-last", 0, "keep the youngest `N`")
+	flags.IntVar(&f.keep.Hourly, "keep-hourly", 0, "keep the youngest of each of `N` hours")
+	flags.IntVar(&f.keep.Daily, "keep-daily", 0, "keep the youngest of each of `N` days")
+	flags.IntVar(&f.keep.Weekly, "keep-weekly", 0, "keep the youngest of each of `N` weeks")
+	flags.IntVar(&f.keep.Monthly, "keep-monthly", 0, "keep the youngest of each of `N` months")
+	flags.IntVar(&f.keep.Yearly, "keep-yearly", 0, "keep the youngest of each of `N` years")
+	flags.StringArrayVar(&f.keep.Tags, "keep-tag", nil, "keep backups with this tag; may be repeated")
+	flags.StringVar(&f.source, "source", "", "look at backups of this source only")
+	flags.StringArrayVar(&f.tags, "tag", nil, "look at backups with this tag only; may be repeated")
+	return c
+}
+
+// judgedBackup is a backup as -o json prints it, with the reasons to keep it.
+type judgedBackup struct {
+	Name    string    `json:"name"`
+	Source  string    `json:"source"`
+	Time    time.Time `json:"time"`
+	Reasons []string  `json:"reasons,omitempty"`
+}
+
+func (f *forgetting) run(ctx context.Context, args []string) error {
+	if err := f.check(args); err != nil {
+		return err
+	}
+	r, err := f.a.open(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := r.Manifests(ctx, f.a.warn)
+	if err != nil {
+		return err
+	}
+	forget, keep := []judgedBackup{}, []judgedBackup{}
+	if len(args) > 0 {
+		for _, arg := range args {
+			m, err := choose(all, arg)
+			if err != nil {
+				return err
+			}
+			forget = append(forget, judgedBackup{Name: m.Name, Source: m.Source.Name, Time: m.Time})
+		}
+	} else {
+		forget, keep = f.judge(all)
+	}
+	for _, b := range forget {
+		if f.dryRun {
+			continue
+		}
+		if err := r.Forget(ctx, b.Name); err != nil && !errors.Is(err, block.ErrNotFound) {
+			return err
+		}
+	}
+	return f.show(forget, keep)
+}
+
+func (f *forgetting) check(args []string) error {
+	for _, n := range []int{f.keep.Last, f.keep.Hourly, f.keep.Daily, f.keep.Weekly, f.keep.Monthly, f.keep.Yearly} {
+		if n < 0 {
+			return console.Usagef("keep %d? give numbers from 0", n)
+		}
+	}
+	narrowed := f.source != "" || len(f.tags) > 0
+	switch {
+	case len(args) > 0 && (narrowed || !f.keep.Zero()):
+		return console.Usagef("give names, or what to keep, not both")
+	case len(args) == 0 && f.keep.Zero():
+		return console.Usagef("forget what? give names, or say what to keep, as in --keep-daily 7")
+	}
+	return nil
+}
+
+// judge tells the backups that are looked at apart.
+func (f *forgetting) judge(all []*repository.Manifest) (forget, keep []judgedBackup) {
+	all = slices.DeleteFunc(all, func(m *repository.Manifest) bool {
+		return f.source != "" && m.Source.Name != f.source || slices.ContainsFunc(f.tags, func(tag string) bool { return !slices.Contains(m.Tags, tag) })
+	})
+	forget, keep = []judgedBackup{}, []judgedBackup{}
+	for _, k := range f.keep.Apply(all, time.Local) {
+		b := judgedBackup{k.Name, k.Source.Name, k.Time, k.Reasons}
+		if len(k.Reasons) > 0 {
+			keep = append(keep, b)
+		} else {
+			forget = append(forget, b)
+		}
+	}
+	return forget, keep
+}
+
+func (f *forgetting) show(forget, keep []judgedBackup) error {
+	return f.a.show(map[string]any{"forgotten": forget, "kept": keep, "dryRun": f.dryRun}, func() {
+		for _, b := range keep {
+			f.a.say("keep %s of %s: %s", b.Name, b.Source, strings.Join(b.Reasons, ", "))
+		}
+		for _, b := range forget {
+			f.a.say("%s %s of %s", map[bool]string{true: "would forget", false: "forgot"}[f.dryRun], b.Name, b.Source)
+		}
+	})
+}

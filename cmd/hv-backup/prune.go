@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
+)
+
+// defaultGrace is longer than it must be, so that clocks and habits may differ.
+const defaultGrace = 24 * time.Hour
+
+func newPrune(a *app) *cobra.Command {
+	o := repository.PruneOptions{Grace: defaultGrace, Warn: a.warn}
+	repack := units.Size(4 << 30)
+	c := &cobra.Command{
+		Use:   "prune",
+		Short: "Give back the space of what no backup needs",
+		Long: `Give back the space of what no backup needs, beside backups that run. A prune marks what nobody needs; from then on no backup relies on it. A later prune, at least the grace after
+that, deletes what is still not needed. So run it daily, for instance after forget. What is alive in packs that are mostly dead is copied, and these are marked too.
+
+With --alone it marks and deletes at once: only when nobody else uses the repository, no backup on any host, no restore and no other prune. A backup under way would be damaged.
+
+Whatever stops a prune, backups stay whole, and the next one goes on. It needs an owner's keys.`,
+		Example: `  hv-backup prune --dry-run --repo /mnt/backup/vms
+  hv-backup forget --keep-daily 7 --keep-monthly 12 --repo /mnt/backup/vms && hv-backup prune --repo /mnt/backup/vms`,
+		Args: console.Exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if !o.Alone && o.Grace < repository.MinGrace {
+				return console.Usagef("a grace of %v is too short: backups count on %v; --alone needs none", o.Grace, repository.MinGrace)
+			}
+			o.RepackBytes = uint64(repack)
+			r, err := a.open(c.Context())
+			if err != nil {
+				return err
+			}
+			got, err := a.prune(c.Context(), r, o)
+			if err != nil {
+				return err
+			}
+			return a.show(got, func() { a.sayPruned(got) })
+		},
+	}
+	flags := c.Flags()
+	flags.BoolVar(&o.DryRun, "dry-run", false, "only say what would be done")
+	flags.DurationVar(&o.Grace, "grace", defaultGrace, "how long what is marked, or new, is left alone; at least 12h")
+	flags.BoolVar(&o.Alone, "alone", false, "nobody else uses the repository: mark and delete at once")
+	flags.Var(&repack, "repack", "how much data to copy at most out of packs that are mostly dead")
+	return c
+}
+
+// prune runs a prune, with --alone another one that deletes what the first has marked.
+func (a *app) prune(ctx context.Context, r *repository.Repository, o repository.PruneOptions) (repository.Pruned, error) {
+	once := func() (repository.Pruned, error) {
+		meter := a.newMeter("looking at backups", 0)
+		defer meter.End()
+		return backup.Prune(ctx, r, o, func(done, total uint64) { meter.Total = total; meter.At(done) })
+	}
+	first, err := once()
+	if err != nil || !o.Alone || o.DryRun || first.MarkedPacks+first.RepackedPacks == 0 {
+		return first, err
+	}
+	second, err := once()
+	first.DeletedPacks += second.DeletedPacks
+	first.DeletedBytes += second.DeletedBytes
+	first.WaitingPacks, first.WaitingBytes, first.DeletableAt = second.WaitingPacks, second.WaitingBytes, second.DeletableAt
+	return first, err
+}
+
+func (a *app) sayPruned(p repository.Pruned) {
+	would := ""
+	if p.DryRun {
+		would = "would have "
+	}
+	a.say("%s, %s; backups need %s before compression", console.Counted(p.Packs, "pack"), units.Size(p.PackBytes).Human(), units.Size(p.LiveBytes).Human())
+	a.say("%sdeleted %s (%s), marked earlier", would, console.Counted(p.DeletedPacks, "pack"), units.Size(p.DeletedBytes).Human())
+	a.say("%smarked %s (%s), of which %d were mostly dead: %s of data copied", would, console.Counted(p.MarkedPacks, "pack"), units.Size(p.MarkedBytes).Human(), p.RepackedPacks, units.Size(p.RepackedBytes).Human())
+	if p.YoungPacks > 0 {
+		a.say("left alone %s that no backup needs: they are young and may belong to one under way", console.Counted(p.YoungPacks, "pack"))
+	}
+	if !p.DeletableAt.IsZero() {
+		a.say("the first of what is marked may be deleted after %s: run prune again then", p.DeletableAt.Local().Format(time.DateTime))
+	}
+}
