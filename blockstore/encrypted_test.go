@@ -1,27 +1,36 @@
 package blockstore
 
 import (
-	"flag"
-	"sync"
+	"os"
+	"testing"
 
 	"filippo.io/age"
 )
 
-// encrypted runs the tests with encrypted stores: go test ./blockstore -encrypted.
-var encrypted = flag.Bool("encrypted", false, "encrypt the stores of the tests")
+// encrypted runs the tests with encrypted stores: HV_TEST_ENCRYPTED=1 go test ./blockstore.
+var encrypted = os.Getenv("HV_TEST_ENCRYPTED") != ""
 
-var testIdentity = sync.OnceValue(func() *age.X25519Identity {
-	id, err := age.GenerateX25519Identity()
+// testKeys are those of the tests' stores; none unless they are encrypted. The processes that a test starts have the same.
+func testKeys() Keys {
+	if !encrypted {
+		return Keys{}
+	}
+	return fixedKeys()
+}
+
+// fixedKeys are keys that every process knows.
+func fixedKeys() Keys {
+	id, err := age.ParseX25519Identity("AGE-SECRET-KEY-1ZYU9CSMMWX5ZC05WP67HTWR59SNHN9UPSS4Z4EX4TQY2USK484CQECLVRE")
 	if err != nil {
 		panic(err)
 	}
-	return id
-})
+	return Keys{Identities: []age.Identity{id}}
+}
 
-// testKeys are those of the tests' stores; none unless they are encrypted.
-func testKeys() Keys {
-	if !*encrypted {
-		return Keys{}
+// skipEncrypted skips a test that looks at what encryption hides, or counts what it costs.
+func skipEncrypted(t *testing.T) {
+	t.Helper()
+	if encrypted {
+		t.Skip("not of encrypted stores")
 	}
-	return Keys{Identities: []age.Identity{testIdentity()}}
 }

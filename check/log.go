@@ -257,7 +257,7 @@ func (r *run) tailClaims(tail *logFile) {
 				break
 			}
 			at += i
-			if rec, err := parseRecord(b[at:at+recordHeader], tail.header.seed); err == nil {
+			if rec, err := parseRecord(b[at:at+recordHeader], tail.header.seed, tail.header.KeyID != 0); err == nil {
 				claim = max(claim, rec.Durable)
 			}
 		}

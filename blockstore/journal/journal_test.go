@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 
@@ -32,8 +32,8 @@ func plainOptions(fsys vfs.FS, dir string, boot uint64) Options {
 	return opts
 }
 
-// encrypted runs the tests with an encrypted log: go test ./blockstore/journal -encrypted.
-var encrypted = flag.Bool("encrypted", false, "encrypt the logs of the tests")
+// encrypted runs the tests with an encrypted log: HV_TEST_ENCRYPTED=1 go test ./blockstore/journal.
+var encrypted = os.Getenv("HV_TEST_ENCRYPTED") != ""
 
 var testRing = sync.OnceValue(func() *keyring.Ring {
 	ring, err := keyring.New(testStore)
@@ -45,7 +45,7 @@ var testRing = sync.OnceValue(func() *keyring.Ring {
 
 // testKeys are the keys of the tests' logs; nil unless they are encrypted.
 func testKeys() *keyring.Ring {
-	if !*encrypted {
+	if !encrypted {
 		return nil
 	}
 	return testRing()
