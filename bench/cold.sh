@@ -51,7 +51,7 @@ row() { # NAME SECONDS-TO-WRITE
 	t=$(since "$t")
 	parity=$(find "$dir/s/segments" -name '*.par' -print0 | du -c --block-size=1 --files0-from=- 2>/dev/null | awk 'END { print $1 + 0 }')
 	segments=$(($(allocated "$dir/s/segments") - parity))
-	meta=$(allocated "$dir/s/meta")
+	meta=$(allocated "$dir/s/meta" "$dir/s/index")
 	whole=$((segments + meta))
 	echo "| $1 | $2 s | $warm | $t s | $(mib $segments) | $(mib "$meta") | **$(mib $whole)** | $(echo "scale=2; $(figure nonZeroBytes) / $whole" | bc) | $(mib "$parity") | $(mib "$(allocated "$dir/s/log")") |"
 }

@@ -56,7 +56,7 @@ func TestBadSectorsOfTheLog(t *testing.T) {
 		}
 	}
 	check("in the log")
-	settle, cancel := context.WithTimeout(ctx, time.Minute)
+	settle, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
 	if err := s.Settle(settle, nil); err != nil {
 		t.Fatalf("settle: %v", err)

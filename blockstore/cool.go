@@ -189,7 +189,7 @@ func (c *cooling) parallel(n int, f func(t *frameTools, enc *segment.Encoder, i 
 		wg.Go(func() {
 			t := c.s.chunks.tools.Get().(*frameTools)
 			defer c.s.chunks.tools.Put(t)
-			enc := segment.NewEncoder()
+			enc := &segment.Encoder{Thorough: c.s.opts.ColdThorough}
 			for i := k; i < n; i += workers {
 				f(t, enc, i)
 			}
@@ -302,14 +302,6 @@ func (c *cooling) placeFrames(m *metaBatch) error {
 		if err := c.s.cold.append(m, f); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// compactMeta rewrites the metadata without what is out of date: each chunk that moved has left a row behind.
-func (s *Store) compactMeta(ctx context.Context) error {
-	if err := s.db.Compact(ctx, []byte{0}, []byte{0xff}, true); err != nil {
-		return fmt.Errorf("compact the metadata: %w", err)
 	}
 	return nil
 }

@@ -213,7 +213,7 @@ func TestColdByItself(t *testing.T) {
 	}
 	opts.ColdAfter, opts.coolLeast, opts.KeepBytesPerSecond = 40*time.Millisecond, 1, 1<<30
 	s = openTest(t, opts)
-	for deadline := time.Now().Add(60 * time.Second); classes(s)[segment.Warm] > 0; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(4 * time.Minute); classes(s)[segment.Warm] > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it does not go cold: %+v, live %v", s.Cooling(), classes(s))
 		}

@@ -109,7 +109,7 @@ func (r *race) wait() {
 	r.t.Helper()
 	select {
 	case <-r.reached:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		r.t.Fatal("the engine did not come to the moment")
 	}
 }
@@ -129,7 +129,7 @@ func (r *race) finish(done chan error) {
 		if err != nil {
 			r.t.Fatal(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		r.t.Fatal("the engine hangs")
 	}
 }

@@ -203,7 +203,7 @@ func emptyStates() []*crashtest.State {
 
 // crashSettle settles a store, and says what is in its way when that does not come to an end.
 func crashSettle(s *Store) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	err := s.Settle(ctx, nil)
 	if err == nil {

@@ -229,15 +229,15 @@ func (s *Store) tellMended(dir string, cause error) {
 	s.report("read the log in "+dir+", which was mended from another disk", fmt.Errorf("%v", cause))
 }
 
-// probeDisks goes on without the disks that are not there any more.
-func (s *Store) probeDisks() {
+// ProbeDisks looks whether every disk is still there, and goes on without those that are not. The keeper does so each second, between its pieces of work.
+func (s *Store) ProbeDisks() {
 	if s.stripes != nil {
 		s.stripes.Probe()
 		s.log.Probe()
 	}
 }
 
-// Redundancy returns the state of all disks.
+// Redundancy returns the state of all disks, as ProbeDisks or a failed request saw them last.
 func (s *Store) Redundancy() Redundancy {
 	r := Redundancy{Missed: s.log.Missed()}
 	places := map[string]journal.PlaceInfo{}
@@ -310,7 +310,7 @@ func (s *Store) ReplaceDisk(old, path string) error {
 	case s.stripes == nil:
 		return fmt.Errorf("the store has one disk: %w", block.ErrInvalid)
 	}
-	s.probeDisks()
+	s.ProbeDisks()
 	part := func(d, name string) string { return s.fs.PathJoin(d, name) }
 	segmentsErr := s.stripes.ReplaceDir(part(old, "segments"), part(path, "segments"))
 	if segmentsErr != nil && !errors.Is(segmentsErr, block.ErrInvalid) {

@@ -29,7 +29,7 @@ func TestCollectOnAFullDisk(t *testing.T) {
 			for i := 0; i < len(data); i += 8 {
 				putBE64(data[i:], rng.Uint64())
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 			err = d.Write(ctx, []block.Write{{Off: uint64(n) << 20, Data: data}}, false)
 			cancel()
 		}

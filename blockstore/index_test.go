@@ -21,7 +21,7 @@ import (
 func destageTest(t testing.TB, s *Store) {
 	t.Helper()
 	defer s.hurry()()
-	for until := time.Now().Add(20 * time.Second); s.undestaged() > 0; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(2 * time.Minute); s.undestaged() > 0; time.Sleep(time.Millisecond) {
 		if s.destager.kick(); time.Now().After(until) {
 			t.Fatal("data stays in the log")
 		}

@@ -78,7 +78,7 @@ func (k *keeper) run(ctx context.Context) {
 	defer tick.Stop()
 	k.s.report("resume the scrub", k.resumeScrub())
 	for {
-		k.s.probeDisks()
+		k.s.ProbeDisks()
 		for ctx.Err() == nil {
 			more, err := k.round(ctx)
 			k.s.report("care for segments", err)

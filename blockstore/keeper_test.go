@@ -40,7 +40,7 @@ func keptOptions(t testing.TB, fs vfs.FS, dir string) (Options, *damages) {
 // waitFor polls until a condition holds.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); {
+	for end := time.Now().Add(2 * time.Minute); !ok(); {
 		if time.Now().After(end) {
 			t.Fatalf("%s: not within half a minute", what)
 		}

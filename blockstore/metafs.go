@@ -24,6 +24,8 @@ func (m metaFS) Remove(name string) error {
 		if err := m.logs.end(base); err != nil {
 			return err
 		}
+		m.logs.reuse.Lock()
+		defer m.logs.reuse.Unlock()
 	}
 	return m.FS.Remove(name)
 }
@@ -37,6 +39,8 @@ func (m metaFS) ReuseForWrite(old, name string, category vfs.DiskWriteCategory) 
 		}
 		return m.beginLog(base, func() (vfs.File, error) {
 			m.cleaner.noteMade(name)
+			m.logs.reuse.Lock()
+			defer m.logs.reuse.Unlock()
 			return m.FS.ReuseForWrite(old, name, category)
 		})
 	}

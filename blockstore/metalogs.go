@@ -32,6 +32,8 @@ type metaLogs struct {
 	marked   bool           // the marker of next was made, but perhaps not durably
 	problem  error          // what is wrong with what the earlier run left
 	missing  bool           // the file is not there
+
+	reuse sync.Mutex // no log gets another name, or goes, while it is cut
 }
 
 // metaLogsFile is that file, in the data directory, and metaLogsMagic what its first line begins with. A file without it, of an earlier program, has names alone.
@@ -216,6 +218,50 @@ func (l *metaLogs) end(name string) error {
 	}
 	return nil
 }
+
+// newestName is the name of the log that is being written.
+func (l *metaLogs) newestName() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.newest == nil {
+		return ""
+	}
+	return l.newest.name
+}
+
+// trim cuts the logs up to one of them, of which Pebble needs nothing any more, to nothing: it keeps some of them for reuse, each as long as a memtable. It may still give them new names, or remove them.
+func (l *metaLogs) trim(upTo string) error {
+	l.reuse.Lock()
+	defer l.reuse.Unlock()
+	l.mu.Lock()
+	var old []string
+	for _, f := range l.full {
+		if isMetaLog(f.name) && !metaLogBefore(upTo, f.name) {
+			old = append(old, f.name)
+		}
+	}
+	l.mu.Unlock()
+	for _, name := range old {
+		if err := l.end(name); err != nil {
+			return err
+		}
+		path := l.fs.PathJoin(l.dir, metaDir, name)
+		if _, err := l.fs.Stat(path); errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		f, err := l.fs.Create(path, vfs.WriteCategoryUnspecified)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("cut a log that is kept for reuse: %w", err)
+		}
+	}
+	return nil
+}
+
+// metaLogBefore reports whether a log is older than another one: their names are numbers of six digits, or of more.
+func metaLogBefore(a, b string) bool { return len(a) < len(b) || len(a) == len(b) && a < b }
 
 // beginManifest is told that Pebble makes a manifest, which counts when its marker does.
 func (l *metaLogs) beginManifest(f *metaFileState) {

@@ -40,7 +40,7 @@ func storeOfManyLogs(t *testing.T) (*vfs.MemFS, Options, []byte) {
 		part := guestData(rng, 4<<20)
 		writeTest(t, d, uint64(len(data)), part)
 		data = append(data, part...)
-		if s.destager.kick(); time.Since(began) > 30*time.Second || len(data) > 200<<20 {
+		if s.destager.kick(); time.Since(began) > 4*time.Minute || len(data) > 200<<20 {
 			t.Fatalf("after %d MiB the metadata has logs %v", len(data)>>20, metaLogNames(t, mem))
 		}
 	}

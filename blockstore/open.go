@@ -319,11 +319,13 @@ func (s *Store) metaOptions() *pebble.Options {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		opts.Levels[i].FilterType = pebble.TableFilter
 		// Most of a row is hashes, and what is rewritten soon is not worth compressing.
-		profile := sstable.NoCompression
-		if i == len(opts.Levels)-1 {
-			profile = sstable.SnappyCompression
+		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
+	}
+	opts.Levels[len(opts.Levels)-1].Compression = func() *sstable.CompressionProfile {
+		if s.dense.Load() {
+			return sstable.ZstdCompression
 		}
-		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return profile }
+		return sstable.SnappyCompression
 	}
 	return opts
 }

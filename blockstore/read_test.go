@@ -114,7 +114,7 @@ func TestOneReadForAllWhoWait(t *testing.T) {
 			}
 		}()
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		s.chunks.flights.mu.Lock()
 		waits := s.chunks.flights.waits
 		s.chunks.flights.mu.Unlock()

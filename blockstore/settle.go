@@ -57,6 +57,12 @@ func (s *Store) settle(ctx context.Context, cold bool, progress func(SettleProgr
 	if err := p.collect(); err != nil {
 		return fmt.Errorf("settle: %w", err)
 	}
+	if cold {
+		p.report("compact", 0, 0)
+		if err := s.compactMeta(ctx); err != nil {
+			return fmt.Errorf("settle: %w", err)
+		}
+	}
 	return s.log.Sync(ctx)
 }
 
@@ -242,11 +248,7 @@ func (p *settling) cool() error {
 			break
 		}
 	}
-	if err := s.sealWarm(); err != nil {
-		return err
-	}
-	p.report("compact", 0, 0)
-	return s.compactMeta(p.ctx)
+	return s.sealWarm()
 }
 
 // logMark is how far the log has come at a moment.

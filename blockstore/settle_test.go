@@ -36,7 +36,7 @@ func TestSettleEndsUnderConstantWrites(t *testing.T) {
 		data[round] ^= 1
 		writeTest(t, still, 0, data)
 		before := s.log.NextPos()
-		patient, cancel := context.WithTimeout(ctx, 60*time.Second)
+		patient, cancel := context.WithTimeout(ctx, 4*time.Minute)
 		began := time.Now()
 		err := s.Settle(patient, nil)
 		cancel()
@@ -94,7 +94,7 @@ func TestSettleReportsAStuckDestage(t *testing.T) {
 	data := guestData(rand.New(rand.NewPCG(1, 1)), 1<<20)
 	writeTest(t, d, 0, data)
 	broken.Store(true)
-	patient, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	patient, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	err := s.Settle(patient, nil)
 	if !errors.Is(err, block.ErrNoSpace) || !strings.Contains(err.Error(), "make room") {

@@ -94,6 +94,7 @@ type Store struct {
 	restored    bool       // the data directory was lost
 	cleaner     *metaCleaner
 	logs        *metaLogs
+	dense       atomic.Bool // the metadata's tables are being packed as tightly as they can
 	started     time.Time
 	corruptions atomic.Uint64 // reports of damage since open
 	closed      atomic.Bool

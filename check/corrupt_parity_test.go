@@ -29,7 +29,7 @@ func guardedStore(t *testing.T, shape erasure.Shape) string {
 	l.s = s
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("%s: not within half a minute", what)
 			}

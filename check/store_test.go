@@ -78,7 +78,7 @@ func (l *lab) close() {
 // settle gives up after a while, so that a background task that fails for ever ends the test and shows its error.
 func (l *lab) settle() {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	l.must(l.s.Settle(ctx, nil))
 }

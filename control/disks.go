@@ -17,8 +17,9 @@ type Disks struct {
 	BytesLeft       uint64 // of both, and of log files that disks still lack
 }
 
-// Disks returns the state of the disks.
+// Disks looks for the disks and returns their state.
 func (c *Control) Disks() Disks {
+	c.engine.ProbeDisks()
 	r := c.engine.Redundancy()
 	return Disks{r.Degraded(), r.Disks, r.Missed, r.SegmentsLacking, r.SegmentsWaiting, r.BytesLeft}
 }

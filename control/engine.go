@@ -79,6 +79,7 @@ type Engine interface {
 	// Damages lists the segments that were found damaged since the start.
 	Damages() []blockstore.Damage
 	// Redundancy tells how the disks are.
+	ProbeDisks()
 	Redundancy() blockstore.Redundancy
 	// ReplaceDisk takes a directory in the place of a disk, and makes what that held anew in the background.
 	ReplaceDisk(old, path string) error

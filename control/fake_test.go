@@ -355,6 +355,7 @@ func (e *fakeEngine) RebuildIndex() error { return nil }
 func (e *fakeEngine) Index() blockstore.IndexInfo {
 	return blockstore.IndexInfo{Indexed: 9, Chunks: 9, Doubles: 1}
 }
+func (e *fakeEngine) ProbeDisks()                       {}
 func (e *fakeEngine) Redundancy() blockstore.Redundancy { return blockstore.Redundancy{} }
 func (e *fakeEngine) ReplaceDisk(old, path string) error {
 	return fmt.Errorf("the store has one disk: %w", block.ErrInvalid)

@@ -45,6 +45,7 @@ func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine
 		Parity:       shape,
 		ColdAfter:    coldAfter(cfg.Store.ColdAfter),
 		SimilarOff:   cfg.Store.Similarity == "off",
+		ColdThorough: cfg.Store.ColdEffort == "high",
 
 		KeepBytesPerSecond: int64(cfg.Store.KeepRate),
 		GCBytesPerSecond:   int64(cfg.Store.GCRate), GCRequestsPerSecond: int64(cfg.Store.GCRequests),

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestBrokenConnections cuts connections anywhere: in the header of a request, in the payload of a write, in a reply, in the handshake. hvd has each write as a whole or not
@@ -47,6 +46,7 @@ func TestBrokenConnections(t *testing.T) {
 		if err := l.until(m.socket, "disk", func() bool { return false }); err == nil || isRefusal(err) {
 			t.Fatalf("round %d: want a broken connection, got %v", i, err)
 		}
+		d.letGo(1) // the witness
 		if err := l.audit(d.nbdSocket(), "disk"); err != nil {
 			t.Fatalf("round %d: %v", i, err)
 		}
@@ -62,11 +62,7 @@ func TestBrokenConnections(t *testing.T) {
 	}
 	m.close()
 	d.mustDetach("disk")
-	for began := time.Now(); d.openSockets() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Since(began) > patience {
-			t.Fatalf("hvd has %d sockets open, %d before", d.openSockets(), before)
-		}
-	}
+	eventually(t, "hvd closes the sockets of clients that are gone", func() bool { return d.openSockets() <= before })
 	w.testify()
 	// That a client has gone is no failure of hvd, so nobody shall be woken for it.
 	if log := d.log.String(); strings.Contains(log, "level=ERROR") {

@@ -126,7 +126,7 @@ func (g *cgroup) bound(limitBytes int64) error {
 // removeCgroup waits for the last process to be gone from it, which is a moment after it was reaped.
 func removeCgroup(t *testing.T, dir string) {
 	var err error
-	for range 200 {
+	for range 3000 {
 		if err = syscall.Rmdir(dir); err == nil || !errors.Is(err, syscall.EBUSY) {
 			break
 		}
@@ -197,7 +197,7 @@ func (d *daemon) startIn(g *cgroup) {
 		_ = cmd.Wait() // the state is read from cmd
 		close(exited)
 	}(d.exited)
-	if got := d.try("status", "--wait", "60s"); got.code != 0 {
+	if got := d.try("status", "--wait", "180s"); got.code != 0 {
 		d.t.Fatalf("hvd is not ready: %s\n%s", got.stderr, d.log)
 	}
 }

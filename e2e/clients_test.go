@@ -137,10 +137,7 @@ func TestTrafficThatIsNoNBD(t *testing.T) {
 	if err := cut.read(back, 0); err != nil || string(back) != string(whole) {
 		t.Errorf("a write that was cut off shows: %v", err)
 	}
-	if _, err := cut.conn.Write(binary.BigEndian.AppendUint32(nil, 0xdeadbeef)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := cut.conn.Write(make([]byte, 24)); err != nil {
+	if _, err := cut.conn.Write(append(binary.BigEndian.AppendUint32(nil, 0xdeadbeef), make([]byte, 24)...)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := cut.conn.Read(back); err == nil {

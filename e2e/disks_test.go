@@ -39,16 +39,23 @@ func TestDiskLostUnderFio(t *testing.T) {
 	uri := d.disk("disk", "96MiB")
 	common := []string{"--name=verify", "--ioengine=nbd", "--uri=" + uri, "--size=96M", "--rw=randwrite", "--bssplit=4k/60:64k/40", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
 		"--randseed=7", "--fsync=64", "--output-format=terse", "--aux-path=" + t.TempDir()}
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		time.Sleep(time.Second)
-		if err := os.RemoveAll(disks[1]); err != nil {
-			t.Error(err)
-		}
-	}()
-	tool(t, "fio", append(common, "--do_verify=1")...)
-	<-gone
+	done := make(chan result, 1)
+	go func() { done <- tryTool(t, "fio", append(common, "--do_verify=1", "--rate=24M")...) }()
+	written := func() uint64 {
+		var s struct{ GuestWrittenBytes uint64 }
+		d.json(&s, "store", "stats")
+		return s.GuestWrittenBytes
+	}
+	for end := time.Now().Add(patience); written() < 16<<20 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	d.remove(disks[1])
+	if n := written(); n < 16<<20 || n > 80<<20 {
+		t.Errorf("%s is lost after %d bytes, not in between", disks[1], n)
+	}
+	if got := <-done; got.code != 0 {
+		t.Fatalf("fio ended with %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
 	d.settle()
 	var state diskState
 	if d.json(&state, "disk", "list"); !state.Degraded {

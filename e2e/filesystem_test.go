@@ -48,7 +48,7 @@ func TestFilesystem(t *testing.T) {
 			b.close()
 
 			d.settle()
-			d.run("volume", "detach", "disk")
+			d.mustDetach("disk")
 			d.attach("disk")
 			b = d.blockDevice(uri)
 			b.mounted(fs.name, func(root string) {
@@ -130,7 +130,7 @@ func (b *blockDevice) mounted(kind string, work func(root string)) {
 	if got.code != 0 {
 		b.t.Fatalf("mount ended with %d: %s", got.code, got.stderr)
 	}
-	defer tool(b.t, "umount", root)
+	defer eventually(b.t, "nobody uses the file system any more", func() bool { return execute(b.t, nil, "umount", root).code == 0 })
 	work(root)
 }
 
@@ -139,7 +139,9 @@ func (b *blockDevice) close() {
 	b.t.Helper()
 	tool(b.t, "losetup", "--detach", b.device)
 	b.device = ""
-	tool(b.t, "fusermount3", "-u", filepath.Dir(b.file))
+	eventually(b.t, "nobody uses the file any more", func() bool { // somebody who looks at new devices may still hold the loop device open, and so the file
+		return execute(b.t, nil, "fusermount3", "-u", filepath.Dir(b.file)).code == 0
+	})
 	select {
 	case <-b.exited:
 	case <-time.After(patience):

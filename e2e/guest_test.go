@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/internal/guest"
 )
@@ -98,7 +97,7 @@ func bootGuest(t *testing.T, image *guest.Image, uri string) *guest.Machine {
 
 func waitMarker(t *testing.T, machine *guest.Machine, marker string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	if _, err := machine.WaitMarker(ctx, marker); err != nil {
 		t.Fatal(err)

@@ -53,7 +53,7 @@ func hugeStore(t *testing.T) *daemon {
 	}
 	t.Logf("%d extents made in %.1f s", regions*hugeExtentsPerRegion, time.Since(began).Seconds())
 	d.start()
-	d.run("volume", "detach", "seed")
+	d.mustDetach("seed")
 	d.run("volume", "delete", "seed", "--yes")
 	return d
 }

@@ -38,7 +38,7 @@ func TestFaultsOnPurpose(t *testing.T) {
 		t.Errorf("status: %+v", got)
 	}
 	d.run("volume", "attach", "v", "--inject", "error=1")
-	d.run("volume", "detach", "v")
+	d.mustDetach("v")
 	d.attach("v")
 	if said := write(); strings.Contains(said, "rror") {
 		t.Errorf("the fault outlived the attachment: %s", said)
@@ -52,7 +52,7 @@ func TestReadOnlyAndSnapshots(t *testing.T) {
 	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 9 0 1M", d.disk("v", "4MiB"))
 	d.run("snapshot", "create", "v@s")
 	snapshot := d.attach("v@s")
-	d.run("volume", "detach", "v")
+	d.mustDetach("v")
 	d.refuses(4, []string{"not attached"}, "volume", "attach", "v@s")
 	for _, uri := range []string{d.attach("v", "--read-only"), snapshot} {
 		if out := tool(t, "nbdinfo", uri); !strings.Contains(out, "is_read_only: true") {

@@ -81,7 +81,7 @@ func quotaAlarms(d *daemon) string {
 // waitPaused waits until QEMU has paused the guest because of an I/O error.
 func waitPaused(t *testing.T, machine *guest.Machine) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(2 * patience)
 	for {
 		var status struct{ Status string }
 		reply, err := machine.QMP(t.Context(), "query-status", nil)

@@ -31,7 +31,7 @@ type soakProfile struct {
 }
 
 // soakProfiles are the guests.
-var soakProfiles = []soakProfile{
+var soakProfiles = [...]soakProfile{
 	{name: "database", chunking: "fixed:16KiB", blocks: 96 << 8, random: 60, zero: 2, flush: 12, reads: 26, least: 1, most: 4},
 	{name: "files", chunking: "cdc", blocks: 128 << 8, random: 25, copies: 15, zero: 10, flush: 5, reads: 20, least: 1, most: 64},
 	{name: "stream", chunking: "cdc", blocks: 192 << 8, sequential: 50, flush: 4, reads: 10},

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // mapped is one run of `nbdinfo --map --json`.
@@ -94,15 +93,11 @@ func TestBlockStatus(t *testing.T) {
 
 // A client of a snapshot export that does nothing does not hold up the end of the volume's attachment.
 func TestDetachEndsClientsOfSnapshots(t *testing.T) {
-	d := startDaemon(t)
+	d := startDaemon(t, "--nbd-drain-timeout", "1h") // who waits for it does not end
 	d.disk("v", "16MiB")
 	d.run("snapshot", "create", "v@s")
 	idle := openNBD(t, d.nbdSocket(), "v@s")
-	began := time.Now()
 	d.run("volume", "detach", "v", "--force")
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("detach took %v", took)
-	}
 	if err := idle.read(make([]byte, 512), 0); err == nil {
 		t.Error("the snapshot is still served")
 	}

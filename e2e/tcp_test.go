@@ -1,26 +1,36 @@
 package e2e
 
 import (
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/hyper-nixos/hyper-nixos/internal/certtest"
 )
 
-// freePort is an address that nobody listens on now.
+// freePort is an address that nobody listens on now. It is below the ports that the kernel gives to connections on their way out: one of these would have taken it by the time
+// that a daemon comes to listen on it, for the first time or again after a kill.
 func freePort(t *testing.T, host string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 15000, 32000
+	var failed error
+	for range 1000 {
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(first+rand.IntN(last-first))))
+		if err != nil {
+			failed = err
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no port is free: %v", failed)
+	return ""
 }
 
 // secured is a daemon that serves NBD to the network.
@@ -146,9 +156,10 @@ func TestCertificatesAreRenewed(t *testing.T) {
 	if err := os.WriteFile(s.dir+"/server-cert.pem", []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if !open(old) || !strings.Contains(s.log.String(), "changed TLS files cannot be used") {
-		t.Error("a file that is no certificate was taken up, or nobody was told")
+	if !open(old) {
+		t.Error("a file that is no certificate was taken up")
 	}
+	s.says("changed TLS files cannot be used")
 	next := certtest.New(t, "next")
 	next.Store(s.dir, "server", next.Server())
 	if open(old) {
@@ -296,7 +307,8 @@ func TestPSKStepByStep(t *testing.T) {
 			t.Errorf("%s: %+v", what, got)
 		}
 	}
-	if log := d.log.String(); !strings.Contains(log, "client=psk:node1") || strings.Contains(log, strings.TrimSpace(string(contents(t, dir+"/node1/keys.psk")))[6:16]) {
+	d.says("client=psk:node1")
+	if log := d.log.String(); strings.Contains(log, strings.TrimSpace(string(contents(t, dir+"/node1/keys.psk")))[6:16]) {
 		t.Errorf("the log: %s", log)
 	}
 	if err := os.WriteFile(dir+"/new.psk", []byte("node2:00112233445566778899aabbccddeeff\n"), 0o600); err != nil {

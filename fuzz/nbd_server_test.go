@@ -15,7 +15,7 @@ import (
 )
 
 // nbdPatience is how long the server may take to answer an input before that counts as a hang.
-const nbdPatience = 10 * time.Second
+const nbdPatience = 2 * time.Minute
 
 // nbdServer serves one connection after another to one fixed device.
 type nbdServer struct {

@@ -83,8 +83,8 @@ func FuzzTLSPSKRecords(f *testing.F) {
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()
-		_ = a.SetDeadline(time.Now().Add(10 * time.Second))
-		_ = b.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = a.SetDeadline(time.Now().Add(2 * time.Minute))
+		_ = b.SetDeadline(time.Now().Add(2 * time.Minute))
 		client := make(chan *tlspsktest.Session, 1)
 		go func() {
 			session, _ := tlspsktest.Client{Identity: "alice", Key: key}.Handshake(b)

@@ -75,7 +75,7 @@ func (s *served) dial(t testing.TB) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second)) // a hang is a failure with a stack, not a timeout of the whole run
+	_ = nc.SetDeadline(time.Now().Add(2 * time.Minute)) // a hang is a failure with a stack, not a timeout of the whole run
 	return &client{t: t, nc: nc}
 }
 
@@ -139,7 +139,7 @@ func (c *client) recv(n int) []byte {
 // closed checks that the server has hung up and sent nothing more.
 func (c *client) closed() {
 	c.t.Helper()
-	_ = c.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.nc.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	var p [64]byte
 	n, err := c.nc.Read(p[:])
 	if n != 0 {

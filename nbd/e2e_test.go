@@ -47,7 +47,7 @@ func tool(t testing.TB, name string, args ...string) string {
 func tryTool(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
 	path := needs(t, name)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = t.TempDir()

@@ -192,7 +192,7 @@ func TestMalformedHandshakeHangsUp(t *testing.T) {
 }
 
 func TestHandshakeTimeout(t *testing.T) {
-	c := serveDevice(t, newMemDevice(4096), Options{HandshakeTimeout: 50 * time.Millisecond}).dial(t)
+	c := serveDevice(t, newMemDevice(4096), Options{HandshakeTimeout: time.Second}).dial(t)
 	c.recv(18)
 	c.send(uint32(3), "IHAVE")
 	c.closed()

@@ -151,7 +151,7 @@ func TestLockstepEndsWithItsClient(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.nc.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := io.ReadFull(c.nc, make([]byte, 16)); err == nil {
 		t.Fatal("a flush that was cut off was acknowledged")
 	}

@@ -73,7 +73,7 @@ func (g *guarded) dial(t testing.TB) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(2 * time.Minute))
 	return &client{t: t, nc: nc}
 }
 
@@ -218,7 +218,7 @@ func TestClientCertificates(t *testing.T) {
 			if !strings.Contains(err.Error(), "TLS") {
 				t.Errorf("%s: reported as %v", tc.name, err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Errorf("%s: not reported", tc.name)
 		}
 	}

@@ -27,7 +27,7 @@ func mirrored(fsys vfs.FS, boot uint64) Options {
 func awaitPlaces(t *testing.T, l *Log, want ...string) {
 	t.Helper()
 	var got []string
-	for range 5000 {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
 		got = got[:0]
 		for _, p := range l.Places() {
 			got = append(got, p.State)

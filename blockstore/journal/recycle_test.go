@@ -20,7 +20,7 @@ import (
 // waitRetired waits until no released file is left with readers.
 func waitRetired(t testing.TB, l *Log) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); l.Usage().Retired > 0; {
+	for deadline := time.Now().Add(2 * time.Minute); l.Usage().Retired > 0; {
 		if time.Now().After(deadline) {
 			t.Fatalf("files stay retired: %+v", l.Usage())
 		}
@@ -356,7 +356,7 @@ func TestSyncByItself(t *testing.T) {
 			if err := l.Append(oneWrite(1)); err != nil {
 				t.Fatal(err)
 			}
-			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 				if seq, _ := l.Durable(); seq == 1 {
 					return
 				}

@@ -35,6 +35,9 @@ func (c Codec) String() string {
 
 // Encoder is the scratch of EncodeFrame. It belongs to one goroutine at a time. The zero value works.
 type Encoder struct {
+	// Thorough has zstd look for the best matches: 7 % less of guests' disks, at a twelfth of the speed. Whoever reads it notices nothing. Set before the first frame.
+	Thorough bool
+
 	raw  []byte // chunks of a frame, joined
 	zstd *zstd.Encoder
 }
@@ -54,7 +57,11 @@ func (e *Encoder) compress(dst, raw []byte, codec Codec) ([]byte, Codec, error) 
 		dst = dst[:at+len(s2.Encode(dst[at:cap(dst)], raw))]
 	case Zstd:
 		if e.zstd == nil {
-			z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithWindowSize(MaxFrameRaw))
+			level := zstd.SpeedDefault
+			if e.Thorough {
+				level = zstd.SpeedBestCompression
+			}
+			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithWindowSize(MaxFrameRaw))
 			if err != nil {
 				return nil, 0, fmt.Errorf("make zstd encoder: %w", err)
 			}

@@ -269,3 +269,26 @@ func BenchmarkFrame(b *testing.B) {
 		})
 	}
 }
+
+// TestThorough: a frame that was compressed thoroughly is smaller, and any decoder reads it.
+func TestThorough(t *testing.T) {
+	raw := textBytes(3, 256<<10)
+	frames := map[bool][]byte{}
+	for _, thorough := range []bool{false, true} {
+		b, err := segment.EncodeFrame(nil, []segment.Chunk{chunk(1, raw)}, segment.Zstd, &segment.Encoder{Thorough: thorough})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := segment.ParseFrame(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := f.Decode(make([]byte, len(raw)), segment.NewDecoder()); err != nil || !bytes.Equal(got, raw) {
+			t.Fatalf("thorough %v: other data, error %v", thorough, err)
+		}
+		frames[thorough] = b
+	}
+	if n, m := len(frames[true]), len(frames[false]); n >= m*98/100 {
+		t.Errorf("thoroughly %d B, else %d B", n, m)
+	}
+}

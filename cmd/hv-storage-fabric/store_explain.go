@@ -123,7 +123,7 @@ func (a *app) explanation(e *client.Explanation) {
 		line("  cloned", e.ClonedBytes, e.DataBytes, "shared with what the volume was cloned from"),
 		line("  once", e.FirstBytes, e.DataBytes, ""),
 		line("needed", raw, raw, "chunks, each counted once"),
-		line("  saved", raw-min(raw, stored), raw, "by compression; nothing by similarity, which this version does not have"),
+		line("  saved", raw-min(raw, stored), raw, "by compression, alone or together with similar chunks"),
 		line("  stored", stored, raw, "in segments"),
 	)
 	a.table([]string{"SAVINGS", "BYTES", "PART", ""}, rows)

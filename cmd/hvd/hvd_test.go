@@ -77,7 +77,7 @@ func ready(t *testing.T, dir string) *exec.Cmd {
 		}
 	}()
 	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait(); <-logged })
-	if err := manager.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := manager.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	message := make([]byte, 64)
@@ -108,7 +108,7 @@ func TestLifeOfADaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer api.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	if _, err := client.CreateVolume(ctx, api, client.CreateVolumeInput{Name: "v", SizeBytes: 1 << 20, Chunking: "cdc", Mode: client.WriteModeWriteback}); err != nil {
 		t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 
 // TestSmokeBootUnderTCG boots the initramfs alone: this is the trial by which KVM is judged, here where it must succeed.
 func TestSmokeBootUnderTCG(t *testing.T) {
-	took, err := smokeBoot(t.Context(), testImage(t), TCG, 30*time.Second)
+	took, err := smokeBoot(t.Context(), testImage(t), TCG, 3*time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

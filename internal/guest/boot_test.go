@@ -118,7 +118,7 @@ func bootTest(t *testing.T, options BootOptions) *Machine {
 
 func waitMarker(t *testing.T, machine *Machine, marker string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	line, err := machine.WaitMarker(ctx, marker)
 	if err != nil {

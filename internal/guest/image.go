@@ -192,7 +192,23 @@ func writeJSON(path string, value any) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(body, '\n'), 0o644)
+	return replaceFile(path, append(body, '\n'))
+}
+
+// replaceFile writes a file as a whole: another process that reads it meanwhile sees what was there before, or what is there now.
+func replaceFile(path string, body []byte) error {
+	temp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path))
+	if err != nil {
+		return err
+	}
+	_, err = temp.Write(body)
+	if err = errors.Join(err, temp.Chmod(0o644), temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temp.Name()))
+	}
+	return nil
 }
 
 func readJSON(path string, value any) error {

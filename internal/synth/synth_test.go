@@ -126,7 +126,7 @@ func readShared(t *testing.T, s *blockstore.Store, spec Spec, content []byte) {
 // until waits for the background work of a store.
 func until(t *testing.T, s *blockstore.Store, done func(blockstore.Stats) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	for !done(s.Stats()) {
 		if ctx.Err() != nil {

@@ -43,7 +43,7 @@ func listen(t *testing.T, keys *Keys) (port string, clients <-chan accepted) {
 			if err != nil {
 				return
 			}
-			_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = nc.SetDeadline(time.Now().Add(2 * time.Minute))
 			conn, err := accept(nc, keys)
 			if err != nil {
 				_ = nc.Close()

@@ -42,7 +42,7 @@ func pair(t testing.TB) (server, client net.Conn) {
 		t.Fatal(err)
 	}
 	for _, nc := range []net.Conn{server, client} {
-		_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = nc.SetDeadline(time.Now().Add(2 * time.Minute))
 		t.Cleanup(func() { _ = nc.Close() })
 	}
 	return server, client
