@@ -178,8 +178,8 @@ func encryptedSuper(fs vfs.FS, dir string) (*superblock, error) {
 }
 
 // EditKeys changes the keys of the encrypted store in dir, which must be closed: block.ErrLocked if it is not. What change did is durable when EditKeys returns nil, and of no effect else.
-// No data is written again. Copies of the keys on further disks follow with the next start.
-func EditKeys(dir string, identities []age.Identity, change func(*keyring.File, *keyring.Ring) error) (err error) {
+// A dry run writes nothing. No data is written again. Copies of the keys on further disks follow with the next start.
+func EditKeys(dir string, identities []age.Identity, dryRun bool, change func(*keyring.File, *keyring.Ring) error) (err error) {
 	fs := vfs.Default
 	super, err := encryptedSuper(fs, dir)
 	if err != nil {
@@ -199,7 +199,7 @@ func EditKeys(dir string, identities []age.Identity, change func(*keyring.File, 
 	if err != nil {
 		return fmt.Errorf("open keys %s: %w", path, err)
 	}
-	if err := change(f, ring); err != nil {
+	if err := change(f, ring); err != nil || dryRun {
 		return err
 	}
 	b, err := f.Encode()

@@ -179,6 +179,7 @@ func TestSnapshotCloneRollback(t *testing.T) {
 }
 
 func TestKeyFileIsPrivate(t *testing.T) {
+	skipEncrypted(t)
 	opts := testOptions(t, vfs.Default, t.TempDir())
 	openTest(t, opts)
 	info, err := os.Stat(filepath.Join(opts.Dir, "domain.key"))
