@@ -208,6 +208,9 @@ func TestFilesWaitForDelta(t *testing.T) {
 	r.eitherWay(data)
 	mem := r.left(false)
 	s := openTest(t, r.options(mem))
+	s.cancel() // else its own goroutines may drop another segment at any moment
+	s.running.Wait()
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if waiting(s) == 0 {
 		t.Fatal("the files of dropped segments do not wait after a restart")
 	}

@@ -77,9 +77,7 @@ func TestEachDiskMayBeLost(t *testing.T) {
 		if i != 1 {
 			awaitHealthy(t, s) // what was open is sealed and striped now
 			if lost != "a" {
-				if err := os.RemoveAll(path); err != nil {
-					t.Fatal(err)
-				}
+				waitFor(t, "the disk is gone, whatever the store makes there meanwhile", func() bool { return os.RemoveAll(path) == nil })
 			}
 		}
 		d := deviceTest(t, s, "a", "")

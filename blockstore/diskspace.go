@@ -77,6 +77,7 @@ func (g *spaceGate) waitForDisk(ctx context.Context, sh *share, n int64) error {
 	s := g.s
 	defer s.hurry()()
 	mark, kick, down := s.logMark(), uint64(0), false
+	last := false // the worker was woken when no file was left to go
 	late := time.NewTimer(diskPatience)
 	defer late.Stop()
 	tick := time.NewTicker(settlePoll)
@@ -92,9 +93,15 @@ func (g *spaceGate) waitForDisk(ctx context.Context, sh *share, n int64) error {
 		if g.left.Load() >= n || sh.reserved.Load() >= n {
 			return nil
 		}
-		if done && !s.checkpoints.files.any() && !s.collector.mayFree() {
+		switch waits := s.checkpoints.files.any() || s.collector.mayFree(); {
+		case !done:
+		case waits:
+			last = false
+		case last:
 			g.exhausted.Store(uint64(mark.next))
 			return g.noSpace(n, nil)
+		default: // files that others let go meanwhile may have left the room that the worker lacked
+			last, kick, done = true, s.worker.kick(), false
 		}
 		// Files of dead segments wait for an audit and a checkpoint; with them gone, there may be room to reclaim more. An audit of a large store may take longer than a guest waits.
 		if done && s.collector.mayFree() {

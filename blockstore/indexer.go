@@ -20,7 +20,9 @@ type indexer struct {
 	wake    chan struct{}
 	fault   fault
 	joining atomic.Bool
-	again   atomic.Bool // states that held doubles may be gone
+	again   atomic.Bool   // states that held doubles may be gone
+	begun   atomic.Uint64 // rounds of the joiner
+	ended   atomic.Uint64 // of them, those that were whole; they end in the order in which they begin
 
 	blind, hold atomic.Bool // set by tests: nothing is looked for; nothing is completed
 }
@@ -44,10 +46,12 @@ func (x *indexer) kick() {
 	}
 }
 
-// settled reports whether the index has all chunks and every pair that could be joined is. It is false for some moments after the last step.
-func (x *indexer) settled() bool {
-	i := x.s.Index()
-	return i.Indexed >= i.Chunks && (i.Doubles == 0 || !x.again.Load() && !x.joining.Load())
+// joinedSince returns a function that reports whether each pair that could be joined when it was made is: nothing is due, or, as others may go on freeing states, a round went over all volumes that began after it.
+func (x *indexer) joinedSince() func() bool {
+	want := x.begun.Load() + 1
+	return func() bool {
+		return x.s.Index().Doubles == 0 || !x.again.Load() && !x.joining.Load() || x.ended.Load() >= want
+	}
 }
 
 // noteFreed says that a state is gone for good.
@@ -122,11 +126,13 @@ func (x *indexer) round(ctx context.Context) (more bool, err error) {
 	x.joining.Store(true)
 	defer x.joining.Store(false)
 	x.again.Store(false)
+	n := x.begun.Add(1)
 	j := joiner{s: x.s}
 	if err := j.run(ctx); err != nil {
 		x.again.Store(true)
 		return false, fmt.Errorf("join chunks that are there twice: %w", err)
 	}
+	x.ended.Store(n)
 	return false, nil
 }
 

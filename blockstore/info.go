@@ -162,10 +162,11 @@ type Stats struct {
 
 	// Damage of segments and sidecars since the open, in columns of 4 KiB.
 
-	DamageFound   uint64
-	DamageMended  uint64
-	DamageLost    uint64
-	InlineRepairs uint64 // reads that parity answered
+	DamageFound     uint64
+	DamageMended    uint64
+	DamageLost      uint64
+	InlineRepairs   uint64 // reads that parity or a second copy answered
+	SecondCopyBytes uint64 // of the file with frames that very many references lead to
 
 	// Space of the file system, in bytes.
 

@@ -14,7 +14,7 @@ import (
 )
 
 // keeper looks after sealed segments, one at a time and in this order: it mends what a reader or a scrub found damaged (repair.go), makes the parity sidecars that are
-// missing (parity.go), and scrubs (scrub.go). One goroutine does all of it, so that a segment and its sidecar never change under each other's feet.
+// missing (parity.go), scrubs (scrub.go), and copies what much depends on a second time (second.go). One goroutine does all of it, so that a segment and its sidecar never change under each other's feet.
 //
 // A segment may be dropped meanwhile. Files are made whole before they get their names, and who has named one looks again whether its segment still has a row: if not, the
 // file goes the way of the segment. Reads go on all the while; they open the new file when the old one was replaced (tiers.Set).
@@ -29,6 +29,8 @@ type keeper struct {
 	deferred map[block.SegmentID]time.Time // segments whose shards could not be made, until when
 
 	scrubbing sync.Mutex // orders changes of mu.scrub, which are written first; comes before mu
+
+	seconds seconds
 
 	rescues chan struct{} // tokens of reads that reconstruct
 	counts  keptCounts
@@ -76,6 +78,7 @@ func (k *keeper) kick() {
 func (k *keeper) run(ctx context.Context) {
 	tick := time.NewTicker(keeperTick)
 	defer tick.Stop()
+	defer k.seconds.set(nil)
 	k.s.report("resume the scrub", k.resumeScrub())
 	for {
 		k.s.ProbeDisks()
@@ -107,7 +110,7 @@ func (k *keeper) round(ctx context.Context) (did bool, err error) {
 		}
 		k.swept = true
 	}
-	for _, step := range []func(context.Context) (bool, error){k.stepRepair, k.stepStripe, k.stepParity, k.stepScrub} {
+	for _, step := range []func(context.Context) (bool, error){k.stepRepair, k.stepStripe, k.stepParity, k.stepScrub, k.stepSecond} {
 		if did, err = step(ctx); did || err != nil {
 			return did, err
 		}

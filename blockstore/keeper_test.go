@@ -42,7 +42,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Minute); !ok(); {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within half a minute", what)
+			t.Fatalf("%s: not in time", what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -404,7 +404,7 @@ func TestScrubGoesOn(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	opts.KeepBytesPerSecond = 20 << 20
+	opts.KeepBytesPerSecond = 8 << 20 // the second segment, of 24 MiB, takes seconds
 	s = openTest(t, opts)
 	if _, err := s.StartScrub(false); err != nil {
 		t.Fatal(err)

@@ -128,6 +128,7 @@ func (s *Store) start() {
 	s.cold.init(s, coldFormFor(s.plan.frames))
 	s.cooler.s, s.cooler.pace.s = s, s
 	s.report("read what is known of garbage collection", s.collector.load())
+	s.keeper.openSeconds()
 	for _, run := range []func(context.Context){s.destager.run, s.worker.run, s.checkpoints.run, s.keeper.run, s.cooler.run, s.indexer.run, s.collector.run} {
 		s.running.Add(1)
 		go func() {

@@ -74,8 +74,9 @@ type Options struct {
 
 	auditBytes int64 // bound of an audit's bitmap; tests make it small, for many passes
 
-	quietAfter time.Duration // of hotset.go; tests make it short
-	coolLeast  int64         // of cooler.go; tests make it small
+	quietAfter  time.Duration // of hotset.go; tests make it short
+	secondEvery time.Duration // of second.go; tests make it short
+	coolLeast   int64         // of cooler.go; tests make it small
 
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program
 
@@ -150,6 +151,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ColdAfter == 0 {
 		o.ColdAfter = 24 * time.Hour
+	}
+	if o.secondEvery == 0 {
+		o.secondEvery = secondEvery
 	}
 	if o.coolLeast == 0 {
 		o.coolLeast = coolLeast

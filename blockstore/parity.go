@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/secondcopy"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/tiers"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
@@ -279,8 +280,12 @@ func (g *guarded) close() {
 	}
 }
 
-// bestReader reads a segment with the help of its parity, and as it is where that does not reach.
-type bestReader struct{ g *guarded }
+// bestReader reads a segment with the help of its parity, a frame that has a second copy from that, and the rest as it is.
+type bestReader struct {
+	g   *guarded
+	k   *keeper
+	row *segmentRow
+}
 
 // ReadAt implements io.ReaderAt.
 func (b bestReader) ReadAt(p []byte, off int64) (int, error) {
@@ -288,6 +293,9 @@ func (b bestReader) ReadAt(p []byte, off int64) (int, error) {
 		if _, err := b.g.side.ReadAt(b.g.src, p, off); err == nil {
 			return len(p), nil
 		}
+	}
+	if b.k.seconds.read(p, secondcopy.Place{Segment: b.row.ID, Generation: b.row.Generation, Off: uint32(off), Len: uint32(len(p))}) {
+		return len(p), nil
 	}
 	return b.g.src.ReadAt(p, off)
 }

@@ -137,7 +137,7 @@ func TestOneReadForAllWhoWait(t *testing.T) {
 
 // TestWaiterLeavesWithItsContext cancels a reader that waits for another one's read.
 func TestWaiterLeavesWithItsContext(t *testing.T) {
-	_, d, tier, _ := coldVolume(t, 1<<20)
+	s, d, tier, _ := coldVolume(t, 1<<20)
 	gate := make(chan struct{})
 	tier.gate.Store(&gate)
 	first := make(chan error)
@@ -145,16 +145,22 @@ func TestWaiterLeavesWithItsContext(t *testing.T) {
 		_, err := d.ReadAt(context.Background(), make([]byte, block.Size), 0, nil)
 		first <- err
 	}()
+	flights := &s.chunks.flights
+	waitFor(t, "the first one reads", func() bool {
+		flights.mu.Lock()
+		defer flights.mu.Unlock()
+		return len(flights.frames) > 0
+	})
 	ctx, cancel := context.WithCancel(context.Background())
+	second := start(func() error { _, err := d.ReadAt(ctx, make([]byte, block.Size), 0, nil); return err })
+	waitFor(t, "the second one waits for it", func() bool {
+		flights.mu.Lock()
+		defer flights.mu.Unlock()
+		return flights.waits > 0
+	})
 	cancel()
-	for { // until it is the second one
-		_, err := d.ReadAt(ctx, make([]byte, block.Size), 0, nil)
-		if errors.Is(err, context.Canceled) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	if err := <-second; !errors.Is(err, context.Canceled) {
+		t.Errorf("the one that waits, and need not any more: %v", err)
 	}
 	close(gate)
 	if err := <-first; err != nil {

@@ -93,6 +93,17 @@ func (k *keeper) repair(ctx context.Context, row *segmentRow) (*Damage, error) {
 		}
 	}
 	_, _, unsound := s.sound(ctx, g.src, row, k.pace.wait)
+	if unsound != nil && ctx.Err() == nil {
+		patched, err := k.patch(ctx, row, &g)
+		if err != nil && ctx.Err() == nil {
+			s.report(fmt.Sprintf("mend segment %06x from second copies", row.ID), err)
+		} else if patched > 0 {
+			d.Columns = max(d.Columns, patched)
+			g.close()
+			g, why = s.openGuarded(row)
+			_, _, unsound = s.sound(ctx, g.src, row, k.pace.wait)
+		}
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -111,7 +122,7 @@ func (k *keeper) repair(ctx context.Context, row *segmentRow) (*Damage, error) {
 		d.Reason += "; parity does not help: " + why.Error()
 	}
 	// What parity still answers is not lost, though it could not be mended now, as without room for a copy.
-	in, err := s.inspect(ctx, bestReader{&g}, row, k.pace.wait)
+	in, err := s.inspect(ctx, bestReader{&g, k, row}, row, k.pace.wait)
 	if err == nil && in.first != nil {
 		err = k.affected(ctx, row, in, d)
 	}
@@ -217,6 +228,9 @@ func (k *keeper) rescue(ctx context.Context, id block.SegmentID, off uint32, sto
 	}
 	if row.State != segmentSealed {
 		return nil, cause
+	}
+	if f, ok := k.fromSecond(&row, off, stored, t); ok {
+		return f, nil
 	}
 	select {
 	case k.rescues <- struct{}{}:

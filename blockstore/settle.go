@@ -202,11 +202,19 @@ func (p *settling) destage() error {
 	}
 }
 
-// index waits until the index has every chunk, and what is there twice is joined.
+// index waits until the index has every chunk that is there now, and what is there twice then is joined.
 func (p *settling) index() error {
+	mark := p.s.counted.Load().NextChunk
+	if err := p.indexUntil(func() bool { return p.s.Index().Indexed >= mark }); err != nil {
+		return err
+	}
+	return p.indexUntil(p.s.indexer.joinedSince())
+}
+
+func (p *settling) indexUntil(done func() bool) error {
 	s := p.s
 	first := s.Index()
-	for last := first; !s.indexer.settled(); {
+	for last := first; !done(); {
 		i := s.Index()
 		if i != last {
 			last, p.moved = i, time.Now()

@@ -52,6 +52,7 @@ func (s *Store) Stats() Stats {
 	}
 	k := &s.keeper.counts
 	st.DamageFound, st.DamageMended, st.DamageLost, st.InlineRepairs = k.found.Load(), k.mended.Load(), k.lost.Load(), k.inline.Load()
+	st.SecondCopyBytes = s.keeper.seconds.bytes()
 	st.DiskWrittenBytes += uint64(k.written.Load())
 	cool := s.Cooling()
 	st.CoolingBytes, st.CooledBytes, st.SimilarBytes, st.SimilarSaved, st.SimilarWorkerFor = cool.LeftBytes, cool.MovedBytes, cool.SimilarBytes, cool.SavedBytes, cool.Sketching

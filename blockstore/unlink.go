@@ -18,6 +18,7 @@ import (
 type deadFiles struct {
 	mu      sync.Mutex
 	waiting []deadFile
+	going   int // files that are being deleted: they wait no more, but their room is not there yet
 	next    uint64
 }
 
@@ -31,10 +32,13 @@ type deadFile struct {
 	since     time.Time
 }
 
-// any reports whether files wait for a delta alone.
+// any reports whether files wait for a delta alone, or are being deleted.
 func (d *deadFiles) any() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.going > 0 {
+		return true
+	}
 	for i := range d.waiting {
 		if d.waiting[i].proven {
 			return true
@@ -88,12 +92,16 @@ func (d *deadFiles) remove(set *tiers.Set, gen uint32) (err error) {
 	}
 	clear(d.waiting[len(stay):])
 	d.waiting = stay
+	d.going += len(gone)
 	d.mu.Unlock()
 	for _, f := range gone {
 		if e := set.Delete(f.placement); e != nil {
 			err = errors.Join(err, e)
 			d.add(f)
 		}
+		d.mu.Lock()
+		d.going--
+		d.mu.Unlock()
 	}
 	return err
 }

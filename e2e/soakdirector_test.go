@@ -196,7 +196,11 @@ func (s *soak) settle() error {
 	defer cancel()
 	text, err := exec.CommandContext(ctx, fabricPath, "--endpoint", "unix:"+s.d.dir+"/hvd.sock", "store", "settle", "--wait").CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("settle: %w: %s", err, text)
+		var state strings.Builder
+		for _, what := range [][]string{{"store", "stats"}, {"store", "index"}, {"store", "gc", "status"}} {
+			state.WriteString(s.d.try(what...).stdout)
+		}
+		return fmt.Errorf("settle: %w: %s\n%s", err, text, &state)
 	}
 	return nil
 }

@@ -1482,8 +1482,10 @@ type Stats struct {
 	DamageFound  uint64 `json:"damageFound"`
 	DamageMended uint64 `json:"damageMended"`
 	DamageLost   uint64 `json:"damageLost"`
-	// Reads that were answered by parity since the store was opened.
+	// Reads that were answered by parity or a second copy since the store was opened.
 	InlineRepairs uint64 `json:"inlineRepairs"`
+	// Second copies of frames that very many references lead to.
+	SecondCopyBytes uint64 `json:"secondCopyBytes"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
 	DedupRatio float64 `json:"dedupRatio"`
 	// uniqueBytes per storedBytes; 0 while there is nothing.
@@ -1577,6 +1579,9 @@ func (v *Stats) GetDamageLost() uint64 { return v.DamageLost }
 
 // GetInlineRepairs returns Stats.InlineRepairs, and is useful for accessing the field via an interface.
 func (v *Stats) GetInlineRepairs() uint64 { return v.InlineRepairs }
+
+// GetSecondCopyBytes returns Stats.SecondCopyBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetSecondCopyBytes() uint64 { return v.SecondCopyBytes }
 
 // GetDedupRatio returns Stats.DedupRatio, and is useful for accessing the field via an interface.
 func (v *Stats) GetDedupRatio() float64 { return v.DedupRatio }
@@ -3446,6 +3451,7 @@ query GetStats {
 		damageMended
 		damageLost
 		inlineRepairs
+		secondCopyBytes
 		dedupRatio
 		compressionRatio
 		space

@@ -354,6 +354,7 @@ type ComplexityRoot struct {
 		NonZeroBytes       func(childComplexity int) int
 		ParityBytes        func(childComplexity int) int
 		ReserveBytes       func(childComplexity int) int
+		SecondCopyBytes    func(childComplexity int) int
 		SharedBytes        func(childComplexity int) int
 		SimilarBytes       func(childComplexity int) int
 		SimilarSavedBytes  func(childComplexity int) int
@@ -2114,6 +2115,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.ReserveBytes(childComplexity), true
+	case "Stats.secondCopyBytes":
+		if e.ComplexityRoot.Stats.SecondCopyBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.SecondCopyBytes(childComplexity), true
 	case "Stats.sharedBytes":
 		if e.ComplexityRoot.Stats.SharedBytes == nil {
 			break
@@ -3184,8 +3191,10 @@ type Stats {
   damageFound: Count!
   damageMended: Count!
   damageLost: Count!
-  "Reads that were answered by parity since the store was opened."
+  "Reads that were answered by parity or a second copy since the store was opened."
   inlineRepairs: Count!
+  "Second copies of frames that very many references lead to."
+  secondCopyBytes: Bytes!
   "nonZeroBytes per uniqueBytes; 0 while there is nothing."
   dedupRatio: Float!
   "uniqueBytes per storedBytes; 0 while there is nothing."
@@ -3756,6 +3765,8 @@ func (ec *executionContext) childFields_Stats(ctx context.Context, field graphql
 		return ec.fieldContext_Stats_damageLost(ctx, field)
 	case "inlineRepairs":
 		return ec.fieldContext_Stats_inlineRepairs(ctx, field)
+	case "secondCopyBytes":
+		return ec.fieldContext_Stats_secondCopyBytes(ctx, field)
 	case "dedupRatio":
 		return ec.fieldContext_Stats_dedupRatio(ctx, field)
 	case "compressionRatio":
@@ -11857,6 +11868,29 @@ func (ec *executionContext) fieldContext_Stats_inlineRepairs(_ context.Context, 
 	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
 }
 
+func (ec *executionContext) _Stats_secondCopyBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_secondCopyBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.SecondCopyBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_secondCopyBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
 func (ec *executionContext) _Stats_dedupRatio(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -16737,6 +16771,11 @@ func (ec *executionContext) _Stats(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "inlineRepairs":
 			out.Values[i] = ec._Stats_inlineRepairs(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "secondCopyBytes":
+			out.Values[i] = ec._Stats_secondCopyBytes(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}

@@ -129,8 +129,10 @@ type Stats struct {
 	DamageFound  uint64 `json:"damageFound"`
 	DamageMended uint64 `json:"damageMended"`
 	DamageLost   uint64 `json:"damageLost"`
-	// Reads that were answered by parity since the store was opened.
+	// Reads that were answered by parity or a second copy since the store was opened.
 	InlineRepairs uint64 `json:"inlineRepairs"`
+	// Second copies of frames that very many references lead to.
+	SecondCopyBytes uint64 `json:"secondCopyBytes"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
 	DedupRatio float64 `json:"dedupRatio"`
 	// uniqueBytes per storedBytes; 0 while there is nothing.

@@ -89,6 +89,18 @@ func newStoreDump(a *app) *cobra.Command {
 				return a.showDump(d, d)
 			},
 		},
+		&cobra.Command{
+			Use: "copies FILE", Short: "The second copies of what very many references lead to",
+			Example: "  hv-storage-fabric store dump copies /var/lib/hyper-nixos/copies",
+			Args:    exactly("FILE"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				d, err := check.DumpCopies(args[0])
+				if err != nil {
+					return err
+				}
+				return a.showDump(d, d)
+			},
+		},
 		a.dump("index", "", "The index of chunks by their hash, in short", "", func(dir, _ string) error {
 			d, err := check.DumpIndex(dir)
 			if err != nil {
