@@ -14,10 +14,10 @@ const (
 	// FileName is the name of the file in its directory.
 	FileName = "copies"
 
-	magic      = "HNCOPIES"
-	version    = 1
+	magic       = "HNCOPIES"
+	version     = 1
 	trailerSize = 64
-	entrySize  = 32
+	entrySize   = 32
 
 	// MaxFrames bounds the frames of a file, and MaxBytes what they take.
 	MaxFrames = 1 << 16
