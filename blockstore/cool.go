@@ -189,7 +189,7 @@ func (c *cooling) parallel(n int, f func(t *frameTools, enc *segment.Encoder, i 
 		wg.Go(func() {
 			t := c.s.chunks.tools.Get().(*frameTools)
 			defer c.s.chunks.tools.Put(t)
-			enc := &segment.Encoder{Thorough: c.s.opts.ColdThorough}
+			enc := &segment.Encoder{Effort: c.s.opts.ColdEffort}
 			for i := k; i < n; i += workers {
 				f(t, enc, i)
 			}

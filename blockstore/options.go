@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
@@ -58,8 +59,8 @@ type Options struct {
 	ColdAfter time.Duration
 	// SimilarOff packs cold chunks in the order of their places alone, and not beside chunks that are like them.
 	SimilarOff bool
-	// ColdThorough compresses what goes cold as well as the codec can, at a twelfth of the speed.
-	ColdThorough bool
+	// ColdEffort is how hard what goes cold is compressed; default segment.Low.
+	ColdEffort segment.Effort
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 	// Events receives noteworthy events; fields may be nil.

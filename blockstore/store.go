@@ -182,7 +182,12 @@ func (s *Store) Close() error {
 	s.report("close the index", s.index.close()) // what it does not have is put in again
 	err = errors.Join(err, s.db.Close())
 	if err == nil && clean {
-		err = s.updateSuper(func(super *superblock) { super.Flags |= flagClean })
+		err = s.updateSuper(func(super *superblock) {
+			super.Flags |= flagClean
+			if j := s.checkpoints.journaled.Load(); j != nil { // it is older when a death came between the row and the superblock, and nothing changed since
+				super.Checkpoints = [2]checkpointPointer{j.Full, j.Last}
+			}
+		})
 	}
 	err = errors.Join(err, s.chunks.close(), s.tiers.Close())
 	return errors.Join(err, s.lock.Close())

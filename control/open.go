@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 	"github.com/hyper-nixos/hyper-nixos/tiers/stripe"
@@ -45,7 +46,7 @@ func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine
 		Parity:       shape,
 		ColdAfter:    coldAfter(cfg.Store.ColdAfter),
 		SimilarOff:   cfg.Store.Similarity == "off",
-		ColdThorough: cfg.Store.ColdEffort == "high",
+		ColdEffort:   map[string]segment.Effort{"low": segment.Low, "normal": segment.Normal, "high": segment.High}[cfg.Store.ColdEffort],
 
 		KeepBytesPerSecond: int64(cfg.Store.KeepRate),
 		GCBytesPerSecond:   int64(cfg.Store.GCRate), GCRequestsPerSecond: int64(cfg.Store.GCRequests),
