@@ -60,6 +60,7 @@ fuzz: ## each fuzz target in turn, FUZZTIME each; FUZZ=NBD: only those whose nam
 
 crash: ## killed processes and power cuts, HV_CRASH_ROUNDS times the usual rounds
 	HV_CRASH_ROUNDS=$(HV_CRASH_ROUNDS) $(GO) test -count=1 -timeout 2h -run 'Crash|Kill|Power|Torn|Race' ./blockstore/... ./internal/crashtest ./e2e
+	HV_TEST_ENCRYPTED=1 HV_CRASH_ROUNDS=$(HV_CRASH_ROUNDS) $(GO) test -count=1 -timeout 2h -run 'Crash|Kill|Power|Torn|Race' ./blockstore ./blockstore/journal
 
 e2e: setup ## tests with real clients and real guests
 	$(GO) test -count=1 -timeout 20m ./nbd ./internal/guest ./cmd/... ./e2e/...

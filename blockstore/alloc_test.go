@@ -24,6 +24,7 @@ func fewestAllocations(calls int, f func()) float64 {
 
 // TestHotPathsAllocateNothing: what a guest does most costs the garbage collector nothing.
 func TestHotPathsAllocateNothing(t *testing.T) {
+	skipEncrypted(t)
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}

@@ -18,6 +18,7 @@ import (
 // Sectors that go bad in the log before they are destaged cost their own blocks only: all else goes down, the log is released, reads of these blocks are EIO before and after,
 // and writing over them heals them. One bad sector used to stop destage for good, until the log was full and all volumes stood still.
 func TestBadSectorsOfTheLog(t *testing.T) {
+	skipEncrypted(t)
 	opts := testOptions(t, vfs.Default, t.TempDir())
 	opts.DestageAfter = time.Hour
 	corruptions := 0

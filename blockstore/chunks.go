@@ -29,7 +29,9 @@ type chunkReader struct {
 func newChunkReader(s *Store, rowBytes, frameBytes int64) *chunkReader {
 	c := &chunkReader{s: s, rows: newRowCache(rowBytes), frames: framecache.New(frameBytes), helpers: make(chan struct{}, s.opts.Workers)}
 	c.crew = crew.New(s.opts.Workers, part.fetch)
-	c.tools.New = func() any { return &frameTools{dec: segment.NewDecoder(), hash: dedup.NewHasher(s.domain)} }
+	c.tools.New = func() any {
+		return &frameTools{keys: s.keys, dec: segment.NewDecoder(), hash: dedup.NewHasher(s.domain)}
+	}
 	return c
 }
 

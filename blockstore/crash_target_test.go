@@ -37,7 +37,8 @@ func crashRounds(t testing.TB, rounds int) int {
 // crashOptions make log files of which a few seconds of work fill many.
 func crashOptions(fs vfs.FS, dir string, problems *crashProblems) Options {
 	return Options{
-		Dir: dir, FS: fs, LogCapBytes: 64 << 20, LogFileBytes: 256 << 10, MemoryBytes: 32 << 20, ReserveBytes: 1,
+		Keys: testKeys(),
+		Dir:  dir, FS: fs, LogCapBytes: 64 << 20, LogFileBytes: 256 << 10, MemoryBytes: 32 << 20, ReserveBytes: 1,
 		SyncEvery: 50 * time.Millisecond, DestageAfter: 10 * time.Millisecond, Workers: 2,
 		fullAfterBytes: 32 << 10, metadataSegmentBytes: 64 << 10, checkpointPartBytes: 4 << 10,
 		Events: Events{

@@ -3,13 +3,13 @@ package blockstore
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/tiers"
 	"github.com/hyper-nixos/hyper-nixos/tiers/dir"
@@ -128,15 +128,15 @@ func (s *Store) restoreSuper() (*superblock, error) {
 	if !s.opts.RestoreDataDir {
 		return nil, fmt.Errorf("%s holds no store, but %s has copies of store %v: mount the disk of %s, or start hvd once with --store-restore-data-dir on if it is lost: %w", s.opts.Dir, from, best.StoreID, s.opts.Dir, block.ErrNotFound)
 	}
-	key, err := readSmallFile(s.fs, s.fs.PathJoin(from, "domain.key"), 64)
+	key, err := readSmallFile(s.fs, s.fs.PathJoin(from, best.keyFile()), keyring.MaxFile)
 	if err != nil {
-		return nil, fmt.Errorf("copy of the domain key: %w", err)
+		return nil, fmt.Errorf("copy of the keys: %w", err)
 	}
 	if err := s.syncParents(); err != nil {
 		return nil, err
 	}
-	if err := writeFileAtomic(s.fs, s.opts.Dir, s.path("domain.key"), key); err != nil {
-		return nil, fmt.Errorf("write domain key: %w", err)
+	if err := s.writeKeys(best.keyFile(), key); err != nil {
+		return nil, err
 	}
 	best.BootEpoch += restoredBoots
 	best.Flags &^= flagClean
@@ -151,8 +151,8 @@ func (s *Store) copySuper(super *superblock) {
 			continue
 		}
 		err := writeFileAtomic(s.fs, d, superPath(s.fs, d, super.Generation), super.encode())
-		if _, missing := s.fs.Stat(s.fs.PathJoin(d, "domain.key")); err == nil && errors.Is(missing, os.ErrNotExist) && s.domainBytes != nil {
-			err = writeFileAtomic(s.fs, d, s.fs.PathJoin(d, "domain.key"), s.domainBytes)
+		if err == nil {
+			err = s.copyKeys(d)
 		}
 		s.report("copy the superblock to "+d, err)
 	}

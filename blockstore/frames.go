@@ -32,6 +32,7 @@ type frameTools struct {
 	raw     []byte
 	chunks  []segment.FrameChunk
 	claimed []framecache.Key
+	keys    *frameKeys
 	dec     *segment.Decoder
 	hash    *dedup.Hasher
 }
@@ -170,6 +171,9 @@ func (c *chunkReader) serve(how fetching, t *frameTools, stored []byte, want []w
 	if err != nil {
 		return 0, fmt.Errorf("segment %06x at %d: %w", key.Segment, key.Off, err)
 	}
+	if err := t.keys.open(&h, key.Segment, 0, key.Off, t.dec); err != nil {
+		return 0, fmt.Errorf("segment %06x at %d: %w", key.Segment, key.Off, err)
+	}
 	dst, whole := t.raw, target(want, h.RawLen)
 	if whole != nil {
 		dst = whole
@@ -245,6 +249,9 @@ func (f *frame) find(row *chunkRow) int {
 // decode checks the checksums of a stored frame and decodes it into memory of its own.
 func (t *frameTools) decode(stored []byte, id block.SegmentID, off uint32) (*frame, error) {
 	h, err := segment.ParseFrame(stored)
+	if err == nil {
+		err = t.keys.open(&h, id, 0, off, t.dec)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("segment %06x at %d: %w", id, off, err)
 	}

@@ -2,7 +2,6 @@ package blockstore
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -12,12 +11,10 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
-	"github.com/google/uuid"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
-	"github.com/hyper-nixos/hyper-nixos/dedup"
 )
 
 // Open opens the store in opts.Dir, and makes one there when the directory is empty or missing. It returns ErrLocked when another process has it open, ErrVersion when
@@ -44,9 +41,6 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("%w (%v)", block.ErrLocked, err)
 	}
 	if err := s.openSuper(); err != nil {
-		return nil, err
-	}
-	if err := s.openDomain(); err != nil {
 		return nil, err
 	}
 	if err := s.openTiers(); err != nil {
@@ -187,6 +181,9 @@ func (s *Store) openSuper() error {
 		return err
 	}
 	s.super = super
+	if err := s.openKeys(); err != nil { // before anything is changed
+		return err
+	}
 	s.clean = super.Flags&flagClean != 0
 	super.Flags &^= flagClean
 	super.BootEpoch++
@@ -214,14 +211,7 @@ func (s *Store) createSuper() (*superblock, error) {
 	if err := s.syncParents(); err != nil {
 		return nil, err
 	}
-	key, err := dedup.NewDomainKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	if err := writeFileAtomic(s.fs, s.opts.Dir, s.path("domain.key"), key.Bytes()); err != nil {
-		return nil, fmt.Errorf("write domain key: %w", err)
-	}
-	return &superblock{StoreID: block.UUID(uuid.New()), DomainID: key.ID(), Created: s.opts.Now().UnixNano(), Cut: s.opts.Chunking}, nil
+	return s.createKeys()
 }
 
 // syncParents makes the way to a new data directory durable, as far as this user may.
@@ -249,25 +239,6 @@ func (s *Store) initialize(ctx context.Context) error {
 		}
 	}
 	return s.updateSuper(func(super *superblock) { super.Flags |= flagInitialized })
-}
-
-// openDomain reads the key that chunk identities are keyed with.
-func (s *Store) openDomain() error {
-	b, err := readSmallFile(s.fs, s.path("domain.key"), dedup.DomainKeySize)
-	if errors.Is(err, os.ErrNotExist) {
-		return &block.CorruptError{Source: s.path("domain.key"), Want: "the key of domain " + s.super.DomainID.String(), Got: "no file"}
-	}
-	if err != nil {
-		return fmt.Errorf("read domain key: %w", err)
-	}
-	s.domainBytes = b
-	if s.domain, err = dedup.DomainKeyFromBytes(b); err != nil {
-		return fmt.Errorf("read domain key %s: %w", s.path("domain.key"), err)
-	}
-	if got := s.domain.ID(); got != s.super.DomainID {
-		return &block.CorruptError{Source: s.path("domain.key"), Want: "the key of domain " + s.super.DomainID.String(), Got: "that of " + got.String()}
-	}
-	return nil
 }
 
 // openMeta opens Pebble. A store that had metadata once must have it still.

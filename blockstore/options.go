@@ -26,6 +26,8 @@ type Options struct {
 	Stripe erasure.Shape
 	// RestoreDataDir makes a data directory that is lost anew from the disks. Else one that is empty is refused while disks hold a store.
 	RestoreDataDir bool
+	// Keys open a store that is encrypted at rest, and have a new one encrypted (keys.go).
+	Keys Keys
 	// FS is the file system; default the operating system's.
 	FS vfs.FS
 	// LogCapBytes bounds the log's files together; default 2 GiB, at least 64 MiB.

@@ -255,7 +255,11 @@ func (p *packer) roll(m *metaBatch) error {
 	if err != nil {
 		return fmt.Errorf("create segment %06x: %w", id, err)
 	}
-	w, err := segment.NewWriter(file, segment.Meta{StoreID: p.s.super.StoreID, ID: id, Generation: 1, Class: p.form.class, DomainID: p.s.super.DomainID})
+	key, err := p.s.keys.writing(id, 1)
+	var w *segment.Writer
+	if err == nil {
+		w, err = segment.NewSealedWriter(file, segment.Meta{StoreID: p.s.super.StoreID, ID: id, Generation: 1, Class: p.form.class, DomainID: p.s.super.DomainID}, key)
+	}
 	if err != nil {
 		return errors.Join(err, file.Close(), p.s.tiers.Delete(placement))
 	}

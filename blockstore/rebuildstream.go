@@ -117,7 +117,7 @@ func (r *rebuild) choose() ([]checkpoint.Checkpoint, error) {
 		err := r.scan(f, func(off uint32, fr *segment.Frame) error {
 			f.row.TotalRaw += uint64(fr.RawLen)
 			f.row.TotalChunks += uint32(fr.NumChunks())
-			part, hash, err := rd.decode(fr)
+			part, hash, err := rd.decode(fr, &f.row, off)
 			if errors.Is(err, block.ErrCorrupt) {
 				return nil // its checkpoint is incomplete then
 			}
@@ -155,6 +155,7 @@ func journalOf(way []checkpoint.Checkpoint) journalRow {
 
 // partReader decodes parts and checks their hashes.
 type partReader struct {
+	keys *frameKeys
 	dec  *segment.Decoder
 	hash *dedup.Hasher
 	raw  []byte
@@ -163,14 +164,17 @@ type partReader struct {
 }
 
 func newPartReader(r *rebuild) *partReader {
-	return &partReader{dec: segment.NewDecoder(), hash: dedup.NewHasher(r.s.domain)}
+	return &partReader{keys: r.s.keys, dec: segment.NewDecoder(), hash: dedup.NewHasher(r.s.domain)}
 }
 
 // decode returns the part in a frame, lent until the next call, and the first half of its hash.
-func (p *partReader) decode(fr *segment.Frame) (part checkpoint.Part, hash [16]byte, err error) {
+func (p *partReader) decode(fr *segment.Frame, row *segmentRow, off uint32) (part checkpoint.Part, hash [16]byte, err error) {
 	p.tbl = fr.Chunks(p.tbl[:0])
 	if len(p.tbl) != 1 {
 		return part, hash, &block.CorruptError{Source: "frame of a checkpoint", Want: "one chunk", Got: fmt.Sprint(len(p.tbl))}
+	}
+	if err = p.keys.open(fr, row.ID, row.Generation, off, p.dec); err != nil {
+		return part, hash, err
 	}
 	if p.raw, err = fr.Decode(p.raw, p.dec); err != nil {
 		return part, hash, err
@@ -199,7 +203,7 @@ func (r *rebuild) load(way []checkpoint.Checkpoint) error {
 			if err != nil {
 				return err
 			}
-			part, _, err := rd.decode(&fr)
+			part, _, err := rd.decode(&fr, rows[p.Place.Segment], p.Place.Offset)
 			if err != nil {
 				return err
 			}

@@ -25,6 +25,12 @@ func (t *segmentTable) get(id block.SegmentID) (segmentRow, bool) {
 	return segmentRow{}, false
 }
 
+// generation returns that of a segment; 0 if there is none.
+func (t *segmentTable) generation(id block.SegmentID) uint32 {
+	row, _ := t.get(id)
+	return row.Generation
+}
+
 // apply takes over the rows of a committed batch.
 func (t *segmentTable) apply(changed map[block.SegmentID]*segmentRow) {
 	t.mu.Lock()

@@ -29,6 +29,7 @@ type Store struct {
 	lock   io.Closer
 	super  *superblock // written by updateSuper
 	domain dedup.DomainKey
+	keys   *frameKeys // of a store that is encrypted; else nil
 
 	log      *journal.Log
 	db       *pebble.DB
@@ -89,7 +90,7 @@ type Store struct {
 	sums        map[rowKey]uint64 // what each row adds to the counters' checksum; guarded by meta
 	superMu     sync.Mutex
 	diskMu      sync.Mutex // guards opts.Disks
-	domainBytes []byte     // the key, to copy it
+	keyBytes    []byte     // the file of keys, to copy it
 	restored    bool       // the data directory was lost
 	cleaner     *metaCleaner
 	logs        *metaLogs

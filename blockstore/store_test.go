@@ -17,7 +17,8 @@ import (
 // testOptions are small enough that a few megabytes of writes fill every structure.
 func testOptions(t testing.TB, fs vfs.FS, dir string) Options {
 	return Options{
-		Dir: dir, FS: fs, LogCapBytes: 64 << 20, LogFileBytes: 4 << 20, MemoryBytes: 96 << 20, ReserveBytes: 1,
+		Keys: testKeys(),
+		Dir:  dir, FS: fs, LogCapBytes: 64 << 20, LogFileBytes: 4 << 20, MemoryBytes: 96 << 20, ReserveBytes: 1,
 		Events: Events{
 			Corruption:      func(err error) { t.Errorf("corruption event: %v", err) },
 			BackgroundError: func(task string, err error) { t.Errorf("background %s: %v", task, err) },
@@ -178,6 +179,7 @@ func TestSnapshotCloneRollback(t *testing.T) {
 }
 
 func TestKeyFileIsPrivate(t *testing.T) {
+	skipEncrypted(t)
 	opts := testOptions(t, vfs.Default, t.TempDir())
 	openTest(t, opts)
 	info, err := os.Stat(filepath.Join(opts.Dir, "domain.key"))

@@ -84,7 +84,11 @@ func (o *stream) begin(m *metaBatch) error {
 	if err != nil {
 		return fmt.Errorf("create segment %06x: %w", id, err)
 	}
-	w, err := segment.NewWriter(file, segment.Meta{StoreID: o.s.super.StoreID, ID: id, Generation: 1, Class: segment.Metadata, DomainID: o.s.super.DomainID})
+	key, err := o.s.keys.writing(id, 1)
+	var w *segment.Writer
+	if err == nil {
+		w, err = segment.NewSealedWriter(file, segment.Meta{StoreID: o.s.super.StoreID, ID: id, Generation: 1, Class: segment.Metadata, DomainID: o.s.super.DomainID}, key)
+	}
 	if err == nil {
 		err = w.Sync()
 	}

@@ -33,6 +33,8 @@ const (
 	incompatParity = 1 << 0
 	// incompatDisks says that the store has, or had, several disks: parts of segments may lie elsewhere, and directories have labels.
 	incompatDisks = 1 << 1
+	// incompatEncrypted says that log and segments are encrypted, and that the keys are in the file keys.
+	incompatEncrypted = 1 << 2
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

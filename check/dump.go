@@ -141,7 +141,7 @@ func dumpLogFile(dir string, id uint32, records bool) (*LogDump, error) {
 		if !records {
 			return nil
 		}
-		if rec.Kind >= firstControl {
+		if rec.Kind >= firstControl && lf.header.KeyID == 0 {
 			if c, err := parseControl(rec); err != nil {
 				rec.Control = err.Error()
 			} else {

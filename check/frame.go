@@ -34,6 +34,7 @@ type frame struct {
 	Codec   uint8
 	RawLen  uint32
 	Size    uint32 // as stored
+	KeyID   uint32 // of a sealed frame: its payload cannot be decoded here
 	Chunks  []frameChunk
 	payload []byte
 }
@@ -50,7 +51,11 @@ func parseFrame(b []byte) (*frame, error) {
 	f.reserved(2)
 	chunks, raw, payload := f.u32(), f.u32(), f.u32()
 	payloadSum, tableSum := f.u32(), f.u32()
-	f.reserved(32)
+	if fr.KeyID = f.u32(); fr.KeyID != 0 {
+		f.take(28) // nonce, tag
+	} else {
+		f.reserved(28)
+	}
 	f.take(4)
 	f.rule(fr.Codec <= codecZstd, 5, "a known codec", "%d", fr.Codec)
 	f.rule(1 <= chunks && chunks <= frameMaxChunks, 8, "1 to 8192 chunks", "%d", chunks)

@@ -108,6 +108,7 @@ func (r *run) readLogFile(lf *logFile, lastTime int64) error {
 	r.expect(h.StoreID == r.super.StoreID, lf.path, 16, "store "+r.super.StoreID.String(), h.StoreID)
 	r.expect(h.BootEpoch <= r.super.BootEpoch, lf.path, 40, fmt.Sprintf("a boot epoch up to %d", r.super.BootEpoch), h.BootEpoch)
 	r.expect(h.OwnerEpoch <= r.super.OwnerEpoch, lf.path, 48, fmt.Sprintf("an owner epoch up to %d", r.super.OwnerEpoch), h.OwnerEpoch)
+	r.expect((h.KeyID != 0) == r.sealed(), lf.path, 36, "a key id if, and only if, the store is encrypted", h.KeyID)
 	var index *indexReader
 	if t := lf.footer; t != nil {
 		b := make([]byte, t.IndexLen) // bounded by the capacity of the file
@@ -145,6 +146,9 @@ func (r *run) checkRecord(lf *logFile, rec *logRecord) {
 	if rec.Kind < firstControl {
 		r.expect(rec.Flags == 0 || rec.Kind == kindWrite && rec.Flags == flagMoved, lf.path, rec.At+6, "no flags, or that of a write that repeats what was there", fmt.Sprintf("%04x", rec.Flags))
 		r.expect(rec.Off+rec.Len >= rec.Off && rec.Off+rec.Len <= block.MaxVolumeSize, lf.path, rec.At+32, "a range below 8 EiB", fmt.Sprintf("%d+%d", rec.Off, rec.Len))
+		return
+	}
+	if r.sealed() {
 		return
 	}
 	if _, err := parseControl(rec); err != nil {
@@ -253,7 +257,7 @@ func (r *run) tailClaims(tail *logFile) {
 				break
 			}
 			at += i
-			if rec, err := parseRecord(b[at:at+recordHeader], tail.header.seed); err == nil {
+			if rec, err := parseRecord(b[at:at+recordHeader], tail.header.seed, tail.header.KeyID != 0); err == nil {
 				claim = max(claim, rec.Durable)
 			}
 		}

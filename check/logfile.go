@@ -34,6 +34,7 @@ const (
 type logHeader struct {
 	StoreID    block.UUID `json:"-"`
 	ID         uint32     `json:"id"`
+	KeyID      uint32     `json:"keyId,omitempty"` // of an encrypted file
 	BootEpoch  uint64     `json:"bootEpoch"`
 	OwnerEpoch uint64     `json:"ownerEpoch"`
 	PrevID     uint32     `json:"prevId"`
@@ -56,8 +57,7 @@ func parseLogHeader(b []byte) (*logHeader, error) {
 	f.version(4)
 	size := f.u32()
 	f.rule(size == logPage, 12, "4096", "%d", size)
-	h.StoreID, h.ID = block.UUID(f.take(16)), f.u32()
-	f.reserved(4)
+	h.StoreID, h.ID, h.KeyID = block.UUID(f.take(16)), f.u32(), f.u32()
 	h.BootEpoch, h.OwnerEpoch = f.u64(), f.u64()
 	f.take(32) // salt
 	h.PrevID, h.PrevChain, h.FirstSeq = f.u32(), f.u32(), f.u64()
@@ -95,7 +95,12 @@ func parseLogFooter(b []byte, h *logHeader) (*logFooter, error) {
 	t := &logFooter{Records: f.u64(), FirstSeq: f.u64(), LastSeq: f.u64(), MinTime: int64(f.u64()), MaxTime: int64(f.u64())}
 	t.DataEnd, t.IndexOff, t.IndexLen = int64(f.u64()), int64(f.u64()), int64(f.u64())
 	t.Chain, t.IndexSum = f.u32(), f.u32()
-	f.reserved(logCore - 4 - 96)
+	if h.KeyID != 0 {
+		f.take(32) // tag
+	} else {
+		f.reserved(32)
+	}
+	f.reserved(logCore - 4 - 128)
 	f.take(4)
 	f.reserved(logPage - logCore)
 	at := h.Capacity - logPage
@@ -131,9 +136,11 @@ type logRecord struct {
 	chain      uint32
 	sums       []uint32
 	payload    []byte // of a control record
+	tag        []byte // of an encrypted file, lent
+	tags       []byte // of the sectors, or of a control record, as an index has them
 }
 
-func parseRecord(b []byte, seed uint32) (*logRecord, error) {
+func parseRecord(b []byte, seed uint32, sealed bool) (*logRecord, error) {
 	f := &fields{b: b}
 	f.magic(logRecordMark)
 	if f.err == nil {
@@ -144,7 +151,11 @@ func parseRecord(b []byte, seed uint32) (*logRecord, error) {
 	rec.Flags, rec.Seq, rec.TimeNs, rec.Volume = f.u16(), f.u64(), int64(f.u64()), f.u64()
 	rec.Off, rec.Len, rec.Durable, rec.MapEpoch = f.u64(), f.u64(), f.u64(), f.u32()
 	rec.PayloadLen, rec.sectors, rec.payloadSum = f.u32(), f.u32(), f.u32()
-	f.reserved(16)
+	if sealed {
+		rec.tag = f.take(16)
+	} else {
+		f.reserved(16)
+	}
 	f.take(4)
 	rec.chain = f.u32()
 	f.rule(rec.TimeNs >= 0, 16, "a time", "%d", rec.TimeNs)

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -134,13 +135,16 @@ func (lf *logFile) record(w *window, limit, lastTime int64) (*logRecord, error) 
 	if err != nil {
 		return nil, err
 	}
-	rec, err := parseRecord(b, lf.header.seed)
+	rec, err := parseRecord(b, lf.header.seed, lf.header.KeyID != 0)
 	if err != nil {
 		f := asFault(err)
 		f.off += lf.end
 		return nil, &f
 	}
 	rec.At = lf.end
+	if rec.Kind >= firstControl {
+		rec.tags = append(rec.tags, rec.tag...)
+	}
 	switch want := lf.header.FirstSeq + lf.records; {
 	case rec.Seq != want:
 		return nil, faultf(lf.end+8, fmt.Sprint("sequence number ", want), "%d", rec.Seq)
@@ -186,7 +190,9 @@ func (lf *logFile) sectors(w *window, rec *logRecord, chain uint32) error {
 	}
 	for i := range int(rec.sectors) {
 		d := descs[i*descSize:][:descSize]
-		if !allZero(d[4:]) {
+		if lf.header.KeyID != 0 {
+			rec.tags = append(rec.tags, d[4:]...)
+		} else if !allZero(d[4:]) {
 			return faultf(at+int64(i*descSize)+4, "zeroes in reserved bytes", "%x", d[4:])
 		}
 		rec.sums = append(rec.sums, binary.LittleEndian.Uint32(d))
@@ -240,6 +246,10 @@ func (x *indexReader) match(rec *logRecord) error {
 		}
 		x.at += 4
 	}
+	if !bytes.HasPrefix(x.b[x.at:], rec.tags) {
+		return bad("another authentication tag")
+	}
+	x.at += len(rec.tags)
 	return nil
 }
 

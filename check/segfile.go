@@ -22,6 +22,7 @@ type segHeader struct {
 	StoreID    block.UUID
 	ID         uint64
 	Generation uint32
+	KeyID      uint32 // 0: not encrypted
 	DomainID   [16]byte
 }
 
@@ -36,7 +37,8 @@ func parseSegHeader(b []byte) (*segHeader, error) {
 	h := &segHeader{Class: f.u8()}
 	f.reserved(3)
 	h.StoreID, h.ID, h.Generation = block.UUID(f.take(16)), f.u64(), f.u32()
-	f.reserved(4 + 32) // key id, salt
+	h.KeyID = f.u32()
+	f.reserved(32) // salt
 	h.DomainID = [16]byte(f.take(16))
 	f.reserved(segHeaderSize - 4 - 96)
 	f.take(4)

@@ -126,6 +126,7 @@ func (c *segmentCheck) run() error {
 		r.noteErr(c.unit, err)
 	} else {
 		c.identity(0, h.StoreID, h.ID, h.Generation, h.Class, 16)
+		r.expect((h.KeyID != 0) == r.sealed(), c.unit, 44, "a key id if, and only if, the store is encrypted", h.KeyID)
 		r.expect(h.DomainID == r.super.DomainID, c.unit, 80, fmt.Sprintf("domain %x", r.super.DomainID), fmt.Sprintf("%x", h.DomainID))
 	}
 	end := min(row.Size, size)
@@ -238,6 +239,12 @@ func (c *segmentCheck) frame(at uint32, fr *frame) error {
 			f := asFault(err)
 			r.fail(c.unit, int64(at), "a directory with "+f.want, f.got)
 		}
+	}
+	if !r.expect((fr.KeyID != 0) == r.sealed(), c.unit, int64(at)+28, "a key id if, and only if, the store is encrypted", fr.KeyID) {
+		return nil
+	}
+	if r.sealed() {
+		return c.sealedFrame(at, fr)
 	}
 	raw, err := c.dec.decode(fr)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
@@ -24,10 +25,15 @@ func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine
 	if err != nil {
 		return nil, err
 	}
+	identities, err := cfg.Store.Identities(os.Getenv)
+	if err != nil {
+		return nil, err
+	}
 	alarms := &Alarms{}
 	store, err := blockstore.Open(ctx, blockstore.Options{
 		Dir:         cfg.DataDir,
 		Disks:       cfg.Store.DiskList(),
+		Keys:        blockstore.Keys{Identities: identities, Recipients: cfg.Store.RecipientList()},
 		Stripe:      stripes,
 		LogCopies:   cfg.Store.LogCopies,
 		LogCapBytes: int64(cfg.Store.LogCap),

@@ -102,7 +102,7 @@ func FuzzLogFile(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, verify := range []bool{false, true} {
-			_, err := journal.ReadFile(mem, name, verify, func(r *journal.Replayed) error { return inBounds(t, r) })
+			_, err := journal.ReadFile(mem, name, nil, verify, func(r *journal.Replayed) error { return inBounds(t, r) })
 			allowed(t, err)
 		}
 		recoverLog(t, mem, data)

@@ -1,18 +1,17 @@
 package seal
 
 import (
-	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"filippo.io/age"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
+	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
 // ErrReadKey means that the keys at hand are a writer's, and the operation needs an owner's.
@@ -67,18 +66,10 @@ const MaxWrapped = 16 << 10
 // NewSession makes a session, which readers open by what wraps it.
 func (k *Keys) NewSession() (*Session, error) {
 	s := &Session{Secret: newSecret()}
-	var out bytes.Buffer
-	w, err := age.Encrypt(&out, k.recipient)
-	if err == nil {
-		_, err = w.Write(s.Secret.b[:])
+	var err error
+	if s.Wrapped, err = secret.Wrap(s.Secret.Bytes(), k.recipient); err != nil {
+		return nil, fmt.Errorf("key of the session: %w", err)
 	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("wrap the key of the session: %w", err)
-	}
-	s.Wrapped = out.Bytes()
 	return s, nil
 }
 
@@ -97,14 +88,9 @@ func (k *Keys) OpenSession(wrapped []byte) (Secret, error) {
 	if ok {
 		return s, nil
 	}
-	r, err := age.Decrypt(bytes.NewReader(wrapped), k.identity)
+	key, err := secret.Unwrap(wrapped, secret.Size, k.identity)
 	if err == nil {
-		_, err = io.ReadFull(r, s.b[:])
-	}
-	if err == nil {
-		if n, rest := r.Read(make([]byte, 1)); n != 0 || !errors.Is(rest, io.EOF) {
-			err = errors.New("more than a key")
-		}
+		s.Secret, err = secret.FromBytes(key)
 	}
 	if err != nil {
 		return Secret{}, &block.CorruptError{Source: "wrapped key", Want: "a key for this repository", Got: err.Error()}

@@ -1,33 +1,18 @@
 package seal
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
-	"io"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
-// Secret is a key of 32 random bytes. No verb of package fmt prints it.
-type Secret struct{ b [32]byte }
+// Secret is a key of a repository.
+type Secret struct{ secret.Secret }
 
-// Format prints a word instead of the bytes.
-func (Secret) Format(f fmt.State, _ rune) { io.WriteString(f, "secret") }
-
-// MarshalText refuses: a secret leaves this package sealed only.
-func (Secret) MarshalText() ([]byte, error) {
-	return nil, fmt.Errorf("a secret in plain text: %w", block.ErrInvalid)
-}
-
-func newSecret() (s Secret) {
-	rand.Read(s.b[:])
-	return s
-}
+func newSecret() Secret { return Secret{secret.New()} }
 
 // Salt makes the key of one object. It is random and stands in the object in plain text.
 type Salt [32]byte
@@ -48,7 +33,7 @@ const (
 )
 
 // Overhead is how many bytes a sealed piece is longer than what it holds.
-const Overhead = 16
+const Overhead = secret.Overhead
 
 // Box seals and opens the pieces of one object. Its methods may be called at once.
 type Box struct {
@@ -58,19 +43,7 @@ type Box struct {
 
 // Box returns the box of an object: for that purpose, with the object's salt, in that repository.
 func (s Secret) Box(purpose string, salt Salt, repository block.UUID) *Box {
-	key, err := hkdf.Key(sha256.New, s.b[:], salt[:], purpose, 32)
-	if err != nil {
-		panic(err) // the lengths are right
-	}
-	c, err := aes.NewCipher(key)
-	if err != nil {
-		panic(err)
-	}
-	aead, err := cipher.NewGCM(c)
-	if err != nil {
-		panic(err)
-	}
-	return &Box{aead: aead, bound: repository}
+	return &Box{aead: s.Derive(salt[:], purpose).AEAD(), bound: repository}
 }
 
 func (b *Box) nonce(number uint64) (nonce [12]byte) {

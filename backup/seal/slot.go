@@ -1,12 +1,10 @@
 package seal
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"filippo.io/age"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
+	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
 // ErrWrongKey means that none of what was given opens the slot.
@@ -80,7 +79,7 @@ func (k *Keys) newSlot(label string) (*Slot, []byte, error) {
 	if len(label) > maxLabel {
 		return nil, nil, fmt.Errorf("label of %d B, at most %d B: %w", len(label), maxLabel, block.ErrInvalid)
 	}
-	in := sealedKeys{DomainKey: k.Domain.Bytes(), IndexKey: k.Index.b[:], Recipient: k.recipient.String()}
+	in := sealedKeys{DomainKey: k.Domain.Bytes(), IndexKey: k.Index.Bytes(), Recipient: k.recipient.String()}
 	if k.identity != nil {
 		s.Role, in.Identity = RoleOwner, k.identity.String()
 	}
@@ -116,18 +115,9 @@ func (k *Keys) RecipientSlot(recipients []age.Recipient, label string) (*Slot, e
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	w, err := age.Encrypt(&out, recipients...)
-	if err == nil {
-		_, err = w.Write(plain)
+	if s.Sealed, err = secret.Wrap(plain, recipients...); err != nil {
+		return nil, fmt.Errorf("key slot: %w", err)
 	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("seal keys for age recipients: %w", err)
-	}
-	s.Sealed = out.Bytes()
 	return s, nil
 }
 
@@ -189,7 +179,9 @@ func (s *Slot) Open(c Credentials, repository block.UUID) (*Keys, error) {
 		return nil, &block.CorruptError{Source: "key slot", Want: "what its keys were sealed with", Got: s.bound()}
 	}
 	k := &Keys{Repository: repository}
-	copy(k.Index.b[:], in.IndexKey)
+	if k.Index.Secret, err = secret.FromBytes(in.IndexKey); err != nil {
+		return nil, err
+	}
 	if k.Domain, err = dedup.DomainKeyFromBytes(in.DomainKey); err != nil {
 		return nil, err
 	}
@@ -217,16 +209,9 @@ func (s *Slot) unseal(c Credentials) ([]byte, error) {
 		}
 		return plain, nil
 	}
-	if len(c.Identities) == 0 {
+	plain, err := secret.Unwrap(s.Sealed, MaxSlot, c.Identities...)
+	if errors.Is(err, secret.ErrWrongKey) {
 		return nil, ErrWrongKey
 	}
-	r, err := age.Decrypt(bytes.NewReader(s.Sealed), c.Identities...)
-	if err != nil {
-		return nil, ErrWrongKey
-	}
-	plain, err := io.ReadAll(io.LimitReader(r, MaxSlot))
-	if err != nil {
-		return nil, &block.CorruptError{Source: "key slot", Want: "what age sealed", Got: err.Error()}
-	}
-	return plain, nil
+	return plain, err
 }

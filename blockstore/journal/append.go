@@ -52,7 +52,7 @@ func (l *Log) append(recs []Record, limit int64, wait bool) error {
 		if err := recs[i].prepare(); err != nil {
 			return err
 		}
-		if r := emptyRoom(l.opts.FileSize); !r.take(&recs[i]) {
+		if r := emptyRoom(&l.opts); !r.take(&recs[i]) {
 			return fmt.Errorf("append record of %d bytes to a log of %d byte files: %w", recs[i].payloadLen, l.opts.FileSize, block.ErrInvalid)
 		}
 	}
@@ -84,6 +84,9 @@ var errNoNext = errors.New("no log file is prepared")
 // appendLocked writes the records into as many files as they need. It returns by how much the clock was found to have fallen back.
 func (l *Log) appendLocked(recs []Record, limit int64, wait bool) (behind time.Duration, err error) {
 	if err := l.usable(); err != nil {
+		return 0, err
+	}
+	if err := l.endSpent(l.app.active); err != nil {
 		return 0, err
 	}
 	rolls, err := l.admit(recs, limit)
@@ -120,7 +123,7 @@ func (l *Log) admit(recs []Record, limit int64) (rolls int, err error) {
 	for i := range recs {
 		if !r.take(&recs[i]) {
 			live += r.capacity
-			r = emptyRoom(l.opts.FileSize)
+			r = emptyRoom(&l.opts)
 			r.take(&recs[i])
 			rolls++
 		}
@@ -133,7 +136,11 @@ func (l *Log) admit(recs []Record, limit int64) (rolls int, err error) {
 
 // room returns what the active file has left.
 func (f *logFile) room() room {
-	return room{end: f.end, index: int64(len(f.index)), capacity: f.header.Capacity}
+	r := room{end: f.end, index: int64(len(f.index)), capacity: f.header.Capacity, tagLen: f.tagLen()}
+	if f.spent {
+		r.index = r.capacity
+	}
+	return r
 }
 
 // fit returns how many of the records fit into the active file.
@@ -178,12 +185,25 @@ func (l *Log) writeBatch(recs []Record, now int64) error {
 		f.contents, a.lastTime = saved, savedTime
 		err = fmt.Errorf("append %d records to %s: %w", len(recs), fileSource(f.header.ID), err)
 		if errors.Is(err, block.ErrNoSpace) {
+			f.spent = f.vault != nil
 			return err
 		}
 		return l.fail(err)
 	}
 	l.publish(f, f.end-saved.end)
 	return nil
+}
+
+// endSpent ends an encrypted file in which a write has failed, before the log goes on in the next: what that write may have left must be no record. No offset is sealed twice.
+func (l *Log) endSpent(f *logFile) error {
+	if !f.spent {
+		return nil
+	}
+	err := l.write(f, [][]byte{zeroPage[:recordSize]}, f.end)
+	if err == nil || errors.Is(err, block.ErrNoSpace) {
+		return err
+	}
+	return l.fail(fmt.Errorf("end %s early: %w", fileSource(f.header.ID), err))
 }
 
 // encode gives the records their place in the order and lays them out in the scratch of the appender.
@@ -210,28 +230,62 @@ func (l *Log) encode(recs []Record, now int64) {
 		}
 		head := heads[:recordSize+descSize*len(r.Sums)]
 		heads = heads[len(head):]
-		encodeRecord(head, &h, r, f)
-		a.vec = append(append(a.vec, head), r.Payload...)
+		if f.vault == nil {
+			encodeRecord(head, &h, r.Payload, r.Sums, f)
+			a.vec = append(append(a.vec, head), r.Payload...)
+		} else {
+			a.sealRecord(head, &h, r, f)
+		}
 		f.add(&h, r.Sums)
 		r.Pos = f.lastPos
 	}
 }
 
 // encodeRecord lays out header and descriptors of a record at the end of f, and computes its chain value.
-func encodeRecord(head []byte, h *RecordHeader, r *Record, f *logFile) {
+func encodeRecord(head []byte, h *RecordHeader, payload [][]byte, sums []uint32, f *logFile) {
 	h.encode(head, f.seed)
 	descs := head[recordSize:]
-	clear(descs)
-	for i, s := range r.Sums {
+	if f.vault == nil {
+		clear(descs)
+	}
+	for i, s := range sums {
 		le.PutUint32(descs[i*descSize:], s)
 	}
 	h.Chain = chainOf(f.chain, head, descs)
-	if r.Kind >= FirstControl {
-		for _, p := range r.Payload {
+	if h.Kind >= FirstControl {
+		for _, p := range payload {
 			h.Chain = crc32.Update(h.Chain, castagnoli, p)
 		}
 	}
 	le.PutUint32(head[92:], h.Chain)
+}
+
+// sealRecord lays out a record of an encrypted log at the end of f: its payload is sealed, and its sums are those of what is written.
+func (a *appender) sealRecord(head []byte, h *RecordHeader, r *Record, f *logFile) {
+	sealed := make([]byte, r.payloadLen)
+	descs := head[recordSize:]
+	if r.Kind == Write {
+		at := f.end + int64(len(head))
+		f.vault.sealSectors(sealed, r.Payload, at)
+		r.Sums = appendSums(r.Sums[:0], [][]byte{sealed})
+		for i, s := range r.Sums {
+			d := descs[i*descSize:][:descSize]
+			le.PutUint32(d, s)
+			copy(d[4:], f.vault.tag(at + int64(i)*sectorSize)[:])
+		}
+		h.encode(head, f.seed)
+		h.Tag = f.vault.sealRecord(head, descs, nil, f.end)
+	} else {
+		sealed = sealed[:0]
+		for _, p := range r.Payload {
+			sealed = append(sealed, p...)
+		}
+		h.encode(head, f.seed)
+		h.Tag = f.vault.sealRecord(head, descs, sealed, f.end)
+		h.PayloadSum = crc32.Checksum(sealed, castagnoli)
+	}
+	encodeRecord(head, h, [][]byte{sealed}, r.Sums, f)
+	a.vec = append(a.vec, head, sealed)
 }
 
 // publish tells the others how far the log goes.

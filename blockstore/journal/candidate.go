@@ -35,6 +35,7 @@ type fileCopy struct {
 	path   string
 	header FileHeader
 	seed   uint32
+	vault  *vault
 	state  candidateState
 	size   int64
 }
@@ -98,7 +99,7 @@ func (c *candidate) best() *fileCopy {
 
 // take makes a copy the one that is read.
 func (c *candidate) take(k *fileCopy) {
-	c.logFile = &logFile{f: k.f, path: k.path, header: k.header, seed: k.seed, home: k.place}
+	c.logFile = &logFile{f: k.f, path: k.path, header: k.header, seed: k.seed, vault: k.vault, home: k.place}
 	c.state, c.size = k.state, k.size
 }
 
@@ -144,7 +145,13 @@ func (c *fileCopy) inspect(opts Options, id uint32) error {
 	case c.header.ID == id:
 		c.state = valid
 	}
-	if c.state == valid && c.header.BootEpoch >= opts.BootEpoch {
+	if c.state != valid {
+		return nil
+	}
+	if c.vault, err = openVault(opts.Keys, &c.header, page); err != nil {
+		return inFile(id, err)
+	}
+	if c.header.BootEpoch >= opts.BootEpoch {
 		return fmt.Errorf("%s was written by boot epoch %d, this is %d: %w", fileSource(id), c.header.BootEpoch, opts.BootEpoch, block.ErrInvalid)
 	}
 	return nil

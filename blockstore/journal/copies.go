@@ -48,7 +48,7 @@ func (r *recovery) choose(c *candidate) error {
 
 // weigh counts the records of a copy, or reports that it has an index that counts them.
 func (r *recovery) weigh(k *fileCopy) (records uint64, sealed bool, err error) {
-	f := &logFile{f: k.f, path: k.path, header: k.header, seed: k.seed}
+	f := &logFile{f: k.f, path: k.path, header: k.header, seed: k.seed, vault: k.vault}
 	ft, ok, err := readFooter(f)
 	if err != nil {
 		return 0, false, err
@@ -153,7 +153,7 @@ func sameSeal(f *logFile, k *fileCopy) bool {
 	if !ok || err != nil {
 		return false
 	}
-	other := &logFile{f: k.f, path: k.path, header: k.header, seed: k.seed}
+	other := &logFile{f: k.f, path: k.path, header: k.header, seed: k.seed, vault: k.vault}
 	theirs, ok, err := readFooter(other)
 	if !ok || err != nil || ours != theirs {
 		return false

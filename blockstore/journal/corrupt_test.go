@@ -93,7 +93,7 @@ func TestEveryByteOfASeal(t *testing.T) {
 		t.Fatal(err)
 	}
 	const name = "log/00000001.log"
-	info, err := ReadFile(mem, name, true, func(*Replayed) error { return nil })
+	info, err := ReadFile(mem, name, testKeys(), true, func(*Replayed) error { return nil })
 	if err != nil || info.Footer == nil || info.Records != 4 {
 		t.Fatalf("%+v, %v", info, err)
 	}
@@ -108,7 +108,7 @@ func TestEveryByteOfASeal(t *testing.T) {
 	for _, off := range offs {
 		clone := mem.CrashClone(vfs.CrashCloneCfg{})
 		flip(t, clone, name, off)
-		bad, err := ReadFile(clone, name, true, func(*Replayed) error { return nil })
+		bad, err := ReadFile(clone, name, testKeys(), true, func(*Replayed) error { return nil })
 		if err == nil && bad.Footer != nil {
 			t.Fatalf("byte %d: the seal is accepted", off)
 		}
@@ -135,7 +135,7 @@ func TestEveryByteOfASealedRecord(t *testing.T) {
 	for off := int64(pageSize); off < end; off += 31 {
 		clone := mem.CrashClone(vfs.CrashCloneCfg{})
 		flip(t, clone, "log/00000001.log", off)
-		if _, err := ReadFile(clone, "log/00000001.log", true, func(*Replayed) error { return nil }); !errors.Is(err, block.ErrCorrupt) {
+		if _, err := ReadFile(clone, "log/00000001.log", testKeys(), true, func(*Replayed) error { return nil }); !errors.Is(err, block.ErrCorrupt) {
 			t.Fatalf("byte %d: verify gives %v", off, err)
 		}
 		l, got, err := tryOpen(testOptions(clone, "log", 2), 0)

@@ -22,6 +22,7 @@ type logFile struct {
 	others atomic.Pointer[[]copied] // further copies
 	header FileHeader
 	seed   uint32 // of the chain: the checksum of the header
+	vault  *vault // of an encrypted log, else nil
 	sealed bool   // its index and footer are durable; guarded by Log.st
 
 	mapped  sync.Once
@@ -58,6 +59,7 @@ type contents struct {
 	minTime int64
 	maxTime int64 // of the last record; 0 if there is none
 	lastPos Pos
+	spent   bool   // of an encrypted log: a write failed, and nothing may be sealed where it may have left something
 	index   []byte // encoded entries, see appendEntry; nil once the file is sealed
 }
 
@@ -73,6 +75,9 @@ func (f *logFile) dataLimit() int64 { return f.header.Capacity - pageSize }
 // add accounts for a record that is written at the end of the file, with its checksums set.
 func (f *logFile) add(h *RecordHeader, sums []uint32) {
 	f.index = appendEntry(f.index, h, f.maxTime, sums)
+	if f.vault != nil {
+		f.index = f.vault.appendTags(f.index, h, f.end+recordSize+int64(h.Sectors)*descSize)
+	}
 	f.lastPos = recordPos(f.header.ID, f.end, h.Sectors, h.PayloadLen)
 	f.end += recordSize + h.bodyLen()
 	f.chain = h.Chain
@@ -93,15 +98,17 @@ func (f *logFile) footer(indexSum uint32) Footer {
 }
 
 // room is the space of a file as records take it: data from the front, the index kept free behind it, the footer in the last page.
-type room struct{ end, index, capacity int64 }
+type room struct{ end, index, capacity, tagLen int64 }
 
-// emptyRoom is the room of a file without records.
-func emptyRoom(capacity int64) room { return room{end: pageSize, capacity: capacity} }
+// emptyRoom is the room of a new file.
+func emptyRoom(opts *Options) room {
+	return room{end: pageSize, capacity: opts.FileSize, tagLen: opts.tagLen()}
+}
 
 // take accounts for one record, or reports that the file has no room for it and its index entry.
 func (r *room) take(rec *Record) bool {
 	end := r.end + recordSize + int64(len(rec.Sums))*descSize + int64(rec.payloadLen)
-	index := r.index + indexBound(len(rec.Sums))
+	index := r.index + indexBound(len(rec.Sums)) + r.tagLen*int64(max(1, len(rec.Sums)))
 	if roundUp(end)+index > r.capacity-pageSize {
 		return false
 	}

@@ -10,11 +10,12 @@ import (
 
 // Sizes of the format, in bytes. These constants are part of the format and must not be changed.
 const (
-	pageSize   = 4096 // header and footer each take a page, and each append is padded to one
-	coreSize   = 512  // header and footer lie in the first sector of their page: devices write a sector whole or not at all
-	recordSize = 96   // header of a record
-	descSize   = 20   // descriptor of a sector
-	sectorSize = block.Size
+	pageSize    = 4096 // header and footer each take a page, and each append is padded to one
+	coreSize    = 512  // header and footer lie in the first sector of their page: devices write a sector whole or not at all
+	recordSize  = 96   // header of a record
+	descSize    = 20   // descriptor of a sector
+	footerBound = 96   // bytes of a footer before its tag
+	sectorSize  = block.Size
 
 	formatVersion = 1
 )
@@ -35,7 +36,7 @@ var le = binary.LittleEndian
 type FileHeader struct {
 	StoreID    block.UUID
 	ID         uint32 // of the file; also its name
-	KeyID      uint32 // reserved for encryption, zero
+	KeyID      uint32 // of the master key that the file is encrypted with; 0 if it is not
 	BootEpoch  uint64 // of the run that wrote the file
 	OwnerEpoch uint64 // of the lease under which it was written
 	Salt       [32]byte
@@ -101,9 +102,6 @@ func ParseFileHeader(page []byte) (h FileHeader, seed uint32, err error) {
 	h.Created = int64(le.Uint64(page[104:]))
 	h.Durable = le.Uint64(page[112:])
 	h.Capacity = int64(le.Uint64(page[120:]))
-	if h.KeyID != 0 {
-		return h, 0, fmt.Errorf("log encrypted with key %d: %w", h.KeyID, block.ErrVersion)
-	}
 	if h.ID == 0 || h.PrevID >= h.ID || h.FirstSeq == 0 || h.Created < 0 || h.Capacity%pageSize != 0 || h.Capacity < MinFileSize || h.Capacity > MaxFileSize {
 		return h, 0, damaged("file header in bounds", 32)
 	}
@@ -123,7 +121,8 @@ type Footer struct {
 	IndexOff   int64 // bytes
 	IndexLen   int64 // bytes
 	FinalChain uint32
-	IndexSum   uint32 // CRC32C of the index, continued from the seed of the file
+	IndexSum   uint32   // CRC32C of the index, continued from the seed of the file
+	Tag        [32]byte // of an encrypted file: authenticates the fields above and the index; else zeroes
 }
 
 // encode fills page with the footer of the file with the given seed.
@@ -143,6 +142,7 @@ func (f *Footer) encode(page []byte, seed uint32) {
 	le.PutUint64(page[80:], uint64(f.IndexLen))
 	le.PutUint32(page[88:], f.FinalChain)
 	le.PutUint32(page[92:], f.IndexSum)
+	copy(page[footerBound:], f.Tag[:])
 	le.PutUint32(page[coreSize-4:], crc32.Update(seed, castagnoli, page[:coreSize-4]))
 }
 
@@ -159,7 +159,7 @@ func ParseFooter(page []byte, h *FileHeader, seed uint32) (f Footer, err error) 
 	if v := le.Uint32(page[8:]); v != formatVersion {
 		return f, fmt.Errorf("log footer format %d: %w", v, block.ErrVersion)
 	}
-	if !allZero(page[96:coreSize-4]) || !allZero(page[coreSize:]) {
+	if !allZero(page[footerBound+len(f.Tag):coreSize-4]) || !allZero(page[coreSize:]) || h.KeyID == 0 && !allZero(page[footerBound:coreSize-4]) {
 		return f, damaged("zeroes in reserved bytes of the footer", at+96)
 	}
 	f = Footer{
@@ -167,7 +167,7 @@ func ParseFooter(page []byte, h *FileHeader, seed uint32) (f Footer, err error) 
 		FirstSeq: le.Uint64(page[32:]), LastSeq: le.Uint64(page[40:]),
 		MinTime: int64(le.Uint64(page[48:])), MaxTime: int64(le.Uint64(page[56:])),
 		DataEnd: int64(le.Uint64(page[64:])), IndexOff: int64(le.Uint64(page[72:])), IndexLen: int64(le.Uint64(page[80:])),
-		FinalChain: le.Uint32(page[88:]), IndexSum: le.Uint32(page[92:]),
+		FinalChain: le.Uint32(page[88:]), IndexSum: le.Uint32(page[92:]), Tag: [32]byte(page[footerBound:]),
 	}
 	if f.ID != h.ID || f.BootEpoch != h.BootEpoch || f.FirstSeq != h.FirstSeq || f.LastSeq-f.FirstSeq+1 != f.Records {
 		return f, damaged("footer that fits its header", at+12)

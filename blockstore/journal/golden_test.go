@@ -49,7 +49,7 @@ func writeGolden(t *testing.T) (files [2][]byte, all []entry) {
 	now := time.Unix(1_750_000_000, 0)
 	salts := new(counter)
 	for i, recs := range goldenRecords() {
-		opts := testOptions(mem, "log", uint64(i+1))
+		opts := plainOptions(mem, "log", uint64(i+1))
 		opts.FileSize = MinFileSize
 		opts.OwnerEpoch = 5
 		opts.salts = salts
@@ -125,7 +125,7 @@ func TestGolden(t *testing.T) {
 				part = all[6:]
 			}
 			n := 0
-			info, err := ReadFile(vfs.Default, path, verify, func(r *Replayed) error {
+			info, err := ReadFile(vfs.Default, path, nil, verify, func(r *Replayed) error {
 				n++
 				return part[n-1].check(r)
 			})

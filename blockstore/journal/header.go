@@ -17,11 +17,12 @@ type RecordHeader struct {
 	Off, Len   uint64
 	Durable    uint64 // highest sequence number known to be synced when the record was appended
 	MapEpoch   uint32
-	PayloadLen uint32 // bytes
-	Sectors    uint32 // descriptors that follow: PayloadLen/4096 of a Write, else 0
-	PayloadSum uint32 // CRC32C of a control payload; 0 of data, whose sums are in the descriptors
-	Sum        uint32 // CRC32C of the fields above, continued from the seed of the file
-	Chain      uint32 // see chainOf
+	PayloadLen uint32        // bytes
+	Sectors    uint32        // descriptors that follow: PayloadLen/4096 of a Write, else 0
+	PayloadSum uint32        // CRC32C of a control payload; 0 of data, whose sums are in the descriptors
+	Tag        [tagSize]byte // of an encrypted log: authenticates header, descriptors and the payload of a control record; else zeroes
+	Sum        uint32        // CRC32C of the fields above, continued from the seed of the file
+	Chain      uint32        // see chainOf
 }
 
 // bodyLen returns the bytes of descriptors and payload that follow the header.
@@ -43,7 +44,7 @@ func (h *RecordHeader) encode(b []byte, seed uint32) {
 	le.PutUint32(b[60:], h.PayloadLen)
 	le.PutUint32(b[64:], h.Sectors)
 	le.PutUint32(b[68:], h.PayloadSum)
-	clear(b[72:88])
+	copy(b[72:88], h.Tag[:])
 	h.Sum = crc32.Update(seed, castagnoli, b[:88])
 	le.PutUint32(b[88:], h.Sum)
 }
@@ -78,8 +79,9 @@ func ParseRecordHeader(b []byte, seed uint32) (h RecordHeader, err error) {
 	h.PayloadLen = le.Uint32(b[60:])
 	h.Sectors = le.Uint32(b[64:])
 	h.PayloadSum = le.Uint32(b[68:])
+	h.Tag = [tagSize]byte(b[72:88])
 	h.Chain = le.Uint32(b[92:])
-	if b[5] != 0 || !allZero(b[72:88]) || h.Time < 0 {
+	if b[5] != 0 || h.Time < 0 {
 		return h, errBadRecord
 	}
 	return h, checkShape(h.Kind, h.Off, h.Len, h.PayloadLen, h.Sectors, h.PayloadSum)

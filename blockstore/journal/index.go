@@ -46,10 +46,13 @@ type entries struct {
 	seq   uint64
 	time  int64
 
+	vault *vault // takes the tags; nil where there are none
+
 	rec        Replayed
 	payloadLen uint32
 	payloadSum uint32
-	payload    []byte // reused
+	payload    []byte        // reused
+	tag        [tagSize]byte // of a control record
 }
 
 // next decodes the entry at the front of the index into e.rec. It reports false when the index is malformed.
@@ -108,6 +111,19 @@ func (e *entries) body() bool {
 		return false
 	}
 	r.Pos = recordPos(e.file, e.at, sectors, e.payloadLen)
+	if e.vault != nil && r.Kind >= FirstControl {
+		if len(e.rest) < tagSize {
+			return false
+		}
+		e.tag, e.rest = [tagSize]byte(e.rest), e.rest[tagSize:]
+	}
+	if e.vault != nil {
+		if n := tagSize * int(sectors); len(e.rest) < n || e.at+recordSize+int64(sectors)*(descSize+sectorSize) > e.limit {
+			return false
+		}
+		e.vault.takeTags(e.rest, tagSize, sectors, r.Pos.Offset())
+		e.rest = e.rest[tagSize*int(sectors):]
+	}
 	e.at += recordSize + int64(sectors)*descSize + int64(e.payloadLen)
 	return e.at <= e.limit
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -19,7 +20,7 @@ type FileInfo struct {
 // ReadFile reads one log file for a tool, without opening the log or changing anything, and hands its records to visit. It uses the index
 // of a sealed file, unless verify asks for every record and its payload to be read and compared with footer and index. An unsealed file is
 // always read so; it may end anywhere.
-func ReadFile(fsys vfs.FS, path string, verify bool, visit func(*Replayed) error) (info FileInfo, err error) {
+func ReadFile(fsys vfs.FS, path string, keys *keyring.Ring, verify bool, visit func(*Replayed) error) (info FileInfo, err error) {
 	file, err := fsys.Open(path)
 	if err != nil {
 		return info, fmt.Errorf("open log file: %w", err)
@@ -34,6 +35,9 @@ func ReadFile(fsys vfs.FS, path string, verify bool, visit func(*Replayed) error
 		return info, fmt.Errorf("%s: %w", path, err)
 	}
 	info.Header = f.header
+	if f.vault, err = openVault(keys, &f.header, page); err != nil {
+		return info, inFile(f.header.ID, err)
+	}
 	ft, sealed, err := readFooter(f)
 	if err != nil {
 		return info, err

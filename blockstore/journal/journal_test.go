@@ -6,9 +6,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"sync"
 	"testing"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -18,8 +21,34 @@ var testStore = block.UUID{1, 2, 3, 4, 5, 6, 7, 8}
 func testOptions(fsys vfs.FS, dir string, boot uint64) Options {
 	return Options{
 		FS: fsys, Dir: dir, StoreID: testStore, BootEpoch: boot, OwnerEpoch: 1,
-		FileSize: 64 << 10, CapBytes: 16 << 20, SyncEvery: -1, SyncBytes: -1,
+		FileSize: 64 << 10, CapBytes: 16 << 20, SyncEvery: -1, SyncBytes: -1, Keys: testKeys(),
 	}
+}
+
+// plainOptions is testOptions for a log that is never encrypted.
+func plainOptions(fsys vfs.FS, dir string, boot uint64) Options {
+	opts := testOptions(fsys, dir, boot)
+	opts.Keys = nil
+	return opts
+}
+
+// encrypted runs the tests with an encrypted log: HV_TEST_ENCRYPTED=1 go test ./blockstore/journal.
+var encrypted = os.Getenv("HV_TEST_ENCRYPTED") != ""
+
+var testRing = sync.OnceValue(func() *keyring.Ring {
+	ring, err := keyring.New(testStore)
+	if err != nil {
+		panic(err)
+	}
+	return ring
+})
+
+// testKeys are the keys of the tests' logs; nil unless they are encrypted.
+func testKeys() *keyring.Ring {
+	if !encrypted {
+		return nil
+	}
+	return testRing()
 }
 
 // entry is a record as a test remembers it, with its bytes.

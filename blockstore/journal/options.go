@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -45,6 +46,9 @@ type Options struct {
 
 	// RetainFrom is a position at or before the one to replay from. Files from there on stay live until ReleaseBefore lets them go, as far as they are there and sound.
 	RetainFrom Pos
+
+	// Keys encrypt the log. nil is a log that is not encrypted; which of both it is never changes.
+	Keys *keyring.Ring
 
 	FileSize int64 // bytes, a multiple of 4096, at most MaxFileSize; default 64 MiB. Existing files keep theirs.
 	// CapBytes limits the live bytes (Usage.Live); default 2 GiB. The directory may hold one prepared and four spare files more.

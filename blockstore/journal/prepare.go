@@ -82,6 +82,9 @@ func (l *Log) prepare() (*logFile, error) {
 		return nil, fmt.Errorf("%s: %w", fileSource(id), err)
 	}
 	lf.header = FileHeader{StoreID: l.opts.StoreID, ID: id, BootEpoch: l.opts.BootEpoch, OwnerEpoch: l.opts.OwnerEpoch, Capacity: l.opts.FileSize}
+	if l.opts.Keys != nil {
+		lf.header.KeyID = l.opts.Keys.Current()
+	}
 	if _, err := io.ReadFull(l.opts.salts, lf.header.Salt[:]); err != nil {
 		_ = lf.close()
 		return nil, fmt.Errorf("salt of %s: %w", fileSource(id), err)

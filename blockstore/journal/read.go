@@ -75,7 +75,10 @@ func (l *Log) read(readAt func(vfs.File, []byte, int64) error, p []byte, pos Pos
 		if !wait {
 			return block.ErrWouldBlock
 		}
-		return l.readCopies(f, p, pos, sums, err)
+		err = l.readCopies(f, p, pos, sums, err)
+	}
+	if f.vault != nil && err == nil {
+		return f.vault.open(p, pos.File(), pos.Offset())
 	}
 	return err
 }

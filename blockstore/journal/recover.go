@@ -204,12 +204,22 @@ func (r *recovery) retain(start int) error {
 		}
 		c.state, c.sealed = accepted, true
 		c.contents = contents{end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime}
+		if c.vault != nil && !r.takeTags(c, &ft) {
+			break
+		}
 		kept = append(kept, c.logFile)
 		next = c
 	}
 	slices.Reverse(kept)
 	r.live = append(kept, r.live...)
 	return nil
+}
+
+// takeTags reads the index of a sealed file of an encrypted log for the tags of its sectors, and reports whether it is sound.
+func (r *recovery) takeTags(c *candidate, ft *Footer) bool {
+	index, ok, err := readIndex(c.logFile, ft, r.index)
+	r.index = index
+	return ok && err == nil && replaySealed(c.logFile, ft, index, makePos(c.id, ft.DataEnd), &r.lend, func(*Replayed) error { return nil }) == nil
 }
 
 // deliver hands a record to the owner if it asked for it.

@@ -93,6 +93,10 @@ func (l *Log) writeHeader(f *logFile, prevID, prevChain uint32, firstSeq uint64)
 	h.Created = max(l.opts.Now().UnixNano(), l.app.lastTime)
 	h.Durable = l.durable.Load()
 	f.seed = h.encode(l.app.page[:])
+	var err error
+	if f.vault, err = openVault(l.opts.Keys, h, l.app.page[:]); err != nil {
+		return l.fail(fmt.Errorf("keys of %s: %w", fileSource(h.ID), err))
+	}
 	f.start()
 	if err := l.write(f, [][]byte{l.app.page[:]}, 0); err != nil {
 		err = fmt.Errorf("write header of %s: %w", fileSource(h.ID), err)

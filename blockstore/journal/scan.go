@@ -63,7 +63,7 @@ func scan(f *logFile, r *reader, lastTime int64, visit func(*Replayed) error) er
 	var rec Replayed
 	for f.end+recordSize <= f.dataLimit() {
 		h, err := scanRecord(f, r, &rec, lastTime)
-		if errors.Is(err, block.ErrCorrupt) {
+		if errors.Is(err, block.ErrCorrupt) && !errors.Is(err, errForged) {
 			return nil
 		}
 		if err != nil {
@@ -94,17 +94,21 @@ func scanRecord(f *logFile, r *reader, rec *Replayed, lastTime int64) (h RecordH
 		return h, errBadRecord
 	}
 	chain := crc32.Update(f.chain, castagnoli, b[:88])
-	body := f.end + recordSize
+	if f.vault == nil && h.Tag != [tagSize]byte{} {
+		return h, errBadRecord
+	}
+	var head [recordSize]byte
+	copy(head[:], b) // b is lent
 	rec.Sums, rec.Payload = rec.Sums[:0], nil
 	if h.Kind >= FirstControl {
-		return h, scanControl(&h, r, rec, body, chain)
+		return h, scanControl(f, head[:], &h, r, rec, chain)
 	}
-	return h, scanSectors(&h, r, rec, body, chain)
+	return h, scanSectors(f, head[:], &h, r, rec, chain)
 }
 
-// scanControl verifies a control record whose payload lies at body; chain is the chain value so far.
-func scanControl(h *RecordHeader, r *reader, rec *Replayed, body int64, chain uint32) error {
-	p, err := r.bytes(body, int64(h.PayloadLen))
+// scanControl verifies the control record at the end of f; chain is the chain value so far.
+func scanControl(f *logFile, head []byte, h *RecordHeader, r *reader, rec *Replayed, chain uint32) error {
+	p, err := r.bytes(f.end+recordSize, int64(h.PayloadLen))
 	if err != nil {
 		return err
 	}
@@ -112,12 +116,15 @@ func scanControl(h *RecordHeader, r *reader, rec *Replayed, body int64, chain ui
 		return errBadRecord
 	}
 	rec.Payload = p
-	return nil
+	if f.vault != nil {
+		rec.Payload, err = f.vault.openRecord(head, nil, p, f.header.ID, f.end)
+	}
+	return err
 }
 
-// scanSectors verifies the descriptors at body and the sectors behind them.
-func scanSectors(h *RecordHeader, r *reader, rec *Replayed, body int64, chain uint32) error {
-	n := int64(h.Sectors) * descSize
+// scanSectors verifies the descriptors of the record at the end of f and the sectors behind them.
+func scanSectors(f *logFile, head []byte, h *RecordHeader, r *reader, rec *Replayed, chain uint32) error {
+	body, n := f.end+recordSize, int64(h.Sectors)*descSize
 	descs, err := r.bytes(body, n)
 	if err != nil {
 		return err
@@ -125,8 +132,16 @@ func scanSectors(h *RecordHeader, r *reader, rec *Replayed, body int64, chain ui
 	if crc32.Update(chain, castagnoli, descs) != h.Chain {
 		return errBadRecord
 	}
+	if f.vault != nil {
+		if _, err := f.vault.openRecord(head, descs, nil, f.header.ID, f.end); err != nil {
+			return err
+		}
+		if h.Sectors > 0 {
+			f.vault.takeTags(descs[4:], descSize, h.Sectors, body+n)
+		}
+	}
 	for ; len(descs) > 0; descs = descs[descSize:] {
-		if !allZero(descs[4:descSize]) {
+		if f.vault == nil && !allZero(descs[4:descSize]) {
 			return fmt.Errorf("log record with authentication tags: %w", block.ErrVersion)
 		}
 		rec.Sums = append(rec.Sums, le.Uint32(descs))

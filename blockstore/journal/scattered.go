@@ -32,6 +32,7 @@ func (l *Log) ReadScattered(pieces []Piece) error {
 // readFew reads up to touchAtOnce pieces.
 func (l *Log) readFew(pieces []Piece) error {
 	var mapped [touchAtOnce][]byte
+	var vaults [touchAtOnce]*vault
 	for i := range pieces {
 		p := &pieces[i]
 		f := l.lookup(p.Pos.File())
@@ -49,15 +50,30 @@ func (l *Log) readFew(pieces []Piece) error {
 		if err != nil {
 			return fmt.Errorf("read %s at %d+%d: %w", fileSource(p.Pos.File()), p.Pos.Offset(), len(p.P), err)
 		}
-		mapped[i] = src
+		mapped[i], vaults[i] = src, f.vault
 	}
 	err := copyChecked(pieces, &mapped)
+	if err == nil && l.opts.Keys != nil {
+		return openFew(pieces, &vaults)
+	}
 	if err == nil || l.dirs == nil {
 		return err
 	}
 	for i := range pieces { // another directory may have what this one has lost
 		if err := l.ReadAt(pieces[i].P, pieces[i].Pos, pieces[i].Sums); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// openFew opens the pieces that were copied out of files of an encrypted log. The others are open already.
+func openFew(pieces []Piece, vaults *[touchAtOnce]*vault) error {
+	for i := range pieces {
+		if p := &pieces[i]; vaults[i] != nil {
+			if err := vaults[i].open(p.P, p.Pos.File(), p.Pos.Offset()); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

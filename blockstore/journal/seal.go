@@ -51,6 +51,7 @@ func (l *Log) seal(f *logFile) error {
 func sealFile(f *logFile, write func(bufs [][]byte, off int64) error, sync func() error) error {
 	ft := f.footer(crc32.Update(f.seed, castagnoli, f.index))
 	page := make([]byte, pageSize)
+	f.sign(&ft, f.index, page)
 	ft.encode(page, f.seed)
 	pad := zeroPage[:roundUp(ft.IndexLen)-ft.IndexLen]
 	if ft.IndexOff+ft.IndexLen+int64(len(pad)) > f.dataLimit() {
@@ -67,6 +68,14 @@ func sealFile(f *logFile, write func(bufs [][]byte, off int64) error, sync func(
 		return fmt.Errorf("seal %s: %w", fileSource(f.header.ID), err)
 	}
 	return nil
+}
+
+// sign sets the tag of a footer of an encrypted file. page is scratch.
+func (f *logFile) sign(ft *Footer, index, page []byte) {
+	if f.vault != nil {
+		ft.encode(page, f.seed)
+		ft.Tag = f.vault.foot.MAC(page[:footerBound], index)
+	}
 }
 
 // sealedOne takes the oldest full file off the sealer's queue.

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"crypto/hmac"
 	"fmt"
 	"hash/crc32"
 
@@ -30,7 +31,14 @@ func readIndex(f *logFile, ft *Footer, buf []byte) (index []byte, ok bool, err e
 	if err := readZeroFilled(f.source(), buf, ft.IndexOff); err != nil {
 		return buf, false, inFile(f.header.ID, err)
 	}
-	return buf, crc32.Update(f.seed, castagnoli, buf) == ft.IndexSum, nil
+	if crc32.Update(f.seed, castagnoli, buf) != ft.IndexSum {
+		return buf, false, nil
+	}
+	want := *ft
+	if f.sign(&want, buf, make([]byte, pageSize)); !hmac.Equal(want.Tag[:], ft.Tag[:]) {
+		return buf, false, forged(f.header.ID, f.dataLimit()+footerBound)
+	}
+	return buf, true, nil
 }
 
 // replaySealed hands the records of a sealed file at or after from to visit, reading its index and the payload of control records only, and
@@ -38,7 +46,7 @@ func readIndex(f *logFile, ft *Footer, buf []byte) (index []byte, ok bool, err e
 func replaySealed(f *logFile, ft *Footer, index []byte, from Pos, lend *entries, visit func(*Replayed) error) error {
 	*lend = entries{
 		rest: index, file: f.header.ID, at: pageSize, limit: ft.DataEnd, seq: ft.FirstSeq,
-		rec: Replayed{Sums: lend.rec.Sums}, payload: lend.payload,
+		rec: Replayed{Sums: lend.rec.Sums}, payload: lend.payload, vault: f.vault,
 	}
 	e := lend
 	for range ft.Records {
@@ -79,5 +87,14 @@ func (e *entries) readPayload(f *logFile) error {
 		return inFile(f.header.ID, damaged("payload that matches its sum", e.rec.Pos.Offset()))
 	}
 	e.rec.Payload = p
-	return nil
+	if f.vault == nil {
+		return nil
+	}
+	r := &e.rec
+	h := RecordHeader{Kind: r.Kind, Flags: r.Flags, Seq: r.Seq, Time: r.Time, Volume: r.Volume, Off: r.Off, Len: r.Len, MapEpoch: r.MapEpoch, PayloadLen: e.payloadLen, Tag: e.tag}
+	head := make([]byte, recordSize)
+	h.encode(head, f.seed)
+	var err error
+	r.Payload, err = f.vault.openRecord(head, nil, p, f.header.ID, r.Pos.Offset()-recordSize)
+	return err
 }

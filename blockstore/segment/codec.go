@@ -103,7 +103,10 @@ func grow(b []byte, n int) []byte {
 }
 
 // Decoder is the scratch of Frame.Decode. It belongs to one goroutine at a time. The zero value works.
-type Decoder struct{ zstd *zstd.Decoder }
+type Decoder struct {
+	zstd          *zstd.Decoder
+	sealed, bound []byte // of Frame.Open
+}
 
 // NewDecoder returns a decoder. It takes memory once zstd is used.
 func NewDecoder() *Decoder { return &Decoder{} }

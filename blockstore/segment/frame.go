@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 )
 
 // These constants are part of the disk format and should not be changed.
@@ -38,7 +39,9 @@ const (
 	fhPayload    = 16
 	fhPayloadCRC = 20
 	fhTableCRC   = 24
-	fhReserved   = 28 // key id u32, nonce 12 B, AEAD tag 16 B; zero
+	fhKeyID      = 28 // 0, and zeroes up to the checksum, of a frame that is not encrypted
+	fhNonce      = 32
+	fhTag        = 44
 	fhCRC        = 60
 )
 
@@ -132,7 +135,9 @@ type Frame struct {
 	Codec  Codec
 	RawLen uint32 // bytes after Decode
 	Size   uint32 // bytes of the whole frame as stored
+	KeyID  uint32 // of the master key that its payload is sealed under until it is opened; 0 if it is not
 
+	head    []byte // header and table
 	table   []byte
 	payload []byte
 }
@@ -155,6 +160,7 @@ func ParseFrame(b []byte) (Frame, error) {
 	}
 	le := binary.LittleEndian
 	tableEnd := frameHeaderSize + int(le.Uint32(b[fhChunks:]))*chunkEntrySize
+	f.head = b[:tableEnd:tableEnd]
 	f.table, f.payload = b[frameHeaderSize:tableEnd:tableEnd], b[tableEnd:f.Size:f.Size]
 	if want, got := le.Uint32(b[fhTableCRC:]), crc32.Checksum(f.table, castagnoli); got != want {
 		return Frame{}, corruptFrame(frameHeaderSize, crcText(want), crcText(got))
@@ -181,7 +187,7 @@ func parseHeader(b []byte) (f Frame, err error) {
 		return f, fmt.Errorf("frame version %d: %w", b[fhVersion], block.ErrVersion)
 	}
 	chunks, raw, payload := le.Uint32(b[fhChunks:]), le.Uint32(b[fhRaw:]), le.Uint32(b[fhPayload:])
-	f.Codec, f.RawLen = Codec(b[fhCodec]), raw
+	f.Codec, f.RawLen, f.KeyID = Codec(b[fhCodec]), raw, le.Uint32(b[fhKeyID:])
 	switch {
 	case f.Codec > Zstd:
 		return f, corruptFrame(fhCodec, "a known codec", f.Codec.String())
@@ -193,8 +199,8 @@ func parseHeader(b []byte) (f Frame, err error) {
 		return f, corruptFrame(fhRaw, "at most 4 MiB raw", fmt.Sprint(raw))
 	case payload == 0 || payload > raw || f.Codec == None && payload != raw:
 		return f, corruptFrame(fhPayload, "a payload no longer than its raw bytes", fmt.Sprint(payload))
-	case !isZero(b[fhReserved:fhCRC]):
-		return f, corruptFrame(fhReserved, "zeroes in reserved bytes", fmt.Sprintf("%x", b[fhReserved:fhCRC]))
+	case f.KeyID == 0 && !isZero(b[fhNonce:fhCRC]):
+		return f, corruptFrame(fhNonce, "zeroes in reserved bytes", fmt.Sprintf("%x", b[fhNonce:fhCRC]))
 	}
 	f.Size = frameHeaderSize + chunks*chunkEntrySize + payload
 	return f, nil
@@ -234,12 +240,15 @@ func (f *Frame) Chunks(dst []FrameChunk) []FrameChunk {
 }
 
 // Decode returns the raw bytes of all chunks, one after the other, in dst's memory if that is large enough and never in the frame's. It
-// allocates at most RawLen bytes. A payload that does not decode to RawLen bytes is block.ErrCorrupt.
+// allocates at most RawLen bytes. A payload that does not decode to RawLen bytes is block.ErrCorrupt. A sealed frame must be opened first: keyring.ErrNoKey.
 func (f *Frame) Decode(dst []byte, dec *Decoder) ([]byte, error) {
 	if uint64(cap(dst)) < uint64(f.RawLen) {
 		dst = make([]byte, f.RawLen)
 	}
 	dst = dst[:f.RawLen]
+	if f.KeyID != 0 {
+		return nil, fmt.Errorf("decode a frame that is sealed under key %d: %w", f.KeyID, keyring.ErrNoKey)
+	}
 	if err := dec.decompress(dst, f.payload, f.Codec); err != nil {
 		return nil, corruptFrame(int64(frameHeaderSize+len(f.table)), fmt.Sprintf("%d B of %v", f.RawLen, f.Codec), err.Error())
 	}

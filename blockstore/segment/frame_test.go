@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 )
 
@@ -130,7 +131,7 @@ func TestHostileFrames(t *testing.T) {
 		"payload 0":         {func(b []byte) { le.PutUint32(b[16:], 0) }, block.ErrCorrupt},
 		"payload 2^32-1":    {func(b []byte) { le.PutUint32(b[16:], 1<<32-1) }, block.ErrCorrupt},
 		"payload > raw":     {func(b []byte) { le.PutUint32(b[16:], 9301) }, block.ErrCorrupt},
-		"key id":            {func(b []byte) { b[28] = 1 }, block.ErrCorrupt},
+		"key id":            {func(b []byte) { b[28] = 1 }, keyring.ErrNoKey},
 		"nonce":             {func(b []byte) { b[43] = 1 }, block.ErrCorrupt},
 		"tag":               {func(b []byte) { b[59] = 1 }, block.ErrCorrupt},
 		"chunk length":      {func(b []byte) { le.PutUint32(b[64+40:], 9001) }, block.ErrCorrupt},

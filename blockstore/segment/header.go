@@ -67,7 +67,7 @@ type Meta struct {
 	Generation uint32 // of this copy's bytes; a rewrite under the same id gets the next one
 	Class      Class
 	SealEpoch  uint64         // log sequence number at which the segment was sealed; 0 while it is open
-	KeyID      uint32         // reserved: 0, no encryption
+	KeyID      uint32         // of the master key that the frames are sealed under; 0: they are not
 	Salt       [32]byte       // reserved: zeroes
 	DomainID   dedup.DomainID // domain whose key made the chunk hashes
 }

@@ -32,6 +32,10 @@ type Writer struct {
 	dir     dirBuilder
 	sealed  bool
 	err     error
+
+	key     *Key   // nil: frames are not sealed
+	frame   []byte // a sealed frame
+	scratch []byte
 }
 
 // dirBuilder gathers a directory and what the footer says about it.
@@ -65,10 +69,18 @@ func (d *dirBuilder) finish(meta Meta, end uint32, minSize int64) ([]byte, Foote
 
 // NewWriter writes the header of a new segment to sink, which must be empty.
 func NewWriter(sink Sink, meta Meta) (*Writer, error) {
-	if !meta.Class.valid() || meta.ID == 0 || meta.KeyID != 0 || meta.Salt != [32]byte{} {
+	return NewSealedWriter(sink, meta, nil)
+}
+
+// NewSealedWriter is NewWriter of a segment whose frames are sealed, unless key is nil: Append seals them.
+func NewSealedWriter(sink Sink, meta Meta, key *Key) (*Writer, error) {
+	if key != nil {
+		meta.KeyID = key.id
+	}
+	if !meta.Class.valid() || meta.ID == 0 || (meta.KeyID != 0) != (key != nil) || meta.Salt != [32]byte{} {
 		return nil, fmt.Errorf("new %v of %v: %w", &meta, meta.Class, block.ErrInvalid)
 	}
-	w := &Writer{sink: sink, meta: meta, buf: make([]byte, 0, writeBuffer+FrameRawTarget)}
+	w := &Writer{sink: sink, meta: meta, key: key, buf: make([]byte, 0, writeBuffer+FrameRawTarget)}
 	w.push(appendHeader(nil, &meta))
 	return w, w.Flush()
 }
@@ -93,6 +105,9 @@ func (w *Writer) Append(frame []byte) (off uint32, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("append to %v: %w", &w.meta, err)
 	}
+	if f.KeyID != 0 {
+		return 0, fmt.Errorf("append to %v: a sealed frame: %w", &w.meta, block.ErrInvalid)
+	}
 	if int(f.Size) != len(frame) {
 		return 0, fmt.Errorf("append to %v: frame of %d B in %d B: %w", &w.meta, f.Size, len(frame), block.ErrInvalid)
 	}
@@ -105,6 +120,11 @@ func (w *Writer) Append(frame []byte) (off uint32, err error) {
 		if err := w.Flush(); err != nil {
 			return 0, err
 		}
+	}
+	if w.key != nil {
+		w.frame = append(w.frame[:0], frame...)
+		w.scratch = w.key.seal(w.frame, off, w.scratch)
+		frame = w.frame
 	}
 	w.push(frame)
 	w.dir.add(off, &f)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
+	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
 // Exit codes are part of the interface.
@@ -45,7 +47,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitFailed, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
 	case errors.As(err, &usage):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
-	case errors.Is(err, errRefused):
+	case errors.Is(err, errRefused), errors.Is(err, keyring.ErrWrongKey), errors.Is(err, secret.ErrExposed):
 		return exitRefused, ""
 	case errors.Is(err, block.ErrVersion):
 		return exitFailed, "use the version that wrote it, or a newer one"

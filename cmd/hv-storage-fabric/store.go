@@ -14,7 +14,7 @@ import (
 
 func newStore(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "store", Short: "Look at the store under the volumes"})
-	c.AddCommand(newStoreStats(a), newStoreExplain(a), newStoreWhatIf(a), newStoreAlarms(a), newStoreSettle(a), newStoreGC(a), newStoreScrub(a), newStoreRepair(a), newStoreIndex(a), newStoreRebuildIndex(a), newStoreCheck(a), newStoreDump(a), newStoreUpgrade(a))
+	c.AddCommand(newStoreStats(a), newStoreExplain(a), newStoreWhatIf(a), newStoreAlarms(a), newStoreSettle(a), newStoreGC(a), newStoreScrub(a), newStoreRepair(a), newStoreIndex(a), newStoreRebuildIndex(a), newStoreCheck(a), newStoreDump(a), newStoreUpgrade(a), newStoreKey(a))
 	return c
 }
 

@@ -15,8 +15,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
 	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
+	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
@@ -76,6 +78,12 @@ func judge(err error) (code int, hint string) {
 	switch {
 	case errors.Is(err, block.ErrLocked):
 		return exitRefused, "; another hvd has it open: stop that first, or use another --data-dir"
+	case errors.Is(err, keyring.ErrNoKey):
+		return exitRefused, "; name the file of its age identity with --store-key-file, or a systemd credential with --store-key-credential"
+	case errors.Is(err, keyring.ErrWrongKey):
+		return exitRefused, "; `hv-storage-fabric store key list DATA_DIR` says whose keys open it"
+	case errors.Is(err, secret.ErrExposed):
+		return exitRefused, ""
 	case errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage, "; see `hvd --help`"
 	case errors.Is(err, block.ErrVersion):

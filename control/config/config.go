@@ -45,19 +45,25 @@ type Store struct {
 	LogCopies    int           `yaml:"log-copies" doc:"On how many disks the log lies, the data directory included, 1 to 3. 0: one more than store.stripe has parity shards, or as many as there are."`
 	Restore      string        `yaml:"restore-data-dir" enum:"off,on" doc:"on: a data directory that is empty is lost, and is made anew from store.disks. off: it is refused, as its disk may just not be mounted."`
 	Parity       string        `yaml:"parity" doc:"Reed-Solomon parity of each sealed segment, DATA+PARITY shards, such as 16+2, or off. Another value is brought about in the background."`
+	KeyFile      string        `yaml:"key-file" doc:"File of the age identity that opens an encrypted store; only its owner may have access to it. A store that is made while it is set is encrypted, for good."`
+	Credential   string        `yaml:"key-credential" doc:"Name of the systemd credential with that identity (LoadCredential=, LoadCredentialEncrypted=), instead of store.key-file."`
+	Recipients   string        `yaml:"recipients" doc:"Further age recipients, separated by commas, that can open a store that is made encrypted, such as one whose identity is kept in a safe. Later: store key add."`
 	GCRate       units.Size    `yaml:"gc-rate" doc:"Budget of garbage collection, bytes read and written a second. While guests are served a quarter of it is used."`
 	GCRequests   int           `yaml:"gc-requests" doc:"Budget of garbage collection, requests to devices a second. While guests are served a quarter of it is used."`
 	KeepRate     units.Size    `yaml:"keep-rate" doc:"Budget of parity, scrub, repair and of what goes cold, bytes read and written a second. While guests are served a quarter of it is used."`
 }
 
 // DiskList returns the directories of the further disks.
-func (s *Store) DiskList() (disks []string) {
-	for d := range strings.SplitSeq(s.Disks, ",") {
+func (s *Store) DiskList() []string { return commas(s.Disks) }
+
+// commas splits a list.
+func commas(list string) (all []string) {
+	for d := range strings.SplitSeq(list, ",") {
 		if d = strings.TrimSpace(d); d != "" {
-			disks = append(disks, d)
+			all = append(all, d)
 		}
 	}
-	return disks
+	return all
 }
 
 // NBD holds settings of the NBD server.
@@ -141,7 +147,7 @@ func (c *Config) resolve() error {
 		}
 	}
 	c.Store.Disks = strings.Join(disks, ",")
-	for _, file := range []*string{&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile} {
+	for _, file := range []*string{&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile, &c.Store.KeyFile} {
 		if *file == "" {
 			continue
 		}

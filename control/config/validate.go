@@ -61,6 +61,7 @@ func (c *Config) Validate() error {
 		all = append(all, fmt.Errorf("store.parity: %w", err))
 	}
 	c.Store.checkDisks(c.DataDir, bad)
+	c.Store.checkKeys(bad)
 	within("nbd.in-flight", c.NBD.InFlight, 48<<20, 1<<40)
 	if c.Store.SyncEvery < time.Millisecond || c.Store.SyncEvery > time.Hour {
 		bad("store.sync-every", "%s is not within 1ms and 1h", c.Store.SyncEvery)
