@@ -35,7 +35,7 @@ var goldenStores = flag.String("golden.stores", "", "make the golden stores of t
 const (
 	goldenStoresDir  = "testdata/stores"
 	goldenStoreList  = "GOLDEN.json" // in the archive, not part of the store
-	goldenStoreBytes = 200 << 10     // most that one may take, packed
+	goldenStoreBytes = 320 << 10     // most that one may take, packed
 )
 
 // goldenStore is the list of a golden store.
@@ -73,6 +73,9 @@ func TestGoldenStores(t *testing.T) {
 			checkWhole(t, dir, "as it was packed")
 			opts := testOptions(t, vfs.Default, dir)
 			opts.LogFileBytes, opts.Parity = 1<<20, erasure.Shape{Data: 4, Parity: 2}
+			if strings.Contains(path, "encrypted") {
+				opts.Keys = fixedKeys()
+			}
 			s := openTest(t, opts)
 			list.verify(t, s)
 			useGoldenStore(t, s)
@@ -216,15 +219,23 @@ func unpackGoldenStore(t *testing.T, path, dir string) *goldenStore {
 	}
 }
 
-// TestMakeGoldenStores makes the golden stores of a release: one that was closed, and one that was copied as a killed daemon leaves it, with data that is in the log alone.
+// TestMakeGoldenStores makes the golden stores of a release: one that was closed, and one that was copied as a killed daemon leaves it, with data that is in the log alone; and the same of an encrypted store.
 func TestMakeGoldenStores(t *testing.T) {
 	if *goldenStores == "" {
 		t.Skip("makes files: only with -golden.stores RELEASE")
 	}
+	makeGoldenStores(t, *goldenStores, Keys{})
+	makeGoldenStores(t, *goldenStores+"-encrypted", fixedKeys())
+}
+
+func makeGoldenStores(t *testing.T, name string, keys Keys) {
+	t.Helper()
 	dir := t.TempDir()
 	open := func() *Store {
 		t.Helper()
-		s, err := Open(t.Context(), goldenStoreOptions(dir))
+		opts := goldenStoreOptions(dir)
+		opts.Keys = keys
+		s, err := Open(t.Context(), opts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -239,12 +250,12 @@ func TestMakeGoldenStores(t *testing.T) {
 	f.second()
 	s, list := f.s, f.list()
 	list.Release = *goldenStores
-	packGoldenStore(t, dir, list, *goldenStores+"-killed")
+	packGoldenStore(t, dir, list, name+"-killed")
 	settleTest(t, s)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	packGoldenStore(t, dir, list, *goldenStores+"-closed")
+	packGoldenStore(t, dir, list, name+"-closed")
 }
 
 // goldenFiller makes one of everything: both ways to cut, both write modes, snapshots, a clone of a deleted one, overwrites that leave pieces, trims, zeroes, duplicates, parity, and data in the log.
