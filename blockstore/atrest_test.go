@@ -15,6 +15,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/check"
 	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
@@ -178,5 +179,86 @@ func TestKeyForAPlainStore(t *testing.T) {
 	opts.Keys = fixedKeys()
 	if _, err := Open(context.Background(), opts); !errors.Is(err, block.ErrInvalid) {
 		t.Errorf("got %v, want %v", err, block.ErrInvalid)
+	}
+}
+
+// A segment can go between the read of a frame and the look for its key: its chunks have moved, and it must be neither damage nor leave a wrong key behind.
+func TestFrameOfASegmentThatIsGone(t *testing.T) {
+	ring, err := keyring.New(block.UUID{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	generation := uint32(0)
+	k := &frameKeys{ring: ring, generation: func(block.SegmentID) uint32 { return generation }}
+	sink, err := os.Create(filepath.Join(t.TempDir(), "segment"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	key, err := k.writing(7, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := segment.NewSealedWriter(sink, segment.Meta{ID: 7, Generation: 1, Class: segment.Warm}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := segment.EncodeFrame(nil, []segment.Chunk{{ID: 1, Raw: []byte(plainMark)}}, segment.None, segment.NewEncoder())
+	if err != nil {
+		t.Fatal(err)
+	}
+	off, err := w.Append(b)
+	if err := errors.Join(err, w.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sink.ReadAt(b, int64(off)); err != nil {
+		t.Fatal(err)
+	}
+	open := func() error {
+		f, err := segment.ParseFrame(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.open(&f, 7, 0, off, segment.NewDecoder())
+	}
+	if err := open(); !errors.Is(err, block.ErrNotFound) || errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("no row: got %v, want %v", err, block.ErrNotFound)
+	}
+	generation = 1
+	if err := open(); err != nil {
+		t.Errorf("with its row: %v", err)
+	}
+}
+
+// The disk with the newest superblock is what a lost data directory is made from, so one that did not take the keys must not have it.
+func TestADiskHasTheKeysBeforeTheSuperblock(t *testing.T) {
+	disk := t.TempDir()
+	for _, dir := range []string{"log", keysFile + ".tmp"} {
+		if err := os.Mkdir(filepath.Join(disk, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(disk, "log", "members"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	super := &superblock{StoreID: block.UUID{1}, Generation: 4, BootEpoch: 2, Incompat: incompatEncrypted}
+	reports := 0
+	s := &Store{fs: vfs.Default, super: super, keyBytes: []byte("keys")}
+	s.opts = Options{Dir: t.TempDir(), Disks: []string{disk}, Events: Events{BackgroundError: func(_ string, err error) {
+		if err != nil {
+			reports++
+		}
+	}}}
+	s.copySuper(super)
+	if _, err := readSuper(vfs.Default, disk); !errors.Is(err, block.ErrNotFound) || reports != 1 {
+		t.Errorf("a disk that took no keys: superblock %v, %d reports", err, reports)
+	}
+	if err := os.Remove(filepath.Join(disk, keysFile+".tmp")); err != nil {
+		t.Fatal(err)
+	}
+	s.copySuper(super)
+	b, err := os.ReadFile(filepath.Join(disk, keysFile))
+	if got, e := readSuper(vfs.Default, disk); err != nil || string(b) != "keys" || e != nil || got.Generation != 4 {
+		t.Errorf("keys %q, %v; superblock %+v, %v", b, err, got, e)
 	}
 }

@@ -150,9 +150,9 @@ func (s *Store) copySuper(super *superblock) {
 		if !s.inUse(d) {
 			continue
 		}
-		err := writeFileAtomic(s.fs, d, superPath(s.fs, d, super.Generation), super.encode())
+		err := s.copyKeys(d) // first: the disk with the newest superblock is what a lost data directory is made from
 		if err == nil {
-			err = s.copyKeys(d)
+			err = writeFileAtomic(s.fs, d, superPath(s.fs, d, super.Generation), super.encode())
 		}
 		s.report("copy the superblock to "+d, err)
 	}

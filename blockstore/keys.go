@@ -69,7 +69,7 @@ func (s *Store) createKeys() (*superblock, error) {
 			return nil, err
 		}
 	}
-	b, err := f.Encode()
+	b, err := f.Encode(ring)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func EditKeys(dir string, identities []age.Identity, dryRun bool, change func(*k
 	if err := change(f, ring); err != nil || dryRun {
 		return err
 	}
-	b, err := f.Encode()
+	b, err := f.Encode(ring)
 	if err != nil {
 		return err
 	}
@@ -219,8 +219,8 @@ type frameKeys struct {
 }
 
 type frameKey struct {
-	segment block.SegmentID
-	id      uint32
+	segment        block.SegmentID
+	id, generation uint32
 }
 
 // maxFrameKeys bounds the keys that are kept. One takes about 1 KiB.
@@ -228,15 +228,12 @@ const maxFrameKeys = 2048
 
 // of returns the key of a segment.
 func (k *frameKeys) of(id block.SegmentID, generation, master uint32) (*segment.Key, error) {
-	name := frameKey{id, master}
+	name := frameKey{id, master, generation}
 	k.mu.RLock()
 	key := k.keys[name]
 	k.mu.RUnlock()
 	if key != nil {
 		return key, nil
-	}
-	if generation == 0 {
-		generation = k.generation(id)
 	}
 	key, err := segment.NewKey(k.ring, master, id, generation)
 	if err != nil {
@@ -259,13 +256,19 @@ func (k *frameKeys) writing(id block.SegmentID, generation uint32) (*segment.Key
 	return segment.NewKey(k.ring, k.ring.Current(), id, generation)
 }
 
-// open opens a frame that was read at off of a segment, of a generation or, if that is 0, the one of its row. In an encrypted store one in plain text is damage: nobody who had the key wrote it.
+// open opens a frame that was read at off of a segment, of a generation or, if that is 0, the one of its row. In an encrypted store one in plain text is damage: nobody who had the key wrote it. A segment that went
+// while it was read is block.ErrNotFound: its chunks have moved.
 func (k *frameKeys) open(f *segment.Frame, id block.SegmentID, generation, off uint32, dec *segment.Decoder) error {
 	if k == nil {
 		return nil
 	}
 	if f.KeyID == 0 {
 		return &block.CorruptError{Source: fmt.Sprintf("segment %06x", id), Offset: int64(off), Want: "a sealed frame", Got: "one in plain text"}
+	}
+	if generation == 0 {
+		if generation = k.generation(id); generation == 0 {
+			return fmt.Errorf("segment %06x: %w", id, block.ErrNotFound)
+		}
 	}
 	key, err := k.of(id, generation, f.KeyID)
 	if err != nil {

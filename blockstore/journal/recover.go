@@ -202,11 +202,11 @@ func (r *recovery) retain(start int) error {
 		if !ok || ft.FinalChain != next.header.PrevChain {
 			break
 		}
-		c.state, c.sealed = accepted, true
-		c.contents = contents{end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime}
 		if c.vault != nil && !r.takeTags(c, &ft) {
 			break
 		}
+		c.state, c.sealed = accepted, true
+		c.contents = contents{end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime}
 		kept = append(kept, c.logFile)
 		next = c
 	}

@@ -4,7 +4,7 @@
 // the older one whose id it names, which the ring keeps. The ring is wrapped, whole, once for each of its age recipients: X25519 or the post-quantum hybrid. Any of their identities opens it.
 //
 //	hyper-nixos keys 1 crc32c\n
-//	{"store": …, "slots": [{"recipient": …, "label": …, "added": …, "sealed": …} …]}
+//	{"store": …, "slots": [{"recipient": …, "label": …, "added": …, "sealed": …} …], "mac": …}
 //
 // docs/format/keys.md has the bytes. The package reads and writes no file, starts no goroutine and holds no lock. A Ring is not changed after it was shared.
 package keyring

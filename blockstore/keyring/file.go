@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,10 +37,11 @@ type Slot struct {
 	Sealed    []byte    `json:"sealed"`
 }
 
-// File is the file `keys` of a store. Its slots say in plain who may open it.
+// File is the file `keys` of a store. Its slots say in plain who may open it. MAC authenticates that list: a rotation wraps the new key for whoever is in it, so nobody without the ring may have put himself there.
 type File struct {
 	Store string `json:"store"`
 	Slots []Slot `json:"slots"`
+	MAC   []byte `json:"mac"`
 }
 
 // NewFile returns the file of a new store's keys, without a slot.
@@ -112,8 +114,9 @@ func (s *Slot) wrap(r *Ring, to age.Recipient) error {
 	return err
 }
 
-// Encode returns the file's bytes.
-func (f *File) Encode() ([]byte, error) {
+// Encode authenticates the slots with the ring that they hold and returns the file's bytes.
+func (f *File) Encode(r *Ring) ([]byte, error) {
+	f.MAC = r.signSlots(f.Slots)
 	body, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
 		return nil, err
@@ -156,7 +159,7 @@ func Decode(b []byte) (*File, error) {
 	return f, nil
 }
 
-// Open returns the ring of a store: ErrNoKey without identities, ErrWrongKey if they open no slot, block.ErrCorrupt if the slots are damaged or another store's.
+// Open returns the ring of a store: ErrNoKey without identities, ErrWrongKey if they open no slot, block.ErrCorrupt if the slots are damaged or another store's, or were changed by somebody without a ring.
 func (f *File) Open(store block.UUID, identities []age.Identity) (*Ring, error) {
 	if f.Store != store.String() {
 		return nil, &block.CorruptError{Source: "keys", Want: "those of store " + store.String(), Got: fmt.Sprintf("those of %.40q", f.Store)}
@@ -173,7 +176,11 @@ func (f *File) Open(store block.UUID, identities []age.Identity) (*Ring, error) 
 			return nil, fmt.Errorf("slot of %s: %w", f.Slots[i].Recipient, err)
 		}
 		defer clear(plain)
-		return decodeRing(plain, store)
+		r, err := decodeRing(plain, store)
+		if err == nil && !hmac.Equal(f.MAC, r.signSlots(f.Slots)) {
+			return nil, &block.CorruptError{Source: "keys", Want: "slots as who had a key of the store left them; restore the file from a copy", Got: "others"}
+		}
+		return r, err
 	}
 	return nil, ErrWrongKey
 }

@@ -41,7 +41,7 @@ func TestEachIdentityOpensTheFile(t *testing.T) {
 	if err := errors.Join(ring.Rotate(), f.Rewrap(ring)); err != nil {
 		t.Fatal(err)
 	}
-	b, err := f.Encode()
+	b, err := f.Encode(ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +104,42 @@ func TestDerivedKeysDiffer(t *testing.T) {
 	}
 }
 
+// Who may write the file and has no key cannot have the next rotation wrap the ring for him.
+func TestSlotsAreAuthenticated(t *testing.T) {
+	stranger, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, change := range map[string]func(f *File){
+		"a slot's recipient is another": func(f *File) { f.Slots[1].Recipient = stranger.Recipient().String() },
+		"a slot more": func(f *File) {
+			f.Slots = append(f.Slots, Slot{Recipient: stranger.Recipient().String(), Added: f.Slots[0].Added, Sealed: f.Slots[0].Sealed})
+		},
+		"a slot less":    func(f *File) { f.Slots = f.Slots[:1] },
+		"another label":  func(f *File) { f.Slots[0].Label = "other" },
+		"another time":   func(f *File) { f.Slots[0].Added = f.Slots[0].Added.Add(time.Second) },
+		"no tag":         func(f *File) { f.MAC = nil },
+		"no recipient":   func(f *File) { f.Slots[1].Recipient = "" },
+	} {
+		ring, f, classic, _ := testFile(t)
+		b, err := f.Encode(ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read, err := Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := read.Open(testStore, []age.Identity{classic}); err != nil {
+			t.Fatal(err)
+		}
+		change(read)
+		if _, err := read.Open(testStore, []age.Identity{classic}); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: got %v, want %v", what, err, block.ErrCorrupt)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte("hyper-nixos keys 1 00000000\n{}\n"))
 	f.Add([]byte(""))
@@ -123,8 +159,8 @@ func FuzzDecode(f *testing.F) {
 
 // Each flipped bit of the file is noticed.
 func TestDamagedFile(t *testing.T) {
-	_, f, classic, _ := testFile(t)
-	good, err := f.Encode()
+	ring, f, classic, _ := testFile(t)
+	good, err := f.Encode(ring)
 	if err != nil {
 		t.Fatal(err)
 	}

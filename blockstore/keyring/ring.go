@@ -2,9 +2,11 @@ package keyring
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
@@ -23,6 +25,7 @@ var (
 const (
 	purposeLog     = "hyper-nixos 2026 at rest: log"
 	purposeSegment = "hyper-nixos 2026 at rest: segment"
+	purposeSlots   = "hyper-nixos 2026 at rest: slots"
 )
 
 // maxMasters bounds the master keys of a ring, and so how often a store is rotated.
@@ -68,6 +71,18 @@ func (r *Ring) derive(id uint32, purpose string) (secret.Secret, error) {
 		return secret.Secret{}, fmt.Errorf("master key %d, the store has 1 to %d: %w", id, len(r.masters), block.ErrNotFound)
 	}
 	return r.masters[id-1].Derive(r.Store[:], purpose), nil
+}
+
+// signSlots authenticates who has slots, under the newest master key: HMAC-SHA256 of the recipients, labels and times in order, each behind its length, a u32.
+func (r *Ring) signSlots(slots []Slot) []byte {
+	var text []byte
+	for _, s := range slots {
+		for _, part := range []string{s.Recipient, s.Label, s.Added.UTC().Format(time.RFC3339)} {
+			text = append(binary.LittleEndian.AppendUint32(text, uint32(len(part))), part...)
+		}
+	}
+	sum := r.masters[len(r.masters)-1].Derive(r.Store[:], purposeSlots).MAC(text)
+	return sum[:]
 }
 
 // sealedRing is a ring as it is wrapped.
