@@ -10,10 +10,21 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
+// maxAdopted is how many chunks bound a run of adopted packs, its memory and what a reader takes: one pack has no more.
+const maxAdopted = 1 << 20
+
 // Adopt reads the directories of packs that no run lists: a writer died before it stored one, or the run is lost. What they hold need not be stored again. It returns how
 // many there were. What a prune has marked is left to it. A pack that cannot be read is told to bad, which may be nil, and is of no use to anybody.
 func (r *Repository) Adopt(ctx context.Context, bad func(key string, err error)) (int, error) {
 	var adopted []runPack
+	count, chunks := 0, 0
+	store := func() (err error) {
+		if len(adopted) > 0 && elapsed(r.index.loaded()) < freshness { // later a prune may have deleted what a run would list
+			_, err = r.storeRun(ctx, adopted)
+		}
+		adopted, chunks = nil, 0
+		return err
+	}
 	err := r.backend.List(ctx, packPrefix, func(o backend.Object) error {
 		name := packName(o.Key)
 		id, err := hex.DecodeString(name)
@@ -32,12 +43,19 @@ func (r *Repository) Adopt(ctx context.Context, bad func(key string, err error))
 		}
 		r.index.add(name, p.size, p.frames)
 		adopted = append(adopted, p)
-		return nil
+		count++
+		for i := range p.frames {
+			chunks += len(p.frames[i].Chunks)
+		}
+		if len(adopted) < packsPerMerged && chunks < maxAdopted {
+			return nil
+		}
+		return store()
 	})
-	if err == nil && len(adopted) > 0 && elapsed(r.index.loaded()) < freshness { // later a prune may have deleted what a run would list
-		_, err = r.storeRun(ctx, adopted)
+	if err == nil {
+		err = store()
 	}
-	return len(adopted), err
+	return count, err
 }
 
 // readDirectory reads what a pack holds. A writer's keys suffice.

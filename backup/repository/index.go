@@ -89,8 +89,8 @@ func (x *Index) lastsLocked(number uint32) bool {
 	return !p.marked && !p.gone
 }
 
-// add takes a pack in and returns its number. The chunks of frames are forgotten: only where frames lie is needed. A chunk that is known already stays where it is, unless that
-// pack will not last and this one will.
+// add takes a pack in and returns its number. The chunks of frames are forgotten: only where frames lie is needed. A chunk that is known already stays where it is, unless this
+// pack is better. Of a pack that is known, frames that were not listed then are left out: who made such a run is wrong about it.
 func (x *Index) add(name string, size uint32, frames []pack.Frame) uint32 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -104,12 +104,12 @@ func (x *Index) add(name string, size uint32, frames []pack.Frame) uint32 {
 		}
 		x.mu.packs = append(x.mu.packs, packInfo{name: name, size: size, marked: x.mu.marked[name], frames: kept})
 	}
-	for i := range frames {
+	for i := range min(len(frames), len(x.mu.packs[number].frames)) {
 		off := uint32(0)
 		for _, c := range frames[i].Chunks {
 			short := shortID(c.ID[:16])
 			old, there := x.mu.places[short]
-			if !there || !x.lastsLocked(old.pack) && x.lastsLocked(number) {
+			if !there || x.betterLocked(number, old.pack) {
 				x.mu.places[short] = place{pack: number, frame: uint32(i), off: off, raw: c.Raw}
 			}
 			if !there {
@@ -119,6 +119,11 @@ func (x *Index) add(name string, size uint32, frames []pack.Frame) uint32 {
 		}
 	}
 	return number
+}
+
+// betterLocked reports whether a chunk is rather to be had from pack a than from b: one that will last, else one that is there still.
+func (x *Index) betterLocked(a, b uint32) bool {
+	return x.lastsLocked(a) && !x.lastsLocked(b) || !x.mu.packs[a].gone && x.mu.packs[b].gone
 }
 
 // mark notes packs of a mark, and when the listing began that it is from.

@@ -204,7 +204,8 @@ func (r *Repository) Manifests(ctx context.Context, bad func(name string, err er
 		}
 		return strings.Compare(a.Name, b.Name)
 	})
-	return all, err
+	// A listing that names one twice must not count as two backups, one to keep and one to forget.
+	return slices.CompactFunc(all, func(a, b *Manifest) bool { return a.Name == b.Name }), err
 }
 
 // Forget removes a backup: its manifest only. What nothing refers to any more is for a prune.

@@ -99,14 +99,41 @@ func (r *Repository) storeMark(ctx context.Context, packs []block.Hash) error {
 	return nil
 }
 
-// loadMarks reads all marks and notes in the index what they name. One that is damaged counts for nothing, also for prunes, and is told to bad.
+// loadMarks reads all marks and notes in the index what they name. One that is damaged counts for nothing, also for prunes, and is told to bad. One that goes after it was listed
+// may have been replaced by another, which that listing may have missed: then they are listed once more.
 func (r *Repository) loadMarks(ctx context.Context, bad func(key string, err error)) (marks []mark, err error) {
 	began := time.Now()
+	seen := make(map[string]bool)
+	for range maxListings {
+		more, replaced, err := r.listMarks(ctx, seen, bad)
+		if err != nil {
+			return nil, err
+		}
+		marks = append(marks, more...)
+		if replaced {
+			continue
+		}
+		r.index.mark(nil, began)
+		for i := range marks {
+			r.index.mark(marks[i].packs, began)
+		}
+		return marks, nil
+	}
+	return nil, fmt.Errorf("the marks of the repository in %s change all the time; try again later", r.backend.Location())
+}
+
+// listMarks reads the marks that were not seen yet. replaced: one of them went meanwhile.
+func (r *Repository) listMarks(ctx context.Context, seen map[string]bool, bad func(key string, err error)) (marks []mark, replaced bool, err error) {
 	err = r.backend.List(ctx, markPrefix, func(o backend.Object) error {
+		if seen[o.Key] {
+			return nil
+		}
 		b, err := r.read(ctx, o.Key, maxMark)
 		if errors.Is(err, block.ErrNotFound) {
-			return nil // a prune is through with it, and its packs are in no run any more
+			replaced = true
+			return nil
 		}
+		seen[o.Key] = true
 		m := mark{key: o.Key, created: o.Created}
 		if err == nil {
 			m.packs, err = decodeMark(r.keys, b)
@@ -120,14 +147,7 @@ func (r *Repository) loadMarks(ctx context.Context, bad func(key string, err err
 		marks = append(marks, m)
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	r.index.mark(nil, began)
-	for i := range marks {
-		r.index.mark(marks[i].packs, began)
-	}
-	return marks, nil
+	return marks, replaced, err
 }
 
 // loaded returns when the listing of marks began that the index goes by; now if there was none, as then it knows nothing.

@@ -139,8 +139,16 @@ func (p *pruning) look(ctx context.Context) (err error) {
 	if err := p.listPacks(ctx); err != nil {
 		return err
 	}
-	return p.o.Reachable(ctx, p.reach)
+	if err := p.o.Reachable(ctx, p.reach); err != nil {
+		return err
+	}
+	if len(r.index.all()) != len(p.packs) { // a reader missed a pack and has read the index again
+		return errChanged
+	}
+	return nil
 }
+
+var errChanged = errors.New("another prune has moved meanwhile what backups need, so nothing is pruned; run this one again later")
 
 // clock returns what time it is for the backend: its Created times are compared with that. What crashed prunes left is removed.
 func (p *pruning) clock(ctx context.Context) (time.Time, error) {
@@ -196,6 +204,9 @@ func (x *Index) number(name string) (number uint32, ok bool) {
 // reach notes that a backup needs a chunk. If it is not there nothing may be deleted: what is known of the repository is not all of it.
 func (p *pruning) reach(id block.Hash) error {
 	at, first, ok := p.r.index.reach(id)
+	if ok && int(at.pack) >= len(p.packs) {
+		return errChanged
+	}
 	if !ok || !p.whole(at.pack) {
 		return fmt.Errorf("a backup needs chunk %v, which is in no pack that is there whole, so nothing is pruned; run it again, and `repo verify` if it stays so: %w", id, block.ErrCorrupt)
 	}
@@ -235,7 +246,8 @@ func (p *pruning) fresh() error {
 	return fmt.Errorf("the prune has taken longer than %v, so what it knows is too old to delete anything by; run it again, it goes on", freshness)
 }
 
-func (p *pruning) expired(t time.Time) bool { return p.now.Sub(t) >= p.o.Grace }
+// expired reports whether something of that time is a grace old. Alone all is: a place may tell times of listings finer than the one that now is from.
+func (p *pruning) expired(t time.Time) bool { return p.o.Alone || p.now.Sub(t) >= p.o.Grace }
 
 // dead returns the packs without a mark that nobody needs, and that are old enough not to belong to a backup under way.
 func (p *pruning) dead() (dead []block.Hash) {

@@ -205,7 +205,7 @@ func read(ctx context.Context, from backend.Backend, key string, max int64) ([]b
 	if err != nil {
 		return nil, err
 	}
-	if o.SizeBytes > max {
+	if o.SizeBytes < 0 || o.SizeBytes > max {
 		return nil, &block.CorruptError{Source: "object " + key, Want: fmt.Sprintf("at most %d B", max), Got: fmt.Sprint(o.SizeBytes)}
 	}
 	b := make([]byte, o.SizeBytes)

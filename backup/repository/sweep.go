@@ -16,8 +16,9 @@ const (
 	manySmallRuns  = 32
 )
 
-// deleteMarked deletes the packs that were marked a grace ago and that no backup needs: first they leave the runs, then they go, then the marks that name nothing any more. So
-// whoever reads marks and runs, in this order, finds no pack that will go without seeing its mark.
+// deleteMarked deletes the packs that were marked a grace ago and that no backup needs: first they leave the runs, then a new mark names them,
+// then they go, then the marks that name nothing any more. So whoever reads marks and runs, in this order, finds no pack that will go without seeing its mark. The new mark is for
+// other prunes under way, which may have read a run that lists them, and list them anew; it comes first, as this one may die once they are gone.
 func (p *pruning) deleteMarked(ctx context.Context) error {
 	doomed := p.doomed()
 	for _, name := range doomed {
@@ -35,6 +36,12 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 	if err := p.rewriteRuns(ctx, drop); err != nil {
 		return err
 	}
+	if err := p.fresh(); err != nil {
+		return err
+	}
+	if err := p.r.storeMark(ctx, slices.Collect(maps.Keys(drop))); err != nil {
+		return err
+	}
 	for _, name := range doomed {
 		if err := p.fresh(); err != nil {
 			return err
@@ -42,10 +49,6 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 		if err := ignoreMissing(p.r.backend.Delete(ctx, packKey(name.String()))); err != nil {
 			return err
 		}
-	}
-	// Other prunes under way may have read a run that lists them, and list them anew.
-	if err := p.r.storeMark(ctx, slices.Collect(maps.Keys(drop))); err != nil {
-		return err
 	}
 	p.forget(doomed)
 	return p.deleteMarks(ctx, drop)
@@ -84,15 +87,11 @@ func (p *pruning) forget(names []block.Hash) {
 	}
 }
 
-// deleteMarks removes the marks whose packs are all gone, and as long gone as a prune can take, or named by the mark that was just made. One that is damaged names none; others may
-// have read it before.
+// deleteMarks removes the marks that are a grace old and whose packs are all gone, or named by the mark that was just made. One that is damaged stays: others may be able to read it.
 func (p *pruning) deleteMarks(ctx context.Context, renamed map[block.Hash]bool) error {
 	for _, m := range p.marks {
 		needed := func(name block.Hash) bool { return p.object(name) != nil && !renamed[name] }
 		if !p.expired(m.created) || slices.ContainsFunc(m.packs, needed) {
-			continue
-		}
-		if len(m.packs) == 0 && p.now.Sub(m.created) < 2*MinGrace {
 			continue
 		}
 		if err := p.fresh(); err != nil {

@@ -2,6 +2,7 @@ package s3
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -57,7 +58,8 @@ func pause(ctx context.Context, first time.Duration, n int) error {
 
 // temporary reports whether another try may help: the connection failed, or the server says so.
 func temporary(err error) bool {
-	if errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrInvalid) {
+	var untrusted *tls.CertificateVerificationError
+	if errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrInvalid) || errors.Is(err, errAnswer) || errors.As(err, &untrusted) {
 		return false
 	}
 	var answer minio.ErrorResponse

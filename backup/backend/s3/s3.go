@@ -154,12 +154,15 @@ func (s *S3) read(ctx context.Context, key string, p []byte, off int64) error {
 	if err := o.SetRange(off, off+int64(len(p))-1); err != nil {
 		return fmt.Errorf("%w: %w", block.ErrInvalid, err)
 	}
-	body, info, _, err := minio.Core{Client: s.client}.GetObject(ctx, s.o.Place.Bucket, s.key(key), o)
+	body, info, header, err := minio.Core{Client: s.client}.GetObject(ctx, s.o.Place.Bucket, s.key(key), o)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if info.Size < int64(len(p)) {
+	if at := header.Get("Content-Range"); off > 0 && !strings.HasPrefix(at, fmt.Sprintf("bytes %d-", off)) {
+		return fmt.Errorf("bytes from %d were asked for, and the storage, or a proxy before it, sends %q: %w", off, at, errAnswer)
+	}
+	if 0 <= info.Size && info.Size < int64(len(p)) {
 		return &block.CorruptError{Source: "object " + key, Offset: off, Want: fmt.Sprintf("%d B", len(p)), Got: fmt.Sprint(info.Size)}
 	}
 	_, err = io.ReadFull(body, p)
@@ -173,11 +176,25 @@ func (s *S3) Stat(ctx context.Context, key string) (o backend.Object, err error)
 	}
 	err = s.try(ctx, "object "+key, func() error {
 		info, err := s.client.StatObject(ctx, s.o.Place.Bucket, s.key(key), minio.StatObjectOptions{})
-		o = backend.Object{Key: key, SizeBytes: info.Size, Created: info.LastModified}
+		if err != nil {
+			return err
+		}
+		o, err = object(key, info)
 		return err
 	})
 	return o, err
 }
+
+// object is what the storage says of an object, if it says all that prunes and readers go by.
+func object(key string, info minio.ObjectInfo) (backend.Object, error) {
+	if info.Size < 0 || info.LastModified.Unix() <= 0 {
+		return backend.Object{}, fmt.Errorf("object %s has a length of %d B and is of %v, says the storage, or a proxy before it: %w", key, info.Size, info.LastModified, errAnswer)
+	}
+	return backend.Object{Key: key, SizeBytes: info.Size, Created: info.LastModified}, nil
+}
+
+// errAnswer means that the storage answers something that it must not.
+var errAnswer = errors.New("wrong answer")
 
 // List implements backend.Backend. After an error it goes on behind the last key.
 func (s *S3) List(ctx context.Context, prefix string, visit func(backend.Object) error) error {
@@ -195,7 +212,11 @@ func (s *S3) List(ctx context.Context, prefix string, visit func(backend.Object)
 			if !ok || backend.CheckKey(key) != nil {
 				continue // somebody else's
 			}
-			if stop = visit(backend.Object{Key: key, SizeBytes: info.Size, Created: info.LastModified}); stop != nil {
+			o, err := object(key, info)
+			if err != nil {
+				return err
+			}
+			if stop = visit(o); stop != nil {
 				return nil
 			}
 		}

@@ -87,7 +87,8 @@ func TestS3Faults(t *testing.T) {
 			if err := s.List(ctx, key, func(backend.Object) error { found++; return nil }); err != nil || found != 1 {
 				t.Errorf("list: %v, found %d", err, found)
 			}
-			if err := s.Create(ctx, key, data); !errors.Is(err, block.ErrExists) {
+			// Other bytes: a server may refuse before it has read all, and reset the connection, and with the same bytes that would be taken for an earlier try.
+			if err := s.Create(ctx, key, data[1:]); !errors.Is(err, block.ErrExists) {
 				t.Errorf("once more: got %v, want %v", err, block.ErrExists)
 			}
 			p.Fail(s3test.Fault{})

@@ -1,6 +1,7 @@
 package s3test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -20,10 +21,15 @@ type Gateway struct {
 	Access, Secret string
 }
 
+// buildTime bounds the build of the server, which fetches its modules the first time: make does it before the tests, whose time it would take.
+const buildTime = 15 * time.Minute
+
 // program builds the server, once, and returns its path, which is in Go's cache.
 var program = sync.OnceValues(func() (string, error) {
 	_, here, _, _ := runtime.Caller(0)
-	cmd := exec.Command("go", "tool", "-n", "versitygw")
+	ctx, cancel := context.WithTimeout(context.Background(), buildTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "tool", "-n", "versitygw")
 	cmd.Dir = filepath.Join(filepath.Dir(here), "testdata", "versitygw")
 	var says strings.Builder
 	cmd.Stderr = &says
@@ -34,12 +40,16 @@ var program = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(path)), nil
 })
 
-// Start starts a server that ends with the test.
+// Start starts a server that ends with the test. Where it cannot be built, for want of a network, the test is skipped; in CI, or with HV_REQUIRE_TOOLS set, it fails.
 func Start(t *testing.T) *Gateway {
 	t.Helper()
 	path, err := program()
-	if err != nil {
+	switch {
+	case err == nil:
+	case os.Getenv("CI") != "" || os.Getenv("HV_REQUIRE_TOOLS") != "":
 		t.Fatal(err)
+	default:
+		t.Skip(err)
 	}
 	g := &Gateway{Host: freeAddress(t), Bucket: "backups", Access: "test", Secret: "test-secret"}
 	root := t.TempDir()
