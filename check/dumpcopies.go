@@ -83,7 +83,7 @@ func (d *CopiesDump) read(r io.ReaderAt) error {
 }
 
 func (d *CopiesDump) frames(r io.ReaderAt, table []byte, end uint64) error {
-	for f := (&fields{b: table}); len(f.b) > 0; {
+	for f := (&fields{b: table}); f.at < len(table); {
 		c := CopyOfAFrame{Segment: f.u64(), Generation: f.u32(), Offset: f.u32(), Length: f.u32()}
 		sum := f.u32()
 		c.At = f.u64()

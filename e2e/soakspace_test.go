@@ -3,6 +3,7 @@ package e2e
 import (
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -11,10 +12,13 @@ const (
 	// soakSlack is how much more than what the recorder counts the segments of data may take at the end, in percent.
 	soakSlack = 5
 	// What a store takes whatever is in it, in bytes: the log up to its cap; checkpoints, which are written anew when 64 MiB of changes have come together, behind at most a
-	// segment that began before; and Pebble's logs and tables.
+	// segment that began before; Pebble's logs and tables.
 	soakLog         = 64 << 20
 	soakCheckpoints = 128 << 20
 	soakPebble      = 64 << 20
+	// The index's tables, those that a compaction replaces included, and the second copies: 16 MiB as long as 1 % of what is stored is less, and their table.
+	soakIndex  = 32 << 20
+	soakCopies = 17 << 20
 	// A settle leaves 3 % of full segments unused, and whatever is in the open one.
 	soakUnused      = 3 // percent
 	soakOpenSegment = 64 << 20
@@ -25,7 +29,7 @@ const (
 // soakSpace is what a store takes at a moment, in bytes.
 type soakSpace struct {
 	model                                                    int64 // what the recorder says must be stored
-	segments, log, meta, other                               int64 // on disk, by folder
+	segments, log, meta, index, copies, other                int64 // on disk, by folder; copies is a file
 	UniqueBytes, StoredBytes, HeldUnusedBytes, MetadataBytes int64
 }
 
@@ -58,7 +62,7 @@ func (s *soak) measure() (now soakSpace) {
 	s.d.json(&now, "store", "stats")
 	now.model = s.unique()
 	used := s.d.diskUsage()
-	now.segments, now.log, now.meta, now.other = used["segments"], used["log"], used["meta"], used["other"]
+	now.segments, now.log, now.meta, now.index, now.copies, now.other = used["segments"], used["log"], used["meta"], used["index"], used["copies"], used["other"]
 	return now
 }
 
@@ -78,6 +82,8 @@ func (s *soak) judge(what string, now soakSpace) {
 		{"segments on disk", now.segments, data + unused + soakCheckpoints},
 		{"log", now.log, soakLog},
 		{"metadata", now.meta, soakPebble},
+		{"index", now.index, soakIndex},
+		{"second copies", now.copies, soakCopies},
 		{"the rest", now.other, 1 * mib},
 	} {
 		if part.used > part.most {
@@ -118,7 +124,7 @@ func (d *daemon) diskUsage() map[string]int64 {
 		}
 		below, _ := filepath.Rel(d.dir, path)
 		folder, _, _ := strings.Cut(below, "/")
-		if folder != "segments" && folder != "log" && folder != "meta" {
+		if !slices.Contains([]string{"segments", "log", "meta", "index", "copies"}, folder) {
 			folder = "other"
 		}
 		used[folder] += info.Blocks * 512
