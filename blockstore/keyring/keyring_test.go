@@ -115,11 +115,11 @@ func TestSlotsAreAuthenticated(t *testing.T) {
 		"a slot more": func(f *File) {
 			f.Slots = append(f.Slots, Slot{Recipient: stranger.Recipient().String(), Added: f.Slots[0].Added, Sealed: f.Slots[0].Sealed})
 		},
-		"a slot less":    func(f *File) { f.Slots = f.Slots[:1] },
-		"another label":  func(f *File) { f.Slots[0].Label = "other" },
-		"another time":   func(f *File) { f.Slots[0].Added = f.Slots[0].Added.Add(time.Second) },
-		"no tag":         func(f *File) { f.MAC = nil },
-		"no recipient":   func(f *File) { f.Slots[1].Recipient = "" },
+		"a slot less":   func(f *File) { f.Slots = f.Slots[:1] },
+		"another label": func(f *File) { f.Slots[0].Label = "other" },
+		"another time":  func(f *File) { f.Slots[0].Added = f.Slots[0].Added.Add(time.Second) },
+		"no tag":        func(f *File) { f.MAC = nil },
+		"no recipient":  func(f *File) { f.Slots[1].Recipient = "" },
 	} {
 		ring, f, classic, _ := testFile(t)
 		b, err := f.Encode(ring)
