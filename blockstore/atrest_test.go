@@ -233,8 +233,9 @@ func TestFrameOfASegmentThatIsGone(t *testing.T) {
 // The disk with the newest superblock is what a lost data directory is made from, so one that did not take the keys must not have it.
 func TestADiskHasTheKeysBeforeTheSuperblock(t *testing.T) {
 	disk := t.TempDir()
-	for _, dir := range []string{"log", keysFile + ".tmp"} {
-		if err := os.Mkdir(filepath.Join(disk, dir), 0o700); err != nil {
+	inTheWay := filepath.Join(disk, keysFile+".tmp") // a folder that is not empty: no file takes its place
+	for _, dir := range []string{filepath.Join(disk, "log"), filepath.Join(inTheWay, "x")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -253,7 +254,7 @@ func TestADiskHasTheKeysBeforeTheSuperblock(t *testing.T) {
 	if _, err := readSuper(vfs.Default, disk); !errors.Is(err, block.ErrNotFound) || reports != 1 {
 		t.Errorf("a disk that took no keys: superblock %v, %d reports", err, reports)
 	}
-	if err := os.Remove(filepath.Join(disk, keysFile+".tmp")); err != nil {
+	if err := os.RemoveAll(inTheWay); err != nil {
 		t.Fatal(err)
 	}
 	s.copySuper(super)
