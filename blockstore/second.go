@@ -31,6 +31,9 @@ const (
 	secondLeast = 16 << 20
 	// secondChange is how much of a choice must be new, as a divisor of it, for the file to be made anew.
 	secondChange = 16
+	// secondPiece is after how many rows of reference counts, of refRowSize bytes each, the choice waits for its budget.
+	secondPiece = 4096
+	refRowSize  = 17
 )
 
 // seconds are the second copies. The keeper's goroutine makes them, reads of guests use them.
@@ -88,6 +91,16 @@ func (c *seconds) of(row *segmentRow) []secondcopy.Place {
 	return c.file.Of(row.ID, row.Generation)
 }
 
+// places returns all frames that have a copy.
+func (c *seconds) places() []secondcopy.Place {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.file == nil {
+		return nil
+	}
+	return c.file.Places()
+}
+
 // bytes is what the copies take.
 func (c *seconds) bytes() uint64 {
 	c.mu.RLock()
@@ -111,6 +124,9 @@ func (k *keeper) stepSecond(ctx context.Context) (bool, error) {
 	}
 	if !k.room(bytes) {
 		return false, nil
+	}
+	if want, err = k.keepOnly(ctx, want); err != nil || slices.Equal(want, k.seconds.places()) {
+		return false, err
 	}
 	err = secondcopy.Write(ctx, k.s.fs, k.s.secondDir(), k.s.super.StoreID, want, k.readSecond)
 	if err == nil {
@@ -146,8 +162,7 @@ type counted struct {
 	refs uint64
 }
 
-// chooseSeconds returns the frames that shall have a copy, in the order of segments, and their bytes: those of damaged segments that have one, as it may be all there is, then those with the most references. It reads the rows of all
-// chunks that have more than one.
+// chooseSeconds returns the frames that shall have a copy, in the order of segments, and their bytes: those with the most references. It reads the rows of all chunks that have more than one.
 func (k *keeper) chooseSeconds(ctx context.Context) (want []secondcopy.Place, bytes int64, err error) {
 	found, err := k.manyReferences(ctx)
 	if err != nil {
@@ -157,48 +172,46 @@ func (k *keeper) chooseSeconds(ctx context.Context) (want []secondcopy.Place, by
 		return cmp.Or(cmp.Compare(b.refs, a.refs), cmp.Compare(a.Segment, b.Segment), cmp.Compare(a.Off, b.Off))
 	})
 	most := max(secondLeast, int64(k.s.Stats().StoredBytes/secondPart))
-	chosen := map[secondcopy.Place]bool{}
-	for _, p := range k.onlyCopies() {
-		chosen[p] = true
-		bytes += int64(p.Len)
-	}
 	for _, c := range found {
-		if bytes+int64(c.Len) > most || len(chosen) == secondcopy.MaxFrames {
+		if bytes+int64(c.Len) > most || len(want) == secondcopy.MaxFrames {
 			break
 		}
-		if !chosen[c.Place] {
-			chosen[c.Place] = true
-			bytes += int64(c.Len)
-		}
+		want = append(want, c.Place)
+		bytes += int64(c.Len)
 	}
-	for p := range chosen {
-		want = append(want, p)
-	}
-	slices.SortFunc(want, func(a, b secondcopy.Place) int {
-		return cmp.Or(cmp.Compare(a.Segment, b.Segment), cmp.Compare(a.Off, b.Off))
-	})
+	slices.SortFunc(want, comparePlaces)
 	return want, bytes, nil
 }
 
-// onlyCopies returns the frames of segments that are known to be damaged and that have a copy.
-func (k *keeper) onlyCopies() (places []secondcopy.Place) {
-	k.mu.Lock()
-	unsound := make([]block.SegmentID, 0, len(k.mu.unsound))
-	for id := range k.mu.unsound {
-		unsound = append(unsound, id)
-	}
-	k.mu.Unlock()
-	for _, id := range unsound {
-		if row, there := k.s.segments.get(id); there {
-			places = append(places, k.seconds.of(&row)...)
+func comparePlaces(a, b secondcopy.Place) int {
+	return cmp.Or(cmp.Compare(a.Segment, b.Segment), cmp.Compare(a.Off, b.Off))
+}
+
+// keepOnly adds to a choice the frames that have a copy, fall out of it, and are damaged in their segments: the copy may be all there is. What else falls out is read for that.
+func (k *keeper) keepOnly(ctx context.Context, want []secondcopy.Place) ([]secondcopy.Place, error) {
+	chosen := len(want)
+	for _, p := range k.seconds.places() {
+		if _, is := slices.BinarySearchFunc(want[:chosen], p, comparePlaces); is {
+			continue
+		}
+		_, sound, there, err := k.frameOf(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if there && !sound {
+			want = append(want, p)
 		}
 	}
-	return places
+	if more := len(want) - secondcopy.MaxFrames; more > 0 { // of those with the most references some have to go
+		want = slices.Delete(want, chosen-more, chosen)
+	}
+	slices.SortFunc(want, comparePlaces)
+	return want, nil
 }
 
 // manyReferences returns the frames of sealed segments that hold a chunk with so many references.
 func (k *keeper) manyReferences(ctx context.Context) (found []counted, err error) {
-	s, frames, rows := k.s, map[secondcopy.Place]uint64{}, rowIter{}
+	s, frames, rows, seen := k.s, map[secondcopy.Place]uint64{}, rowIter{}, 0
 	defer func() { err = errors.Join(err, rows.close()) }()
 	it, err := s.db.NewIter(tableBounds(keyRef))
 	if err != nil {
@@ -206,8 +219,10 @@ func (k *keeper) manyReferences(ctx context.Context) (found []counted, err error
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	for ok := it.First(); ok; ok = it.Next() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		if seen++; seen%secondPiece == 0 {
+			if err := k.pace.wait(ctx, secondPiece*refRowSize); err != nil {
+				return nil, err
+			}
 		}
 		id := block.ChunkID(binary.BigEndian.Uint64(it.Key()[1:]))
 		n, err := extentmap.DecodeRef(id, it.Value())
@@ -235,31 +250,41 @@ func (k *keeper) manyReferences(ctx context.Context) (found []counted, err error
 	return found, it.Error()
 }
 
-// readSecond reads a frame that is to be copied and checks it, from the earlier copy if it is damaged. One that cannot be had is left out.
-func (k *keeper) readSecond(ctx context.Context, p secondcopy.Place) ([]byte, bool, error) {
+// frameOf reads a frame from its segment, and reports whether it is sound, and whether the segment is still there. It asks for the repair of a segment in which it is not.
+func (k *keeper) frameOf(ctx context.Context, p secondcopy.Place) (stored []byte, sound, there bool, err error) {
 	if err := k.pace.wait(ctx, int(p.Len)); err != nil {
-		return nil, false, err
+		return nil, false, false, err
 	}
 	row, there := k.s.segments.get(p.Segment)
 	if !there || row.Generation != p.Generation {
-		return nil, false, nil // it was given back
+		return nil, false, false, nil // it was given back
 	}
 	t := k.s.chunks.tools.Get().(*frameTools)
 	defer k.s.chunks.tools.Put(t)
-	stored := make([]byte, p.Len)
-	err := k.s.tiers.ReadAt(ctx, row.ID, row.Placement, stored, int64(p.Off))
-	if err == nil {
-		if _, err = t.sound(stored, row.ID, p.Off); err == nil {
-			return stored, true, nil
-		}
+	stored = make([]byte, p.Len)
+	if err = k.s.tiers.ReadAt(ctx, row.ID, row.Placement, stored, int64(p.Off)); err == nil {
+		_, err = t.sound(stored, row.ID, p.Off)
 	}
 	if ctx.Err() != nil {
-		return nil, false, ctx.Err()
+		return nil, false, true, ctx.Err()
 	}
-	if k.found(row.ID); k.seconds.read(stored, p) {
-		if _, err := t.sound(stored, row.ID, p.Off); err == nil {
-			return stored, true, nil
-		}
+	if err != nil {
+		k.found(row.ID)
+	}
+	return stored, err == nil, true, nil
+}
+
+// readSecond reads a frame that is to be copied and checks it, from the earlier copy if it is damaged. One that cannot be had is left out.
+func (k *keeper) readSecond(ctx context.Context, p secondcopy.Place) ([]byte, bool, error) {
+	stored, sound, there, err := k.frameOf(ctx, p)
+	if err != nil || sound || !there {
+		return stored, sound, err
+	}
+	t := k.s.chunks.tools.Get().(*frameTools)
+	defer k.s.chunks.tools.Put(t)
+	if k.seconds.read(stored, p) {
+		_, err = t.sound(stored, p.Segment, p.Off)
+		return stored, err == nil, nil
 	}
 	return nil, false, nil
 }

@@ -130,6 +130,43 @@ func TestSecondCopyOfLostFile(t *testing.T) {
 	}
 }
 
+// TestSecondCopyThatIsTheLast destroys frames that have a second copy, leaves their segment unmended for lack of anybody who looks, and takes away the references that they were copied for: the copies stay as long as they are
+// all there is, also after a restart that knows of no damage.
+func TestSecondCopyThatIsTheLast(t *testing.T) {
+	opts, _ := keptOptions(t, vfs.Default, t.TempDir())
+	opts.Events.Corruption = func(error) {}
+	s, d, data := muchUsed(t, opts)
+	places, path := placesOf(t, s)
+	other := data[1<<20 : 1<<20+10<<20]
+	writeTest(t, d, 20<<20, other)
+	copy(data[20<<20:], other)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []string{path, path[:len(path)-len(".seg")] + ".par"} {
+		if err := os.Remove(gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opts.secondEvery = 10 * time.Millisecond
+	s = openTest(t, opts)
+	d = deviceTest(t, s, "a", "")
+	s.destager.all.Add(1) // what was written over takes the references away
+	waitFor(t, "the references to go", func() bool {
+		s.destager.kick()
+		found, err := s.keeper.manyReferences(context.Background())
+		return err == nil && len(found) == 0
+	})
+	choices := s.keeper.seconds.choices.Load()
+	waitFor(t, "another choice", func() bool { s.keeper.kick(); return s.keeper.seconds.choices.Load() > choices+1 })
+	if now := copiesOf(s); now != len(places) {
+		t.Errorf("%d of %d copies are left", now, len(places))
+	}
+	if n := readable(t, d, data, 0); n < 32<<10 {
+		t.Errorf("%d of 64 KiB can be read", n)
+	}
+}
+
 // readable returns how many of the 64 KiB at off can be read, and fails if one byte is wrong.
 func readable(t *testing.T, d *Device, data []byte, off int) (n int) {
 	t.Helper()

@@ -114,12 +114,6 @@ func (f *File) find(p Place) *entry {
 	return &f.entries[i]
 }
 
-// Same reports whether b is what was copied from p.
-func (f *File) Same(p Place, b []byte) bool {
-	e := f.find(p)
-	return e != nil && len(b) == int(p.Len) && crc32.Checksum(b, castagnoli) == e.crc
-}
-
 // Read reads the copy of a frame into dst, which has its length, and reports whether there is one that is whole.
 func (f *File) Read(dst []byte, p Place) bool {
 	e := f.find(p)

@@ -56,7 +56,10 @@ func run(ctx context.Context, a *app, args []string) int {
 		return exitDone
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("%s: interrupted; what is stored already need not be stored again", command.CommandPath())
+		err = fmt.Errorf("%s: interrupted", command.CommandPath())
+		if command.Name() == "run" {
+			err = fmt.Errorf("%w; what is stored already need not be stored again", err)
+		}
 	}
 	code, hint := judge(command, err)
 	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")

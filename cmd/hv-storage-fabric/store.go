@@ -186,3 +186,22 @@ func (a *app) waitSettled(ctx context.Context, api *client.Client, state client.
 	}
 	return state, nil
 }
+
+// shown makes a command without arguments, use below parent, that asks hvd for something and shows the answer. field is one of the answer's, for the example.
+func shown[T any](a *app, parent, use, short, field string, ask func(context.Context, *client.Client) (T, error), show func(T) error) *cobra.Command {
+	line := "  hv-storage-fabric " + parent + " " + use
+	return &cobra.Command{
+		Use: use, Short: short, Args: exactly(), Example: line + "\n" + line + " -o json | jq " + field,
+		RunE: func(c *cobra.Command, _ []string) error {
+			api, err := a.connect()
+			if err != nil {
+				return err
+			}
+			answer, err := ask(c.Context(), api)
+			if err != nil {
+				return err
+			}
+			return show(answer)
+		},
+	}
+}

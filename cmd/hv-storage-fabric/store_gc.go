@@ -64,21 +64,7 @@ The exit code is 1 if that is not as it should be. Ctrl-C ends it.`,
 
 // garbageCommand makes a command without arguments that shows garbage collection.
 func (a *app) garbageCommand(use, short string, ask func(context.Context, *client.Client) (client.Garbage, error)) *cobra.Command {
-	return &cobra.Command{
-		Use: use, Short: short, Args: exactly(),
-		Example: "  hv-storage-fabric store gc " + use + "\n  hv-storage-fabric store gc " + use + " -o json | jq .heldUnusedBytes",
-		RunE: func(c *cobra.Command, _ []string) error {
-			api, err := a.connect()
-			if err != nil {
-				return err
-			}
-			g, err := ask(c.Context(), api)
-			if err != nil {
-				return err
-			}
-			return a.showGarbage(g)
-		},
-	}
+	return shown(a, "store gc", use, short, ".heldUnusedBytes", ask, a.showGarbage)
 }
 
 // newGarbageJob makes a command that starts a job and waits for it.

@@ -50,21 +50,7 @@ func newStoreScrub(a *app) *cobra.Command {
 
 // scrubCommand makes a command without arguments that shows the scrub.
 func (a *app) scrubCommand(use, short string, ask func(context.Context, *client.Client) (client.Scrub, error)) *cobra.Command {
-	return &cobra.Command{
-		Use: use, Short: short, Args: exactly(),
-		Example: "  hv-storage-fabric store scrub " + use + "\n  hv-storage-fabric store scrub " + use + " -o json | jq .state",
-		RunE: func(c *cobra.Command, _ []string) error {
-			api, err := a.connect()
-			if err != nil {
-				return err
-			}
-			s, err := ask(c.Context(), api)
-			if err != nil {
-				return err
-			}
-			return a.showScrub(s)
-		},
-	}
+	return shown(a, "store scrub", use, short, ".state", ask, a.showScrub)
 }
 
 func newScrubStart(a *app) *cobra.Command {
