@@ -27,7 +27,8 @@ type door struct {
 
 	mu     sync.Mutex // held while the door opens; nothing else waits for it
 	server *http.Server
-	bound  string // where it listens, when it does
+	listen net.Listener // of server
+	bound  string       // where it listens, when it does
 	expiry *time.Timer
 	err    error // why it could not open
 	shut   bool  // for good
@@ -73,9 +74,9 @@ func (d *door) openLocked() error {
 		return errors.Join(err, listener.Close())
 	}
 	server := newHTTPServer(guardTCP(d.tokens, port, d.handler), d.log)
-	d.server = server
+	d.server, d.listen = server, listener
 	d.closing.Go(func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			d.log.Error("server stopped", "server", "control API over TCP", "error", err)
 		}
 	})
@@ -83,10 +84,13 @@ func (d *door) openLocked() error {
 	return nil
 }
 
-// closeLocked stops listening at once. Requests may finish, such as the one that revoked the last token.
+// closeLocked stops listening: who connects after it is refused. Requests may finish, such as the one that revoked the last token.
 func (d *door) closeLocked() {
-	server := d.server
-	d.server, d.bound = nil, ""
+	server, listener := d.server, d.listen
+	d.server, d.listen, d.bound = nil, nil, ""
+	if err := listener.Close(); err != nil { // Shutdown closes it too, but later
+		d.log.Warn("the TCP door's socket did not close", "error", err)
+	}
 	d.log.Info("control API over TCP closes: no token can be used")
 	d.closing.Go(func() { shutdown(server) })
 }
