@@ -33,6 +33,7 @@ var codes = []struct {
 	{block.ErrCorrupt, "CORRUPT", http.StatusInternalServerError},
 	{block.ErrNoSpace, "NO_SPACE", http.StatusInsufficientStorage},
 	{control.ErrRefused, "REFUSED", http.StatusConflict},
+	{block.ErrProtected, "PROTECTED", http.StatusConflict},
 	{block.ErrInUse, "IN_USE", http.StatusConflict},
 	{block.ErrExists, "EXISTS", http.StatusConflict},
 	{block.ErrNotFound, "NOT_FOUND", http.StatusNotFound},

@@ -79,6 +79,18 @@ func (m mutation) CreateSnapshot(ctx context.Context, volume, name string) (cont
 	return m.control.CreateSnapshot(ctx, volume, name)
 }
 
+func (m mutation) RenameSnapshot(ctx context.Context, volume, name, newName string) (control.Snapshot, error) {
+	return m.control.RenameSnapshot(ctx, volume, name, newName)
+}
+
+func (m mutation) ProtectSnapshot(ctx context.Context, volume, name string) (control.Snapshot, error) {
+	return m.control.ProtectSnapshot(ctx, volume, name, true)
+}
+
+func (m mutation) UnprotectSnapshot(ctx context.Context, volume, name string) (control.Snapshot, error) {
+	return m.control.ProtectSnapshot(ctx, volume, name, false)
+}
+
 func (m mutation) DeleteSnapshot(ctx context.Context, volume, name string) (string, error) {
 	return name, m.control.DeleteSnapshot(ctx, volume, name)
 }

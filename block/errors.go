@@ -14,6 +14,7 @@ var (
 	ErrReadOnly   = errors.New("read-only")
 	ErrClosed     = errors.New("closed")
 	ErrInUse      = errors.New("in use")
+	ErrProtected  = errors.New("protected")
 	ErrInvalid    = errors.New("invalid argument")
 	ErrOutOfRange = errors.New("outside the volume")
 	ErrLocked     = errors.New("locked by another process")

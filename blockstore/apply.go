@@ -34,6 +34,19 @@ func (s *Store) applyLocked(o *op) error {
 			n.flags |= nodeDeleted
 			s.touchNodeLocked(n)
 		})
+	case opRenameSnapshot:
+		err = s.withNodeLocked(o, func(n *node) {
+			n.name = o.Name
+			s.touchNodeLocked(n)
+		})
+	case opProtectSnapshot, opUnprotectSnapshot:
+		err = s.withNodeLocked(o, func(n *node) {
+			n.flags &^= nodeProtected
+			if o.Kind == opProtectSnapshot {
+				n.flags |= nodeProtected
+			}
+			s.touchNodeLocked(n)
+		})
 	case opRollback:
 		err = s.withVolumeLocked(o, s.applyRollbackLocked)
 	default:

@@ -286,6 +286,13 @@ func (j *judge) goOn(s **Store, img *crashtest.Image, mem *vfs.MemFS, problems *
 func (j *judge) deleteAll(s *Store) error {
 	ctx := context.Background()
 	for _, v := range s.Volumes() {
+		snaps, err := s.Snapshots(v.Name)
+		for _, snap := range snaps {
+			err = errors.Join(err, s.ProtectSnapshot(ctx, v.Name, snap.Name, false))
+		}
+		if err != nil {
+			return err
+		}
 		if err := s.DeleteVolume(ctx, v.Name); err != nil {
 			return err
 		}

@@ -49,7 +49,7 @@ func crashOptions(fs vfs.FS, dir string, problems *crashProblems) Options {
 }
 
 // crashConfig fits crashOptions: volumes of two regions, writes of more than one record.
-var crashConfig = crashtest.Config{VolumeBytes: 18 << 20, RecordBytes: 64 << 10, Volumes: 3, Snapshots: 3}
+var crashConfig = crashtest.Config{VolumeBytes: 18 << 20, RecordBytes: 64 << 10, Volumes: 3, Snapshots: 3, ChangeSnapshots: true}
 
 // crashProblems gathers what a store complains about.
 type crashProblems struct {
@@ -92,6 +92,10 @@ func (c crashTarget) Do(ctx context.Context, op *crashtest.Op) error {
 		err = s.Rollback(ctx, op.Volume, op.Snapshot)
 	case crashtest.Clone:
 		_, err = s.Clone(ctx, op.Volume, op.Snapshot, op.To)
+	case crashtest.RenameSnapshot:
+		err = s.RenameSnapshot(ctx, op.Volume, op.Snapshot, op.To)
+	case crashtest.Protect, crashtest.Unprotect:
+		err = s.ProtectSnapshot(ctx, op.Volume, op.Snapshot, op.Kind == crashtest.Protect)
 	default:
 		return c.data(ctx, op)
 	}
@@ -124,9 +128,10 @@ func (c crashTarget) List() ([]crashtest.Listing, error) {
 		if err != nil {
 			return nil, err
 		}
-		l := crashtest.Listing{Name: v.Name, SizeBytes: v.SizeBytes, Snapshots: map[string]uint64{}}
+		l := crashtest.Listing{Name: v.Name, SizeBytes: v.SizeBytes, Snapshots: map[string]uint64{}, Protected: map[string]bool{}}
 		for _, snap := range snaps {
 			l.Snapshots[snap.Name] = snap.SizeBytes
+			l.Protected[snap.Name] = snap.Protected
 		}
 		all = append(all, l)
 	}

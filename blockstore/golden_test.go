@@ -52,6 +52,9 @@ func goldens() []golden {
 	journaled := &journalRow{Gen: 9, Number: 3<<32 | 7, Watermark: 5<<32 | 4096, AppliedSeq: 990, NextPage: 70, NextChunk: 5900, Full: checkpointPointer{0x120, 4096, 2<<32 | 1}, Last: checkpointPointer{0x12e, 9000, 3<<32 | 7},
 		FullBytes: 40 << 20, DeltaBytes: 9 << 20}
 	clone := &op{Kind: opClone, Volume: 8, Node: 99, UUID: goldenUUID, Size: 20 << 30, Mode: ModeDurable, Cut: cdc.Default(), Name: "web2"}
+	rename := &op{Kind: opRenameSnapshot, Volume: 7, Node: 99, Name: "kept"}
+	protected := *node
+	protected.Flags = nodeClosed | nodeStarted | nodeResolved | nodeProtected
 	index := indexState{StoreID: goldenUUID, Through: 5990, Unmatched: 8, Doubles: 4, Joined: 2, JoinedRaw: 30 << 10}
 	return []golden{
 		{"gc", collect, collect.encode(), func(b []byte) (any, error) { r, err := decodeCollect(b, "golden"); return &r, err }},
@@ -65,6 +68,8 @@ func goldens() []golden {
 		{"journaled", journaled, journaled.encode(), func(b []byte) (any, error) { return decodeJournalRow(b) }},
 		{"index", index, index.encode(), func(b []byte) (any, error) { return decodeIndexState(b) }},
 		{"op", clone, clone.encode(), func(b []byte) (any, error) { return decodeOp(opClone, 8, b) }},
+		{"op-rename-snapshot", rename, rename.encode(), func(b []byte) (any, error) { return decodeOp(opRenameSnapshot, 7, b) }},
+		{"node-protected", &protected, protected.encode(), func(b []byte) (any, error) { return decodeNodeRow(b) }},
 	}
 }
 

@@ -96,8 +96,11 @@ type Origin struct {
 type SnapshotInfo struct {
 	Name      string
 	SizeBytes uint64 // of the volume when it was taken
+	// Epoch is the sequence number of the log at which it was taken: of several volumes the same where they were taken together.
 	Epoch     block.Epoch
 	CreatedAt time.Time
+	Protected bool // may not be deleted
+	Clones    int  // volumes that were made from it and are there
 }
 
 // SpaceState says how full the file system under the store is.

@@ -21,6 +21,9 @@ const (
 	nodeResolved nodeFlags = 1 << 2 // closed, and nothing of it is left in the log
 	nodeDeleted  nodeFlags = 1 << 3 // invisible; purged when at most one child is left
 	nodePurging  nodeFlags = 1 << 4 // its deadlists are being worked off
+
+	// Of a store with the feature "snapshots".
+	nodeProtected nodeFlags = 1 << 5 // a snapshot that may not be deleted
 )
 
 // node is one state of a volume: what is still in the log (layer) over a map (root), over its parent where neither has an answer. A volume's head and each of its

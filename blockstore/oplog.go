@@ -19,13 +19,18 @@ const (
 	opDeleteSnapshot journal.Kind = 21
 	opRollback       journal.Kind = 22
 	opClone          journal.Kind = 23
+
+	// Of a store with the feature "snapshots".
+	opRenameSnapshot    journal.Kind = 24
+	opProtectSnapshot   journal.Kind = 25
+	opUnprotectSnapshot journal.Kind = 26
 )
 
 // op is the payload of a control record. Fields that a kind does not use are zero.
 type op struct {
 	Kind   journal.Kind
 	Volume block.VolumeID
-	Node   nodeID // the snapshot that is meant (delete, rollback, clone)
+	Node   nodeID // the snapshot that is meant (delete, rollback, clone, rename, protect, unprotect)
 	UUID   block.UUID
 	Size   uint64 // bytes
 	Mode   WriteMode
@@ -72,6 +77,14 @@ func decodeOp(kind journal.Kind, volume block.VolumeID, b []byte) (*op, error) {
 	d.zero(20)
 	o.Name = d.string()
 	return o, d.end("control record")
+}
+
+// feature is the bit of the superblock without which a program does not know records of this kind; 0: every program does.
+func (o *op) feature() uint64 {
+	if o.Kind >= opRenameSnapshot {
+		return incompatSnapshots
+	}
+	return 0
 }
 
 // appendControl appends a record that may use the log's reserve, or returns errLogFull.

@@ -98,6 +98,11 @@ func (s *Store) tryOp(v *Volume, closesHead bool, prepare func() (*op, error)) (
 	if err != nil {
 		return nil, err
 	}
+	if bit := o.feature(); bit != 0 {
+		if err := s.needFeature(bit); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.logOp(o); err != nil {
 		return nil, err
 	}
@@ -199,7 +204,7 @@ func (s *Store) resize(ctx context.Context, name string, size uint64) error {
 }
 
 // DeleteVolume removes a volume and its snapshots. Space comes back in the background; what clones still need stays until they are gone. A volume with an open device is
-// refused with ErrInUse.
+// refused with ErrInUse, one with a protected snapshot with ErrProtected.
 func (s *Store) DeleteVolume(_ context.Context, name string) error {
 	v, err := s.lookupVolume(name)
 	if err == nil {
@@ -209,6 +214,9 @@ func (s *Store) DeleteVolume(_ context.Context, name string) error {
 				return nil, block.ErrNotFound
 			case v.users > 0:
 				return nil, fmt.Errorf("%d open devices: %w", v.users, block.ErrInUse)
+			}
+			if n := s.protectedLocked(v); n != nil {
+				return nil, fmt.Errorf("its snapshot %q: %w", n.name, block.ErrProtected)
 			}
 			return &op{Kind: opDelete, Volume: v.id}, nil
 		})
@@ -247,7 +255,7 @@ func (s *Store) CreateSnapshot(_ context.Context, volume, name string) (Snapshot
 	return n.infoLocked(), nil
 }
 
-// DeleteSnapshot removes a snapshot. Space comes back in the background.
+// DeleteSnapshot removes a snapshot. Space comes back in the background. One with an open device is refused with ErrInUse, a protected one with ErrProtected.
 func (s *Store) DeleteSnapshot(_ context.Context, volume, name string) error {
 	_, err := s.op(nil, false, func() (*op, error) {
 		n, err := s.findSnapshotLocked(volume, name)
@@ -256,6 +264,9 @@ func (s *Store) DeleteSnapshot(_ context.Context, volume, name string) error {
 		}
 		if n.users > 0 {
 			return nil, fmt.Errorf("%d open devices: %w", n.users, block.ErrInUse)
+		}
+		if n.flags&nodeProtected != 0 {
+			return nil, block.ErrProtected
 		}
 		return &op{Kind: opDeleteSnapshot, Volume: n.volume.id, Node: n.id}, nil
 	})
@@ -375,7 +386,7 @@ func (s *Store) findSnapshotLocked(volume, name string) (*node, error) {
 }
 
 func (n *node) infoLocked() SnapshotInfo {
-	return SnapshotInfo{Name: n.name, SizeBytes: n.size, Epoch: block.Epoch(n.closed), CreatedAt: time.Unix(0, n.created)}
+	return SnapshotInfo{Name: n.name, SizeBytes: n.size, Epoch: block.Epoch(n.closed), CreatedAt: time.Unix(0, n.created), Protected: n.flags&nodeProtected != 0}
 }
 
 func (v *Volume) infoLocked() VolumeInfo {
@@ -445,9 +456,11 @@ func (s *Store) Snapshots(volume string) ([]SnapshotInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []SnapshotInfo{}
+	all, clones := []SnapshotInfo{}, s.clonesLocked()
 	for _, n := range s.snapshotsLocked(v) {
-		all = append(all, n.infoLocked())
+		i := n.infoLocked()
+		i.Clones = clones[n]
+		all = append(all, i)
 	}
 	return all, nil
 }

@@ -35,6 +35,8 @@ const (
 	incompatDisks = 1 << 1
 	// incompatEncrypted says that log and segments are encrypted, and that the keys are in the file keys.
 	incompatEncrypted = 1 << 2
+	// incompatSnapshots says that the log may have the records, and rows of nodes the flags, of snapshots that were renamed or protected.
+	incompatSnapshots = 1 << 3
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

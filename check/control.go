@@ -14,11 +14,20 @@ const (
 	opDeleteSnapshot = 21
 	opRollback       = 22
 	opClone          = 23
+
+	// Of a store with the feature superSnapshots.
+	opRenameSnapshot    = 24
+	opProtectSnapshot   = 25
+	opUnprotectSnapshot = 26
 )
+
+// superSnapshots is the incompat feature: the log may have the records, and rows of nodes the flags, of snapshots that were renamed or protected.
+const superSnapshots = 1 << 3
 
 var recordNames = map[uint8]string{
 	kindWrite: "write", kindTrim: "trim", kindZeroRec: "zero",
 	opCreate: "create", opDelete: "delete", opRename: "rename", opResize: "resize", opSnapshot: "snapshot", opDeleteSnapshot: "delete-snapshot", opRollback: "rollback", opClone: "clone",
+	opRenameSnapshot: "rename-snapshot", opProtectSnapshot: "protect-snapshot", opUnprotectSnapshot: "unprotect-snapshot",
 }
 
 // control is the payload of a control record.
@@ -32,7 +41,7 @@ type control struct {
 }
 
 func parseControl(rec *logRecord) (*control, error) {
-	if rec.Kind < opCreate || rec.Kind > opClone {
+	if rec.Kind < opCreate || rec.Kind > opUnprotectSnapshot {
 		return nil, faultf(-recordHeader+4, "a known kind of control record", "%d", rec.Kind)
 	}
 	f := &fields{b: rec.payload}
@@ -51,7 +60,7 @@ func parseControl(rec *logRecord) (*control, error) {
 	f.reserved(20)
 	at := f.at
 	c.Name = f.text()
-	named := makes || rec.Kind == opRename || rec.Kind == opSnapshot
+	named := makes || rec.Kind == opRename || rec.Kind == opSnapshot || rec.Kind == opRenameSnapshot
 	f.rule(named && nameOK(c.Name) || !named && c.Name == "", at, "a name where the kind has one", "%q", c.Name)
 	f.rule(c.Mode <= 1, 1, "a known write mode", "%d", c.Mode)
 	f.rule((makes || rec.Kind == opResize) == (c.Size != 0) && (c.Size == 0 || sizeOK(c.Size)), 16, "a size where the kind has one", "%d", c.Size)

@@ -40,6 +40,21 @@ func TestVolumesAndSnapshots(t *testing.T) {
 	if _, err := c.RenameVolume(ctx, "v", "c"); !errors.Is(err, block.ErrExists) {
 		t.Errorf("rename onto another: %v", err)
 	}
+	if s, err := c.RenameSnapshot(ctx, "v", "s", "s2"); err != nil || s.Name != "s2" || s.Volume != "v" {
+		t.Errorf("rename of a snapshot: %+v, %v", s, err)
+	}
+	if _, err := c.RenameSnapshot(ctx, "v", "s2", ".export-x"); !errors.Is(err, block.ErrInvalid) {
+		t.Errorf("rename to a hidden name: %v", err)
+	}
+	if s, err := c.ProtectSnapshot(ctx, "v", "s2", true); err != nil || !s.Protected {
+		t.Errorf("protect: %+v, %v", s, err)
+	}
+	if err := c.DeleteSnapshot(ctx, "v", "s2"); !errors.Is(err, block.ErrProtected) {
+		t.Errorf("delete of a protected snapshot: %v", err)
+	}
+	if s, err := c.ProtectSnapshot(ctx, "v", "s2", false); err != nil || s.Protected {
+		t.Errorf("unprotect: %+v, %v", s, err)
+	}
 	if err := c.DeleteSnapshot(ctx, "v", "nope"); !errors.Is(err, block.ErrNotFound) {
 		t.Errorf("delete of no snapshot: %v", err)
 	}

@@ -11,7 +11,7 @@ import (
 // Engine is the store as control needs it. All methods may be called at once from any number of goroutines.
 //
 // Errors wrap the sentinels of package block: ErrNotFound for a volume or snapshot that is not there, ErrExists for a taken name,
-// ErrInUse where something still depends on what is to go, ErrNoSpace, ErrInvalid, ErrClosed; their text says what failed on which volume.
+// ErrInUse where something still depends on what is to go, ErrProtected, ErrNoSpace, ErrInvalid, ErrClosed; their text says what failed on which volume.
 // What a method changed, limits and quotas aside, survives the death of the process when it returns nil, and a power loss after the next Flush of any device; when it
 // returns an error nothing has changed.
 type Engine interface {
@@ -28,14 +28,18 @@ type Engine interface {
 	SetVolumeLimits(name string, limits blockstore.VolumeLimits) error
 	// SetVolumeQuota puts a quota in force at once. It ends with the process. ErrNoSpace when so much cannot be kept, unless restoring.
 	SetVolumeQuota(name string, quota blockstore.VolumeQuota, restoring bool) error
-	// DeleteVolume deletes a volume and its snapshots. ErrInUse while a device of it is open. Clones stay whole.
+	// DeleteVolume deletes a volume and its snapshots. ErrInUse while a device of it is open, ErrProtected where a snapshot is. Clones stay whole.
 	DeleteVolume(ctx context.Context, name string) error
 
 	// CreateSnapshot freezes the volume as it is: every write that was replied is in it.
 	CreateSnapshot(ctx context.Context, volume, name string) (blockstore.SnapshotInfo, error)
 	// Snapshots lists the snapshots of a volume, oldest first.
 	Snapshots(volume string) ([]blockstore.SnapshotInfo, error)
-	// DeleteSnapshot deletes a snapshot. ErrInUse while a device of it is open. Clones stay whole.
+	// RenameSnapshot gives a snapshot another name that no other of the volume has. ErrInUse while a device of it is open.
+	RenameSnapshot(ctx context.Context, volume, name, newName string) error
+	// ProtectSnapshot makes a snapshot, and its volume, one that cannot be deleted, or takes that back.
+	ProtectSnapshot(ctx context.Context, volume, name string, protect bool) error
+	// DeleteSnapshot deletes a snapshot. ErrInUse while a device of it is open, ErrProtected where it is. Clones stay whole.
 	DeleteSnapshot(ctx context.Context, volume, name string) error
 	// SnapshotFrees is the number of stored bytes that deleting the snapshot now would free.
 	SnapshotFrees(ctx context.Context, volume, name string) (uint64, error)

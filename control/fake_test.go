@@ -221,8 +221,42 @@ func (e *fakeEngine) DeleteSnapshot(_ context.Context, volume, name string) erro
 	if s.open > 0 {
 		return fmt.Errorf("delete snapshot %q: %w", name, block.ErrInUse)
 	}
+	if s.info.Protected {
+		return fmt.Errorf("delete snapshot %q: %w", name, block.ErrProtected)
+	}
 	v.snapshots = slices.DeleteFunc(v.snapshots, func(other *fakeSnapshot) bool { return other == s })
 	return nil
+}
+
+func (e *fakeEngine) RenameSnapshot(_ context.Context, volume, name, newName string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return err
+	}
+	if _, err := v.find(newName); err == nil {
+		return fmt.Errorf("rename snapshot %q: %w", name, block.ErrExists)
+	}
+	s, err := v.find(name)
+	if err == nil {
+		s.info.Name = newName
+	}
+	return err
+}
+
+func (e *fakeEngine) ProtectSnapshot(_ context.Context, volume, name string, protect bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return err
+	}
+	s, err := v.find(name)
+	if err == nil {
+		s.info.Protected = protect
+	}
+	return err
 }
 
 func (e *fakeEngine) SnapshotFrees(_ context.Context, volume, name string) (uint64, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 )
 
@@ -14,6 +15,10 @@ type Snapshot struct {
 	Name      string
 	SizeBytes uint64 // of the volume when it was taken
 	CreatedAt time.Time
+	// Sequence is the place in the order of all changes of the store at which it was taken. Snapshots that were taken together have the same.
+	Sequence  uint64
+	Protected bool // may not be deleted
+	Clones    int  // volumes that were made from it and are there
 }
 
 // CreateSnapshot freezes a volume as it is, attached or not: every write that was replied is in it.
@@ -54,7 +59,52 @@ func (c *Control) SnapshotFrees(ctx context.Context, volume, name string) (freed
 	return freed, err
 }
 
-// DeleteSnapshot deletes a snapshot. Clones of it stay whole.
+// snapshot describes one snapshot.
+func (c *Control) snapshot(volume, name string) (Snapshot, error) {
+	infos, err := c.engine.Snapshots(volume)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	for _, info := range infos {
+		if info.Name == name {
+			return snapshotOf(volume, info), nil
+		}
+	}
+	return Snapshot{}, fmt.Errorf("snapshot %q of volume %q: %w", name, volume, block.ErrNotFound)
+}
+
+// RenameSnapshot gives a snapshot that no client uses another name.
+func (c *Control) RenameSnapshot(ctx context.Context, volume, name, newName string) (renamed Snapshot, err error) {
+	if err := checkSnapshot(newName); err != nil {
+		return Snapshot{}, fmt.Errorf("rename snapshot: %w", err)
+	}
+	err = c.onSnapshot(ctx, "rename", volume, name, func() error {
+		if err := c.engine.RenameSnapshot(ctx, volume, name, newName); err != nil {
+			return err
+		}
+		renamed, err = c.snapshot(volume, newName)
+		return err
+	})
+	return renamed, err
+}
+
+// ProtectSnapshot makes a snapshot, and with it its volume, one that cannot be deleted, or takes that back. To repeat it is no error.
+func (c *Control) ProtectSnapshot(ctx context.Context, volume, name string, protect bool) (changed Snapshot, err error) {
+	verb := "protect"
+	if !protect {
+		verb = "unprotect"
+	}
+	err = c.onSnapshot(ctx, verb, volume, name, func() error {
+		if err := c.engine.ProtectSnapshot(ctx, volume, name, protect); err != nil {
+			return err
+		}
+		changed, err = c.snapshot(volume, name)
+		return err
+	})
+	return changed, err
+}
+
+// DeleteSnapshot deletes a snapshot that is not protected. Clones of it stay whole.
 func (c *Control) DeleteSnapshot(ctx context.Context, volume, name string) error {
 	return c.onSnapshot(ctx, "delete", volume, name, func() error {
 		return c.engine.DeleteSnapshot(ctx, volume, name)
@@ -85,5 +135,8 @@ func (c *Control) onSnapshot(ctx context.Context, verb, volume, name string, do 
 }
 
 func snapshotOf(volume string, info blockstore.SnapshotInfo) Snapshot {
-	return Snapshot{Volume: volume, Name: info.Name, SizeBytes: info.SizeBytes, CreatedAt: info.CreatedAt}
+	return Snapshot{
+		Volume: volume, Name: info.Name, SizeBytes: info.SizeBytes, CreatedAt: info.CreatedAt,
+		Sequence: uint64(info.Epoch), Protected: info.Protected, Clones: info.Clones,
+	}
 }

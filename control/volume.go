@@ -138,7 +138,7 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 	return c.Volume(newName)
 }
 
-// DeleteVolume deletes a volume that is not attached, and its snapshots.
+// DeleteVolume deletes a volume that is not attached, and its snapshots, none of which is protected.
 func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 	return c.change(ctx, "delete", name, nil, func() error {
 		if err := c.refuseAttached("delete", name); err != nil {

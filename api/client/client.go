@@ -95,6 +95,7 @@ const (
 	CodeNotFound        = "NOT_FOUND"
 	CodeExists          = "EXISTS"
 	CodeInUse           = "IN_USE"
+	CodeProtected       = "PROTECTED"
 	CodeRefused         = "REFUSED"
 	CodeReadOnly        = "READ_ONLY"
 	CodeForbidden       = "FORBIDDEN"

@@ -1122,6 +1122,15 @@ type PauseScrubResponse struct {
 // GetPauseScrub returns PauseScrubResponse.PauseScrub, and is useful for accessing the field via an interface.
 func (v *PauseScrubResponse) GetPauseScrub() Scrub { return v.PauseScrub }
 
+// ProtectSnapshotResponse is returned by ProtectSnapshot on success.
+type ProtectSnapshotResponse struct {
+	// Makes a snapshot, and with it its volume, one that cannot be deleted. To repeat it is no error.
+	ProtectSnapshot Snapshot `json:"protectSnapshot"`
+}
+
+// GetProtectSnapshot returns ProtectSnapshotResponse.ProtectSnapshot, and is useful for accessing the field via an interface.
+func (v *ProtectSnapshotResponse) GetProtectSnapshot() Snapshot { return v.ProtectSnapshot }
+
 // PutOffSegment includes the requested fields of the GraphQL type PutOffSegment.
 type PutOffSegment struct {
 	Segment uint64    `json:"segment"`
@@ -1150,6 +1159,15 @@ type RebuildIndexResponse struct {
 
 // GetRebuildIndex returns RebuildIndexResponse.RebuildIndex, and is useful for accessing the field via an interface.
 func (v *RebuildIndexResponse) GetRebuildIndex() Index { return v.RebuildIndex }
+
+// RenameSnapshotResponse is returned by RenameSnapshot on success.
+type RenameSnapshotResponse struct {
+	// Gives a snapshot that no client uses another name.
+	RenameSnapshot Snapshot `json:"renameSnapshot"`
+}
+
+// GetRenameSnapshot returns RenameSnapshotResponse.RenameSnapshot, and is useful for accessing the field via an interface.
+func (v *RenameSnapshotResponse) GetRenameSnapshot() Snapshot { return v.RenameSnapshot }
 
 // RenameVolumeResponse is returned by RenameVolume on success.
 type RenameVolumeResponse struct {
@@ -1379,6 +1397,12 @@ type Snapshot struct {
 	// Of the volume when the snapshot was taken.
 	SizeBytes uint64    `json:"sizeBytes"`
 	CreatedAt time.Time `json:"createdAt"`
+	// The place in the order of all changes of the store at which it was taken. Snapshots that were taken together have the same.
+	Sequence uint64 `json:"sequence"`
+	// It cannot be deleted, and neither can its volume.
+	Protected bool `json:"protected"`
+	// How many volumes were made from it and are there.
+	Clones int `json:"clones"`
 }
 
 // GetVolume returns Snapshot.Volume, and is useful for accessing the field via an interface.
@@ -1392,6 +1416,15 @@ func (v *Snapshot) GetSizeBytes() uint64 { return v.SizeBytes }
 
 // GetCreatedAt returns Snapshot.CreatedAt, and is useful for accessing the field via an interface.
 func (v *Snapshot) GetCreatedAt() time.Time { return v.CreatedAt }
+
+// GetSequence returns Snapshot.Sequence, and is useful for accessing the field via an interface.
+func (v *Snapshot) GetSequence() uint64 { return v.Sequence }
+
+// GetProtected returns Snapshot.Protected, and is useful for accessing the field via an interface.
+func (v *Snapshot) GetProtected() bool { return v.Protected }
+
+// GetClones returns Snapshot.Clones, and is useful for accessing the field via an interface.
+func (v *Snapshot) GetClones() int { return v.Clones }
 
 // SnapshotExportResponse is returned by SnapshotExport on success.
 type SnapshotExportResponse struct {
@@ -1725,6 +1758,14 @@ func (v *Token) GetExpired() bool { return v.Expired }
 // GetExpiresAt returns Token.ExpiresAt, and is useful for accessing the field via an interface.
 func (v *Token) GetExpiresAt() *time.Time { return v.ExpiresAt }
 
+// UnprotectSnapshotResponse is returned by UnprotectSnapshot on success.
+type UnprotectSnapshotResponse struct {
+	UnprotectSnapshot Snapshot `json:"unprotectSnapshot"`
+}
+
+// GetUnprotectSnapshot returns UnprotectSnapshotResponse.UnprotectSnapshot, and is useful for accessing the field via an interface.
+func (v *UnprotectSnapshotResponse) GetUnprotectSnapshot() Snapshot { return v.UnprotectSnapshot }
+
 // Volume includes the GraphQL fields of Volume requested by the fragment Volume.
 type Volume struct {
 	Name      string `json:"name"`
@@ -2013,6 +2054,34 @@ type __ListSnapshotsInput struct {
 // GetVolume returns __ListSnapshotsInput.Volume, and is useful for accessing the field via an interface.
 func (v *__ListSnapshotsInput) GetVolume() string { return v.Volume }
 
+// __ProtectSnapshotInput is used internally by genqlient
+type __ProtectSnapshotInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
+// GetVolume returns __ProtectSnapshotInput.Volume, and is useful for accessing the field via an interface.
+func (v *__ProtectSnapshotInput) GetVolume() string { return v.Volume }
+
+// GetName returns __ProtectSnapshotInput.Name, and is useful for accessing the field via an interface.
+func (v *__ProtectSnapshotInput) GetName() string { return v.Name }
+
+// __RenameSnapshotInput is used internally by genqlient
+type __RenameSnapshotInput struct {
+	Volume  string `json:"volume"`
+	Name    string `json:"name"`
+	NewName string `json:"newName"`
+}
+
+// GetVolume returns __RenameSnapshotInput.Volume, and is useful for accessing the field via an interface.
+func (v *__RenameSnapshotInput) GetVolume() string { return v.Volume }
+
+// GetName returns __RenameSnapshotInput.Name, and is useful for accessing the field via an interface.
+func (v *__RenameSnapshotInput) GetName() string { return v.Name }
+
+// GetNewName returns __RenameSnapshotInput.NewName, and is useful for accessing the field via an interface.
+func (v *__RenameSnapshotInput) GetNewName() string { return v.NewName }
+
 // __RenameVolumeInput is used internally by genqlient
 type __RenameVolumeInput struct {
 	Name    string `json:"name"`
@@ -2140,6 +2209,18 @@ type __StartSettleInput struct {
 
 // GetCold returns __StartSettleInput.Cold, and is useful for accessing the field via an interface.
 func (v *__StartSettleInput) GetCold() bool { return v.Cold }
+
+// __UnprotectSnapshotInput is used internally by genqlient
+type __UnprotectSnapshotInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
+// GetVolume returns __UnprotectSnapshotInput.Volume, and is useful for accessing the field via an interface.
+func (v *__UnprotectSnapshotInput) GetVolume() string { return v.Volume }
+
+// GetName returns __UnprotectSnapshotInput.Name, and is useful for accessing the field via an interface.
+func (v *__UnprotectSnapshotInput) GetName() string { return v.Name }
 
 // The mutation executed by AttachVolume.
 const AttachVolume_Operation = `
@@ -2831,6 +2912,9 @@ fragment Snapshot on Snapshot {
 	name
 	sizeBytes
 	createdAt
+	sequence
+	protected
+	clones
 }
 `
 
@@ -3687,6 +3771,9 @@ fragment Snapshot on Snapshot {
 	name
 	sizeBytes
 	createdAt
+	sequence
+	protected
+	clones
 }
 `
 
@@ -3950,6 +4037,51 @@ func PauseScrub(
 	return data_, err_
 }
 
+// The mutation executed by ProtectSnapshot.
+const ProtectSnapshot_Operation = `
+mutation ProtectSnapshot ($volume: String!, $name: String!) {
+	protectSnapshot(volume: $volume, name: $name) {
+		... Snapshot
+	}
+}
+fragment Snapshot on Snapshot {
+	volume
+	name
+	sizeBytes
+	createdAt
+	sequence
+	protected
+	clones
+}
+`
+
+func ProtectSnapshot(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	name string,
+) (data_ *ProtectSnapshotResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ProtectSnapshot",
+		Query:  ProtectSnapshot_Operation,
+		Variables: &__ProtectSnapshotInput{
+			Volume: volume,
+			Name:   name,
+		},
+	}
+
+	data_ = &ProtectSnapshotResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by RebuildIndex.
 const RebuildIndex_Operation = `
 mutation RebuildIndex {
@@ -3980,6 +4112,53 @@ func RebuildIndex(
 	}
 
 	data_ = &RebuildIndexResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by RenameSnapshot.
+const RenameSnapshot_Operation = `
+mutation RenameSnapshot ($volume: String!, $name: String!, $newName: String!) {
+	renameSnapshot(volume: $volume, name: $name, newName: $newName) {
+		... Snapshot
+	}
+}
+fragment Snapshot on Snapshot {
+	volume
+	name
+	sizeBytes
+	createdAt
+	sequence
+	protected
+	clones
+}
+`
+
+func RenameSnapshot(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	name string,
+	newName string,
+) (data_ *RenameSnapshotResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "RenameSnapshot",
+		Query:  RenameSnapshot_Operation,
+		Variables: &__RenameSnapshotInput{
+			Volume:  volume,
+			Name:    name,
+			NewName: newName,
+		},
+	}
+
+	data_ = &RenameSnapshotResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -4927,6 +5106,51 @@ func StartSettle(
 	}
 
 	data_ = &StartSettleResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by UnprotectSnapshot.
+const UnprotectSnapshot_Operation = `
+mutation UnprotectSnapshot ($volume: String!, $name: String!) {
+	unprotectSnapshot(volume: $volume, name: $name) {
+		... Snapshot
+	}
+}
+fragment Snapshot on Snapshot {
+	volume
+	name
+	sizeBytes
+	createdAt
+	sequence
+	protected
+	clones
+}
+`
+
+func UnprotectSnapshot(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	name string,
+) (data_ *UnprotectSnapshotResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "UnprotectSnapshot",
+		Query:  UnprotectSnapshot_Operation,
+		Variables: &__UnprotectSnapshotInput{
+			Volume: volume,
+			Name:   name,
+		},
+	}
+
+	data_ = &UnprotectSnapshotResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

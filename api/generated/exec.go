@@ -254,7 +254,9 @@ type ComplexityRoot struct {
 		Explain           func(childComplexity int, volume *string) int
 		PauseGarbage      func(childComplexity int) int
 		PauseScrub        func(childComplexity int) int
+		ProtectSnapshot   func(childComplexity int, volume string, name string) int
 		RebuildIndex      func(childComplexity int) int
+		RenameSnapshot    func(childComplexity int, volume string, name string, newName string) int
 		RenameVolume      func(childComplexity int, name string, newName string) int
 		Repair            func(childComplexity int) int
 		ReplaceDisk       func(childComplexity int, old string, path string) int
@@ -267,6 +269,7 @@ type ComplexityRoot struct {
 		SetVolumeQuota    func(childComplexity int, name string, quota control.QuotaChange) int
 		Settle            func(childComplexity int, cold bool) int
 		StartScrub        func(childComplexity int, findOnly bool) int
+		UnprotectSnapshot func(childComplexity int, volume string, name string) int
 	}
 
 	PutOffSegment struct {
@@ -321,8 +324,11 @@ type ComplexityRoot struct {
 	}
 
 	Snapshot struct {
+		Clones    func(childComplexity int) int
 		CreatedAt func(childComplexity int) int
 		Name      func(childComplexity int) int
+		Protected func(childComplexity int) int
+		Sequence  func(childComplexity int) int
 		SizeBytes func(childComplexity int) int
 		Volume    func(childComplexity int) int
 	}
@@ -444,6 +450,9 @@ type MutationResolver interface {
 	AttachVolume(ctx context.Context, input AttachVolumeInput) (Attached, error)
 	DetachVolume(ctx context.Context, name string, force bool) (string, error)
 	CreateSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
+	RenameSnapshot(ctx context.Context, volume string, name string, newName string) (control.Snapshot, error)
+	ProtectSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
+	UnprotectSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
 	DeleteSnapshot(ctx context.Context, volume string, name string) (string, error)
 	Rollback(ctx context.Context, volume string, snapshot string) (Volume, error)
 	Settle(ctx context.Context, cold bool) (control.Settling, error)
@@ -1551,12 +1560,34 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.PauseScrub(childComplexity), true
+	case "Mutation.protectSnapshot":
+		if e.ComplexityRoot.Mutation.ProtectSnapshot == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_protectSnapshot_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.ProtectSnapshot(childComplexity, args["volume"].(string), args["name"].(string)), true
 	case "Mutation.rebuildIndex":
 		if e.ComplexityRoot.Mutation.RebuildIndex == nil {
 			break
 		}
 
 		return e.ComplexityRoot.Mutation.RebuildIndex(childComplexity), true
+	case "Mutation.renameSnapshot":
+		if e.ComplexityRoot.Mutation.RenameSnapshot == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_renameSnapshot_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.RenameSnapshot(childComplexity, args["volume"].(string), args["name"].(string), args["newName"].(string)), true
 	case "Mutation.renameVolume":
 		if e.ComplexityRoot.Mutation.RenameVolume == nil {
 			break
@@ -1674,6 +1705,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.StartScrub(childComplexity, args["findOnly"].(bool)), true
+	case "Mutation.unprotectSnapshot":
+		if e.ComplexityRoot.Mutation.UnprotectSnapshot == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_unprotectSnapshot_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.UnprotectSnapshot(childComplexity, args["volume"].(string), args["name"].(string)), true
 
 	case "PutOffSegment.reason":
 		if e.ComplexityRoot.PutOffSegment.Reason == nil {
@@ -1934,6 +1976,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Settling.Running(childComplexity), true
 
+	case "Snapshot.clones":
+		if e.ComplexityRoot.Snapshot.Clones == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Snapshot.Clones(childComplexity), true
 	case "Snapshot.createdAt":
 		if e.ComplexityRoot.Snapshot.CreatedAt == nil {
 			break
@@ -1946,6 +1994,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Snapshot.Name(childComplexity), true
+	case "Snapshot.protected":
+		if e.ComplexityRoot.Snapshot.Protected == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Snapshot.Protected(childComplexity), true
+	case "Snapshot.sequence":
+		if e.ComplexityRoot.Snapshot.Sequence == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Snapshot.Sequence(childComplexity), true
 	case "Snapshot.sizeBytes":
 		if e.ComplexityRoot.Snapshot.SizeBytes == nil {
 			break
@@ -2622,6 +2682,11 @@ type Mutation {
   detachVolume(name: String!, force: Boolean! = false): String! @scope(needs: OPERATE)
 
   createSnapshot(volume: String!, name: String!): Snapshot! @scope(needs: OPERATE)
+  "Gives a snapshot that no client uses another name."
+  renameSnapshot(volume: String!, name: String!, newName: String!): Snapshot! @scope(needs: OPERATE)
+  "Makes a snapshot, and with it its volume, one that cannot be deleted. To repeat it is no error."
+  protectSnapshot(volume: String!, name: String!): Snapshot! @scope(needs: OPERATE)
+  unprotectSnapshot(volume: String!, name: String!): Snapshot! @scope(needs: OPERATE)
   "Returns the snapshot's name."
   deleteSnapshot(volume: String!, name: String!): String! @scope(needs: OPERATE)
   "Makes a volume that is not attached what the snapshot is."
@@ -2808,6 +2873,12 @@ type Snapshot {
   "Of the volume when the snapshot was taken."
   sizeBytes: Bytes!
   createdAt: Time!
+  "The place in the order of all changes of the store at which it was taken. Snapshots that were taken together have the same."
+  sequence: Count!
+  "It cannot be deleted, and neither can its volume."
+  protected: Boolean!
+  "How many volumes were made from it and are there."
+  clones: Int!
 }
 
 type Attachment {
@@ -3715,6 +3786,12 @@ func (ec *executionContext) childFields_Snapshot(ctx context.Context, field grap
 		return ec.fieldContext_Snapshot_sizeBytes(ctx, field)
 	case "createdAt":
 		return ec.fieldContext_Snapshot_createdAt(ctx, field)
+	case "sequence":
+		return ec.fieldContext_Snapshot_sequence(ctx, field)
+	case "protected":
+		return ec.fieldContext_Snapshot_protected(ctx, field)
+	case "clones":
+		return ec.fieldContext_Snapshot_clones(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Snapshot", field.Name)
 }
@@ -4241,6 +4318,58 @@ func (ec *executionContext) field_Mutation_explain_args(ctx context.Context, raw
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_protectSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_renameSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
+	arg2, err := graphql.ProcessArgField(ctx, rawArgs, "newName",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["newName"] = arg2
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_renameVolume_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4412,6 +4541,28 @@ func (ec *executionContext) field_Mutation_startScrub_args(ctx context.Context, 
 		return nil, err
 	}
 	args["findOnly"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_unprotectSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
 	return args, nil
 }
 
@@ -8771,6 +8922,192 @@ func (ec *executionContext) fieldContext_Mutation_createSnapshot(ctx context.Con
 	return fc, nil
 }
 
+func (ec *executionContext) _Mutation_renameSnapshot(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_renameSnapshot(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().RenameSnapshot(ctx, fc.Args["volume"].(string), fc.Args["name"].(string), fc.Args["newName"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Snapshot
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Snapshot
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Snapshot) graphql.Marshaler {
+			return ec.marshalNSnapshot2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSnapshot(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_renameSnapshot(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Snapshot(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_renameSnapshot_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_protectSnapshot(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_protectSnapshot(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().ProtectSnapshot(ctx, fc.Args["volume"].(string), fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Snapshot
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Snapshot
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Snapshot) graphql.Marshaler {
+			return ec.marshalNSnapshot2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSnapshot(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_protectSnapshot(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Snapshot(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_protectSnapshot_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_unprotectSnapshot(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_unprotectSnapshot(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().UnprotectSnapshot(ctx, fc.Args["volume"].(string), fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Snapshot
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Snapshot
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Snapshot) graphql.Marshaler {
+			return ec.marshalNSnapshot2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSnapshot(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_unprotectSnapshot(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Snapshot(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_unprotectSnapshot_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Mutation_deleteSnapshot(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -11360,6 +11697,75 @@ func (ec *executionContext) _Snapshot_createdAt(ctx context.Context, field graph
 }
 func (ec *executionContext) fieldContext_Snapshot_createdAt(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Snapshot", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Snapshot_sequence(ctx context.Context, field graphql.CollectedField, obj *control.Snapshot) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Snapshot_sequence(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Sequence, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Snapshot_sequence(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Snapshot", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Snapshot_protected(ctx context.Context, field graphql.CollectedField, obj *control.Snapshot) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Snapshot_protected(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Protected, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Snapshot_protected(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Snapshot", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Snapshot_clones(ctx context.Context, field graphql.CollectedField, obj *control.Snapshot) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Snapshot_clones(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Clones, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Snapshot_clones(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Snapshot", field, false, false, "Int")
 }
 
 func (ec *executionContext) _Stats_volumes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
@@ -16110,6 +16516,27 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "renameSnapshot":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_renameSnapshot(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "protectSnapshot":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_protectSnapshot(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unprotectSnapshot":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_unprotectSnapshot(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "deleteSnapshot":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_deleteSnapshot(ctx, field)
@@ -16633,6 +17060,21 @@ func (ec *executionContext) _Snapshot(ctx context.Context, sel ast.SelectionSet,
 			}
 		case "createdAt":
 			out.Values[i] = ec._Snapshot_createdAt(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "sequence":
+			out.Values[i] = ec._Snapshot_sequence(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "protected":
+			out.Values[i] = ec._Snapshot_protected(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "clones":
+			out.Values[i] = ec._Snapshot_clones(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}

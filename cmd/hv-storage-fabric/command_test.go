@@ -24,6 +24,9 @@ func TestExitCodes(t *testing.T) {
 	d.must("volume", "attach", "busy2")
 	d.must("snapshot", "create", "v@s")
 	d.must("snapshot", "create", "busy2@s")
+	d.must("volume", "create", "kept", "--size", "1MiB")
+	d.must("snapshot", "create", "kept@s")
+	d.must("snapshot", "protect", "kept@s")
 	empty := t.TempDir()
 	for _, c := range []struct {
 		args string
@@ -32,6 +35,13 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"volume show nope", exitNotFound, `"nope": not found`},
 		{"snapshot delete v@nope", exitNotFound, "not found"},
+		{"snapshot delete kept@s", exitRefused, "protected; `hv-storage-fabric snapshot unprotect"},
+		{"volume delete kept --yes", exitRefused, `"s": protected`},
+		{"snapshot rename kept@s", exitUsage, "VOLUME@SNAPSHOT NEW"},
+		{"snapshot rename kept@nope new", exitNotFound, "not found"},
+		{"snapshot rename kept@s s", exitRefused, "already exists"},
+		{"snapshot rename kept@s a@b", exitUsage, "'@'"},
+		{"snapshot protect kept@nope", exitNotFound, "not found"},
 		{"volume detach v", exitNotFound, "not attached"},
 		{"token revoke nope", exitNotFound, "token list"},
 		{"volume create v --size 1MiB", exitRefused, "already exists"},

@@ -97,6 +97,7 @@ var (
 	anyUUID   = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 	anyPID    = regexp.MustCompile(`"pid": \d+`)
 	anyToke   = regexp.MustCompile(`hvt_[A-Za-z0-9_-]{43}`)
+	anySeq    = regexp.MustCompile(`"sequence": \d+`)
 	anySurvey = regexp.MustCompile(`"(tookSeconds|freeBytes|metadataBytes)": [0-9.e-]+`)
 	uptime    = regexp.MustCompile(`"uptimeSeconds": \d+`)
 )
@@ -108,6 +109,7 @@ func (d *daemon) fixed(text string) string {
 	text = anyUUID.ReplaceAllString(text, "UUID")
 	text = anyPID.ReplaceAllString(text, `"pid": 0`)
 	text = uptime.ReplaceAllString(text, `"uptimeSeconds": 0`)
+	text = anySeq.ReplaceAllString(text, `"sequence": 0`)
 	text = anySurvey.ReplaceAllString(text, `"$1": 0`)
 	return anyToke.ReplaceAllString(text, "SECRET")
 }

@@ -28,6 +28,7 @@ var exitCodes = map[string]int{
 	client.CodeNotFound:        exitNotFound,
 	client.CodeExists:          exitRefused,
 	client.CodeInUse:           exitRefused,
+	client.CodeProtected:       exitRefused,
 	client.CodeRefused:         exitRefused,
 	client.CodeReadOnly:        exitRefused,
 	client.CodeForbidden:       exitRefused,
@@ -72,6 +73,8 @@ func hintFor(command, code string) string {
 			return "see who uses it with `hv-storage-fabric volume show`; an attached volume goes free with `hv-storage-fabric volume detach`"
 		}
 		return "try again when that has ended"
+	case client.CodeProtected:
+		return "`hv-storage-fabric snapshot unprotect VOLUME@SNAPSHOT` allows it again"
 	case client.CodeRefused:
 		if command == "resize" {
 			return "if that is what you want, add --shrink, and --force for an attached volume"

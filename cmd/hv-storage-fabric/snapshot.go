@@ -11,8 +11,8 @@ import (
 )
 
 func newSnapshot(a *app) *cobra.Command {
-	c := group(&cobra.Command{Use: "snapshot", Short: "Take, list, delete and roll back to snapshots"})
-	c.AddCommand(newSnapshotCreate(a), newSnapshotList(a), newSnapshotDelete(a), newSnapshotRollback(a))
+	c := group(&cobra.Command{Use: "snapshot", Short: "Take, list, rename, protect, delete and roll back to snapshots"})
+	c.AddCommand(newSnapshotCreate(a), newSnapshotList(a), newSnapshotRename(a), newSnapshotProtect(a), newSnapshotUnprotect(a), newSnapshotDelete(a), newSnapshotRollback(a))
 	return c
 }
 
@@ -22,10 +22,13 @@ type snapshotView struct {
 	Name      string    `json:"name"`
 	SizeBytes uint64    `json:"sizeBytes"`
 	CreatedAt time.Time `json:"createdAt"`
+	Sequence  uint64    `json:"sequence"` // the same for those that were taken together
+	Protected bool      `json:"protected"`
+	Clones    int       `json:"clones"`
 }
 
 func viewSnapshot(s client.Snapshot) snapshotView {
-	return snapshotView{s.Volume, s.Name, s.SizeBytes, s.CreatedAt}
+	return snapshotView{s.Volume, s.Name, s.SizeBytes, s.CreatedAt, s.Sequence, s.Protected, s.Clones}
 }
 
 // snapshotCommand makes a command whose argument is a snapshot: VOLUME@SNAPSHOT, or VOLUME SNAPSHOT.
@@ -76,10 +79,22 @@ func newSnapshotList(a *app) *cobra.Command {
 		rows := make([][]string, 0, len(reply.Snapshots))
 		for _, s := range reply.Snapshots {
 			views = append(views, viewSnapshot(s))
-			rows = append(rows, []string{s.Name, units.Size(s.SizeBytes).Human(), s.CreatedAt.Local().Format(time.DateTime)})
+			rows = append(rows, []string{s.Name, units.Size(s.SizeBytes).Human(), s.CreatedAt.Local().Format(time.DateTime), snapshotNotes(s)})
 		}
-		return a.show(views, func() { a.table([]string{"NAME", "SIZE", "CREATED"}, rows) })
+		return a.show(views, func() { a.table([]string{"NAME", "SIZE", "CREATED", "NOTES"}, rows) })
 	})
+}
+
+// snapshotNotes says what keeps a snapshot.
+func snapshotNotes(s client.Snapshot) string {
+	var notes []string
+	if s.Protected {
+		notes = append(notes, "protected")
+	}
+	if s.Clones > 0 {
+		notes = append(notes, counted(s.Clones, "clone"))
+	}
+	return strings.Join(notes, ", ")
 }
 
 func newSnapshotDelete(a *app) *cobra.Command {

@@ -15,6 +15,8 @@ type Config struct {
 	RecordBytes uint64 // most that one log record of the store takes
 	Volumes     int    // most that a client has
 	Snapshots   int    // most that a volume has
+	// ChangeSnapshots lets clients rename and protect snapshots as well.
+	ChangeSnapshots bool
 }
 
 // generator makes the operations of one client.
@@ -113,11 +115,15 @@ func (g *generator) control(op *Op, s *State, v *Volume) {
 	if len(snaps) > 0 {
 		op.Snapshot = snaps[g.rng.IntN(len(snaps))]
 	}
+	if g.cfg.ChangeSnapshots && len(snaps) > 0 && g.rng.IntN(5) == 0 {
+		g.changeSnapshot(op, v)
+		return
+	}
 	room := len(s.Volumes) < g.cfg.Volumes
 	switch k := g.rng.IntN(22); {
 	case k < 7 && len(snaps) < g.cfg.Snapshots:
 		op.Kind, op.Snapshot = Snapshot, fmt.Sprintf("s%d", op.N)
-	case k < 11 && len(snaps) > 0:
+	case k < 11 && len(snaps) > 0 && !v.Snapshots[op.Snapshot].Protected:
 		op.Kind = DeleteSnapshot
 	case k < 14 && len(snaps) > 0:
 		op.Kind = Rollback
@@ -127,7 +133,7 @@ func (g *generator) control(op *Op, s *State, v *Volume) {
 		op.Kind, op.Snapshot, op.To = Clone, "", g.name(op)
 	case k < 19:
 		op.Kind, op.Snapshot, op.Size = Resize, "", g.size()
-	case k < 20 && len(s.Volumes) > 1:
+	case k < 20 && len(s.Volumes) > 1 && !v.protected():
 		op.Kind, op.Snapshot = Delete, ""
 	case k < 21:
 		op.Kind, op.Snapshot, op.To = Rename, "", g.name(op)
@@ -137,5 +143,17 @@ func (g *generator) control(op *Op, s *State, v *Volume) {
 	default:
 		op.Snapshot = ""
 		g.write(op, v)
+	}
+}
+
+// changeSnapshot makes an operation on one that is there.
+func (g *generator) changeSnapshot(op *Op, v *Volume) {
+	switch {
+	case g.rng.IntN(3) == 0:
+		op.Kind, op.To = RenameSnapshot, fmt.Sprintf("r%d", op.N)
+	case v.Snapshots[op.Snapshot].Protected:
+		op.Kind = Unprotect
+	default:
+		op.Kind = Protect
 	}
 }

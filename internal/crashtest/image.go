@@ -13,6 +13,7 @@ type Listing struct {
 	Name      string
 	SizeBytes uint64
 	Snapshots map[string]uint64 // sizes in bytes
+	Protected map[string]bool   // snapshots that are
 }
 
 // Source is a store that is read back.
@@ -58,6 +59,7 @@ func ReadImage(src Source, n int) (*Image, error) {
 			if _, twice := v.Snapshots[plainName(snap)]; twice {
 				return nil, fmt.Errorf("volume %q has two snapshots like %q", l.Name, snap)
 			}
+			c.Protected = l.Protected[snap]
 			v.Snapshots[plainName(snap)] = c
 		}
 		img.Clients[owner].Volumes[l.Name] = v

@@ -25,9 +25,12 @@ const (
 	DeleteSnapshot
 	Rollback
 	Clone // of Snapshot, or of the volume as it is when that is empty
+	RenameSnapshot
+	Protect
+	Unprotect
 )
 
-var kindNames = [...]string{"write", "trim", "zero", "flush", "create", "delete", "rename", "resize", "snapshot", "delete snapshot", "roll back", "clone"}
+var kindNames = [...]string{"write", "trim", "zero", "flush", "create", "delete", "rename", "resize", "snapshot", "delete snapshot", "roll back", "clone", "rename snapshot", "protect", "unprotect"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -37,7 +40,7 @@ type Op struct {
 	N        int // number of the operation, which counts up for a client over all its runs
 	Volume   string
 	Snapshot string
-	To       string        // new name, of Rename and Clone
+	To       string        // new name, of Rename, Clone and RenameSnapshot
 	Size     uint64        // bytes, of Create and Resize
 	Ranges   []block.Range // of data operations; only Write has several
 	First    Token         // of the first sector of a Write
@@ -118,6 +121,13 @@ func (o *Op) effects(s *State) []effect {
 			delete(v.Snapshots, o.Snapshot)
 		case Rollback:
 			v.Content = v.Snapshots[o.Snapshot].clone()
+		case RenameSnapshot:
+			v.Snapshots[o.To] = v.Snapshots[o.Snapshot]
+			delete(v.Snapshots, o.Snapshot)
+		case Protect, Unprotect:
+			c := v.Snapshots[o.Snapshot]
+			c.Protected = o.Kind == Protect
+			v.Snapshots[o.Snapshot] = c
 		}
 	}}
 }

@@ -17,8 +17,11 @@ var zeroPage page
 type Content struct {
 	Size  uint64 // bytes
 	Pages map[uint64]*page
+	// Protected is a snapshot that must not be deleted.
+	Protected bool
 }
 
+// clone copies the bytes; what is made of a protected snapshot is not protected.
 func (c Content) clone() Content { return Content{Size: c.Size, Pages: maps.Clone(c.Pages)} }
 
 // set makes n sectors from sector at on count up from first; first 0 makes them zero.
@@ -57,6 +60,9 @@ func (c Content) diff(want Content) string {
 	if c.Size != want.Size {
 		return fmt.Sprintf("size is %d B, want %d", c.Size, want.Size)
 	}
+	if c.Protected != want.Protected {
+		return fmt.Sprintf("protected is %v, want %v", c.Protected, want.Protected)
+	}
 	ids := map[uint64]bool{}
 	for id := range c.Pages {
 		ids[id] = true
@@ -88,6 +94,16 @@ func (c Content) diff(want Content) string {
 type Volume struct {
 	Content
 	Snapshots map[string]Content
+}
+
+// protected reports whether a snapshot of the volume is.
+func (v *Volume) protected() bool {
+	for _, c := range v.Snapshots {
+		if c.Protected {
+			return true
+		}
+	}
+	return false
 }
 
 // State is all that a client has in a store.
