@@ -52,14 +52,11 @@ func (s *Store) windows(ctx context.Context, r block.Range, once func(window blo
 		if r.Len == 0 {
 			return nil
 		}
-		window := block.Range{Off: r.Off, Len: min(r.Len, statusWindow-r.Off%block.SectorSize)}
-		more, err := once(window)
-		for attempt := 0; errors.Is(err, block.ErrNotFound) && attempt < maxReadRetries; attempt++ {
-			s.publishing.RLock()
-			//lint:ignore SA2001 the lock is only waited for
-			s.publishing.RUnlock()
+		window, more := block.Range{Off: r.Off, Len: min(r.Len, statusWindow-r.Off%block.SectorSize)}, false
+		err := s.whileMoving(func() (err error) {
 			more, err = once(window)
-		}
+			return err
+		})
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -71,11 +68,24 @@ func (s *Store) windows(ctx context.Context, r block.Range, once func(window blo
 	return nil
 }
 
+// whileMoving calls once, and again when the map moved under it.
+func (s *Store) whileMoving(once func() error) error {
+	err := once()
+	for attempt := 0; errors.Is(err, block.ErrNotFound) && attempt < maxReadRetries; attempt++ {
+		s.publishing.RLock()
+		//lint:ignore SA2001 the lock is only waited for
+		s.publishing.RUnlock()
+		err = once()
+	}
+	return err
+}
+
 // depthWalk gathers the runs of one window.
 type depthWalk struct {
 	s      *Store
 	top    *node
 	window block.Range
+	kinds  bool // tell a ChangeKind in the place of each depth
 	runs   []depthRun
 	whole  []depthRun // the same by sectors
 }
@@ -86,9 +96,9 @@ func (w *depthWalk) layers(n *node, first, count uint64, depth uint32) error {
 	for _, run := range runs {
 		switch g := w.clip(run.Block*block.Size, run.N*block.Size); run.Kind {
 		case overlay.Data:
-			w.add(g.Len, depth)
+			w.add(g.Len, w.data(depth))
 		case overlay.Zero:
-			w.add(g.Len, 0)
+			w.add(g.Len, w.zero())
 		default:
 			var err error
 			if parent := n.parent.Load(); n.root.Load() == nil && parent != nil {
@@ -104,6 +114,21 @@ func (w *depthWalk) layers(n *node, first, count uint64, depth uint32) error {
 	return nil
 }
 
+// data and zero are what the walk tells of data at a depth, and of zeroes.
+func (w *depthWalk) data(depth uint32) uint32 {
+	if w.kinds {
+		return uint32(ChangeData)
+	}
+	return depth
+}
+
+func (w *depthWalk) zero() uint32 {
+	if w.kinds {
+		return uint32(ChangeZero)
+	}
+	return 0
+}
+
 func (w *depthWalk) clip(off, n uint64) block.Range {
 	lo := max(off, w.window.Off)
 	return block.Range{Off: lo, Len: min(off+n, w.window.End()) - lo}
@@ -113,9 +138,9 @@ func (w *depthWalk) fromMap(root extentmap.Root, g block.Range) error {
 	at := g.Off
 	err := w.s.maps.Lookup(root, g.Off, g.Len, func(e extentmap.Extent) bool {
 		w.add(e.Off-at, 0)
-		depth := uint32(0)
+		depth := w.zero()
 		if e.Kind != extentmap.KindZero {
-			depth = w.depthOf(e.Birth)
+			depth = w.data(w.depthOf(e.Birth))
 		}
 		w.add(uint64(e.Len), depth)
 		at = e.Off + uint64(e.Len)
@@ -207,7 +232,7 @@ func (d *Device) Changes(ctx context.Context, snapshot string, r block.Range, em
 		return fmt.Errorf("changes of volume %d since snapshot %q: %w", d.v.id, snapshot, block.ErrNotFound)
 	}
 	return s.windows(ctx, r, func(window block.Range) (bool, error) {
-		changed, err := s.changedSince(ctx, base, top, window)
+		changed, err := s.changedBetween(ctx, base, top, window)
 		if err != nil {
 			return false, err
 		}
@@ -234,11 +259,15 @@ func (s *Store) olderSnapshot(top *node, name string) *node {
 	return nil
 }
 
-// changedSince returns the parts of a window, in order and not touching, that changed between two states.
-func (s *Store) changedSince(ctx context.Context, base, top *node, window block.Range) ([]block.Range, error) {
+// changedBetween returns the parts of a window, in order and not touching, in which two states may differ that have one in common.
+func (s *Store) changedBetween(ctx context.Context, base, top *node, window block.Range) ([]block.Range, error) {
 	first, count := blocksOf(window.Off, window.Len)
+	above, common := between(base, top)
 	var all []block.Range
-	for n := top; n != nil && n != base; n = n.parent.Load() {
+	for _, n := range above {
+		if n.layer.Empty() {
+			continue
+		}
 		runs, _ := n.layer.LookupInto(nil, nil, first, count)
 		for _, run := range runs {
 			if run.Kind != overlay.Absent {
@@ -247,11 +276,7 @@ func (s *Store) changedSince(ctx context.Context, base, top *node, window block.
 			}
 		}
 	}
-	// What is newer than the base goes into maps only when all of the base is in its map. If it was not so after the overlays were searched, they had everything.
-	s.tree.RLock()
-	down := base.flags&nodeResolved != 0
-	s.tree.RUnlock()
-	if down {
+	if s.mapsDiffer(common) {
 		err := s.maps.Diff(ctx, base.effectiveRoot(), top.effectiveRoot(), window, func(off, n uint64) bool {
 			// Chunks end anywhere; a sector has changed when a byte of it has.
 			lo, hi := off-off%block.SectorSize, off+n+block.SectorSize-1
@@ -264,6 +289,25 @@ func (s *Store) changedSince(ctx context.Context, base, top *node, window block.
 		}
 	}
 	return joined(all), nil
+}
+
+// mapsDiffer reports whether maps of states above a common one may differ. What is newer than that goes into maps only when all of it is in its map. If it was not so after the overlays were searched, they had everything.
+func (s *Store) mapsDiffer(common *node) bool {
+	s.tree.RLock()
+	defer s.tree.RUnlock()
+	return common != nil && common.flags&nodeResolved != 0
+}
+
+// between returns the states that lead from the newest common one of a and b, which is returned too, to either. The common one is nil if there is none.
+func between(a, b *node) (above []*node, common *node) {
+	for a != b {
+		if a == nil || b != nil && b.id > a.id {
+			a, b = b, a
+		}
+		above = append(above, a)
+		a = a.parent.Load()
+	}
+	return above, a
 }
 
 // joined sorts ranges and joins those that touch or overlap.

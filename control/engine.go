@@ -51,6 +51,9 @@ type Engine interface {
 	// OpenDevice opens a volume, or read-only one of its snapshots when snapshot is not empty. A volume can be open several times.
 	OpenDevice(volume, snapshot string) (Device, error)
 
+	// Diff tells the ranges in which the state to may differ from the state from, in order, until emit returns false.
+	Diff(ctx context.Context, from, to blockstore.StateName, emit func(blockstore.Change) bool) error
+
 	// Stats reads counters; it costs no scan.
 	Stats() blockstore.Stats
 	// Settle destages and reclaims until nothing is left to do, or ctx ends. progress is called from time to time and must not block.

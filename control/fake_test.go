@@ -34,6 +34,8 @@ type fakeEngine struct {
 	// explaining, when set, is called by each Explain, which ends with its error.
 	explaining func(ctx context.Context) error
 	alarms     Alarms
+	// changes is what every Diff tells.
+	changes []blockstore.Change
 }
 
 type fakeVolume struct {
@@ -257,6 +259,24 @@ func (e *fakeEngine) ProtectSnapshot(_ context.Context, volume, name string, pro
 		s.info.Protected = protect
 	}
 	return err
+}
+
+func (e *fakeEngine) Diff(_ context.Context, from, to blockstore.StateName, emit func(blockstore.Change) bool) error {
+	for _, n := range []blockstore.StateName{from, to} {
+		d, err := e.OpenDevice(n.Volume, n.Snapshot)
+		if err != nil {
+			return err
+		}
+		if err := d.Close(); err != nil {
+			return err
+		}
+	}
+	for _, c := range e.changes {
+		if !emit(c) {
+			break
+		}
+	}
+	return nil
 }
 
 func (e *fakeEngine) SnapshotFrees(_ context.Context, volume, name string) (uint64, error) {

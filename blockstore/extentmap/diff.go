@@ -20,12 +20,26 @@ func (m *Map) Diff(ctx context.Context, a, b Root, within block.Range, visit fun
 	return nil
 }
 
+// NextDifference returns where in a range two maps differ first. It costs a path through the differing parts of both, however much more differs.
+func (m *Map) NextDifference(ctx context.Context, a, b Root, within block.Range) (off uint64, found bool, err error) {
+	if within.Len == 0 {
+		return 0, false, nil
+	}
+	d := diff{m: m, ctx: ctx, within: within, first: true, visit: func(at, _ uint64) bool {
+		off, found = at, true
+		return false
+	}}
+	err = d.subtrees(a.Subtree(), b.Subtree(), max(a.Level, b.Level), 0)
+	return off, found, err
+}
+
 type diff struct {
 	m        *Map
 	ctx      context.Context // lives as long as the diff
 	visit    func(off, n uint64) bool
 	within   block.Range
 	off, end uint64 // found, not yet visited
+	first    bool   // the first difference will do, in whole or in part
 	stopped  bool
 }
 
@@ -39,6 +53,9 @@ func (d *diff) add(off, end uint64) {
 		d.off = off
 	}
 	d.end = end
+	if d.first {
+		d.flush()
+	}
 }
 
 func (d *diff) flush() {

@@ -187,6 +187,17 @@ func (w *world) verifyDiff() {
 		}
 	}
 	w.verifyDiffWithin(a.root, b.root, parts)
+	for from := uint64(0); ; {
+		off, found, err := w.m.NextDifference(w.t.Context(), a.root, b.root, block.Range{Off: from, Len: block.MaxVolumeSize - from})
+		w.check(err)
+		if found != (len(parts) > 0) || found && off != parts[0].Off {
+			w.t.Fatalf("next difference from %d on: %d, %v; want that of %v", from, off, found, parts)
+		}
+		if !found {
+			break
+		}
+		from, parts = parts[0].End(), parts[1:]
+	}
 }
 
 // verifyDiffWithin asks for a range that begins and ends near differences, and compares the answer with what is known of the whole.

@@ -59,6 +59,14 @@ func (a *app) completeSnapshots(c *cobra.Command, args []string, text string) ([
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeStates offers snapshots for both of two states.
+func (a *app) completeStates(c *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 1 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.completeSnapshots(c, nil, text)
+}
+
 // completeTokens offers the names of tokens for the first argument.
 func (a *app) completeTokens(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {

@@ -21,6 +21,7 @@ func TestCompletion(t *testing.T) {
 		{[]string{"snapshot", "rollback", "web1", ""}, "s1"},
 		{[]string{"snapshot", "rename", "web1@"}, "web1@s1"},
 		{[]string{"snapshot", "protect", "web1@"}, "web1@s1"},
+		{[]string{"snapshot", "diff", "web1@s1", "web1@"}, "web1@s1"},
 		{[]string{"token", "revoke", ""}, "ci"},
 		{[]string{"volume", "create", "web2", "--chunking", ""}, "cdc"},
 		{[]string{"volume", "list", "-o", ""}, "table"},

@@ -40,6 +40,7 @@ func TestJSONOutput(t *testing.T) {
 		{"volume-rename", "volume rename db1 db2"},
 		{"snapshot-create", "snapshot create web1@s1"},
 		{"snapshot-create-two-words", "snapshot create web1 s2"},
+		{"snapshot-diff-none", "snapshot diff web1@s1"},
 		{"snapshot-rename", "snapshot rename web1@s2 s3"},
 		{"snapshot-protect", "snapshot protect web1@s3"},
 		{"snapshot-list", "snapshot list web1"},

@@ -11,8 +11,8 @@ import (
 )
 
 func newSnapshot(a *app) *cobra.Command {
-	c := group(&cobra.Command{Use: "snapshot", Short: "Take, list, rename, protect, delete and roll back to snapshots"})
-	c.AddCommand(newSnapshotCreate(a), newSnapshotList(a), newSnapshotRename(a), newSnapshotProtect(a), newSnapshotUnprotect(a), newSnapshotDelete(a), newSnapshotRollback(a))
+	c := group(&cobra.Command{Use: "snapshot", Short: "Take, list, compare, rename, protect, delete and roll back to snapshots"})
+	c.AddCommand(newSnapshotCreate(a), newSnapshotList(a), newSnapshotDiff(a), newSnapshotRename(a), newSnapshotProtect(a), newSnapshotUnprotect(a), newSnapshotDelete(a), newSnapshotRollback(a))
 	return c
 }
 
