@@ -8,6 +8,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/generated"
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control"
 )
 
@@ -77,6 +78,26 @@ func (m mutation) DetachVolume(ctx context.Context, name string, force bool) (st
 
 func (m mutation) CreateSnapshot(ctx context.Context, volume, name string) (control.Snapshot, error) {
 	return m.control.CreateSnapshot(ctx, volume, name)
+}
+
+func (m mutation) CreateSnapshots(ctx context.Context, snapshots []generated.SnapshotNameInput) ([]control.Snapshot, error) {
+	names := make([]blockstore.StateName, 0, len(snapshots))
+	for _, s := range snapshots {
+		names = append(names, blockstore.StateName{Volume: s.Volume, Snapshot: s.Name})
+	}
+	return m.control.CreateSnapshots(ctx, names)
+}
+
+func (m mutation) SetVolumeGroup(_ context.Context, name string, volumes []string) (control.VolumeGroup, error) {
+	return m.control.SetGroup(name, volumes)
+}
+
+func (m mutation) DeleteVolumeGroup(_ context.Context, name string) (string, error) {
+	return name, m.control.DeleteGroup(name)
+}
+
+func (m mutation) CreateGroupSnapshot(ctx context.Context, group, name string) ([]control.Snapshot, error) {
+	return m.control.CreateGroupSnapshot(ctx, group, name)
 }
 
 func (m mutation) RenameSnapshot(ctx context.Context, volume, name, newName string) (control.Snapshot, error) {

@@ -41,6 +41,10 @@ func (q query) Snapshots(_ context.Context, volume string) ([]control.Snapshot, 
 	return q.control.Snapshots(volume)
 }
 
+func (q query) VolumeGroups(context.Context) ([]control.VolumeGroup, error) {
+	return q.control.Groups(), nil
+}
+
 func (q query) SnapshotFrees(ctx context.Context, volume, name string) (uint64, error) {
 	return q.control.SnapshotFrees(ctx, volume, name)
 }

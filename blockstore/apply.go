@@ -37,6 +37,7 @@ func (s *Store) applyLocked(o *op) error {
 	case opRenameSnapshot:
 		err = s.withNodeLocked(o, func(n *node) {
 			n.name = o.Name
+			n.flags &^= nodeAutomatic // somebody has a use for it
 			s.touchNodeLocked(n)
 		})
 	case opProtectSnapshot, opUnprotectSnapshot:
@@ -47,6 +48,9 @@ func (s *Store) applyLocked(o *op) error {
 			}
 			s.touchNodeLocked(n)
 		})
+	case opSnapshotSet:
+		err = s.applySnapshotSetLocked(o)
+	case opNumber:
 	case opRollback:
 		err = s.withVolumeLocked(o, s.applyRollbackLocked)
 	default:
@@ -140,11 +144,7 @@ func (s *Store) applyResizeLocked(o *op, v *Volume) error {
 
 // applySnapshotLocked closes the head and puts a new one over it.
 func (s *Store) applySnapshotLocked(o *op, v *Volume) error {
-	old := v.head.Load()
-	old.flags |= nodeClosed
-	old.name, old.size, old.closed, old.created = o.Name, v.size.Load(), o.Seq, o.Time
-	s.touchNodeLocked(old)
-	v.head.Store(s.addNodeLocked(nodeID(o.Seq), v, old))
+	s.closeHeadLocked(v, 0, o.Name, o.Seq, o.Time, nodeID(o.Seq))
 	return nil
 }
 

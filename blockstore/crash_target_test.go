@@ -94,6 +94,12 @@ func (c crashTarget) Do(ctx context.Context, op *crashtest.Op) error {
 		_, err = s.Clone(ctx, op.Volume, op.Snapshot, op.To)
 	case crashtest.RenameSnapshot:
 		err = s.RenameSnapshot(ctx, op.Volume, op.Snapshot, op.To)
+	case crashtest.SnapshotAll:
+		var names []StateName
+		for _, v := range op.Volumes {
+			names = append(names, StateName{v, op.Snapshot})
+		}
+		_, err = s.CreateSnapshots(ctx, names, op.N%2 == 0)
 	case crashtest.Protect, crashtest.Unprotect:
 		err = s.ProtectSnapshot(ctx, op.Volume, op.Snapshot, op.Kind == crashtest.Protect)
 	default:

@@ -28,7 +28,7 @@ var knownFeatures = []Feature{
 	{featureIncompat, 0, "parity", "rows of segments may name parity sidecars"},
 	{featureIncompat, 1, "disks", "log and segments may lie on several disks"},
 	{featureIncompat, 2, "encrypted", "log and segments are encrypted"},
-	{featureIncompat, 3, "snapshots", "snapshots may be renamed and protected"},
+	{featureIncompat, 3, "snapshots", "snapshots may be renamed, protected, taken of several volumes at once, and marked as taken by a schedule"},
 }
 
 // features lists what a superblock says of its store. What this program does not know has no name.

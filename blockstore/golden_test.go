@@ -53,6 +53,7 @@ func goldens() []golden {
 		FullBytes: 40 << 20, DeltaBytes: 9 << 20}
 	clone := &op{Kind: opClone, Volume: 8, Node: 99, UUID: goldenUUID, Size: 20 << 30, Mode: ModeDurable, Cut: cdc.Default(), Name: "web2"}
 	rename := &op{Kind: opRenameSnapshot, Volume: 7, Node: 99, Name: "kept"}
+	set := &op{Kind: opSnapshotSet, Volume: 7, Set: &snapshotSet{Automatic: true, Members: []snapshotMember{{7, 1234, "nightly"}, {9, 0, "nightly-2"}}}}
 	protected := *node
 	protected.Flags = nodeClosed | nodeStarted | nodeResolved | nodeProtected
 	index := indexState{StoreID: goldenUUID, Through: 5990, Unmatched: 8, Doubles: 4, Joined: 2, JoinedRaw: 30 << 10}
@@ -69,6 +70,7 @@ func goldens() []golden {
 		{"index", index, index.encode(), func(b []byte) (any, error) { return decodeIndexState(b) }},
 		{"op", clone, clone.encode(), func(b []byte) (any, error) { return decodeOp(opClone, 8, b) }},
 		{"op-rename-snapshot", rename, rename.encode(), func(b []byte) (any, error) { return decodeOp(opRenameSnapshot, 7, b) }},
+		{"op-snapshot-set", set, set.encode(), func(b []byte) (any, error) { return decodeOp(opSnapshotSet, 7, b) }},
 		{"node-protected", &protected, protected.encode(), func(b []byte) (any, error) { return decodeNodeRow(b) }},
 	}
 }

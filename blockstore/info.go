@@ -100,6 +100,7 @@ type SnapshotInfo struct {
 	Epoch     block.Epoch
 	CreatedAt time.Time
 	Protected bool // may not be deleted
+	Automatic bool // a schedule made it, and nobody renamed it since
 	Clones    int  // volumes that were made from it and are there
 }
 

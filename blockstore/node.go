@@ -24,6 +24,7 @@ const (
 
 	// Of a store with the feature "snapshots".
 	nodeProtected nodeFlags = 1 << 5 // a snapshot that may not be deleted
+	nodeAutomatic nodeFlags = 1 << 6 // a snapshot that a schedule made, and nobody renamed since
 )
 
 // node is one state of a volume: what is still in the log (layer) over a map (root), over its parent where neither has an answer. A volume's head and each of its

@@ -24,6 +24,8 @@ const (
 	opRenameSnapshot    journal.Kind = 24
 	opProtectSnapshot   journal.Kind = 25
 	opUnprotectSnapshot journal.Kind = 26
+	opSnapshotSet       journal.Kind = 27 // of several volumes at once
+	opNumber            journal.Kind = 28 // changes nothing: its sequence number becomes that of a head which a later opSnapshotSet makes
 )
 
 // op is the payload of a control record. Fields that a kind does not use are zero.
@@ -36,7 +38,8 @@ type op struct {
 	Mode   WriteMode
 	Cut    cdc.Params
 	Name   string
-	Gone   block.Range // what a shrink cuts off, whole blocks; in the record's own offset and length
+	Set    *snapshotSet // of opSnapshotSet, which has nothing else
+	Gone   block.Range  // what a shrink cuts off, whole blocks; in the record's own offset and length
 
 	// Of the record that carries it.
 	Seq  uint64
@@ -47,6 +50,9 @@ type op struct {
 const opVersion = 1
 
 func (o *op) encode() []byte {
+	if o.Set != nil {
+		return o.Set.encode()
+	}
 	e := &enc{}
 	e.u8(opVersion)
 	e.u8(uint8(o.Mode))
@@ -63,6 +69,10 @@ func (o *op) encode() []byte {
 }
 
 func decodeOp(kind journal.Kind, volume block.VolumeID, b []byte) (*op, error) {
+	if kind == opSnapshotSet {
+		set, err := decodeSnapshotSet(b)
+		return &op{Kind: kind, Volume: volume, Set: set}, err
+	}
 	d := &dec{b: b}
 	o := &op{Kind: kind, Volume: volume}
 	if v := d.u8(); v != opVersion {

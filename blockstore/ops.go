@@ -66,10 +66,10 @@ func (s *Store) cutOf(c Chunking) (cdc.Params, error) {
 }
 
 // op runs one control operation: prepare validates under Store.tree and fills in the record; the record is logged and applied. Its effect survives the death of the
-// process at once, and a power loss after the next sync, which is started here but not waited for.
-func (s *Store) op(v *Volume, closesHead bool, prepare func() (*op, error)) (*op, error) {
+// process at once, and a power loss after the next sync, which is started here but not waited for. Nothing writes to the volumes whose heads it closes from before prepare until it is applied.
+func (s *Store) op(closes []*Volume, prepare func() (*op, error)) (*op, error) {
 	for {
-		o, err := s.tryOp(v, closesHead, prepare)
+		o, err := s.tryOp(closes, prepare)
 		if !errors.Is(err, errLogFull) {
 			return o, err
 		}
@@ -82,13 +82,13 @@ func (s *Store) op(v *Volume, closesHead bool, prepare func() (*op, error)) (*op
 // errLogFull says that even the log's reserve is used up for now. Whoever waits for room must hold no lock that destage needs.
 var errLogFull = errors.New("the log is full")
 
-func (s *Store) tryOp(v *Volume, closesHead bool, prepare func() (*op, error)) (*op, error) {
+func (s *Store) tryOp(closes []*Volume, prepare func() (*op, error)) (*op, error) {
 	s.ops.Lock()
 	defer s.ops.Unlock()
 	if s.closed.Load() {
 		return nil, block.ErrClosed
 	}
-	if closesHead && v != nil {
+	for _, v := range closes { // in any order, as Store.ops is held and nobody else has two
 		v.mu.Lock()
 		defer v.mu.Unlock()
 	}
@@ -102,6 +102,9 @@ func (s *Store) tryOp(v *Volume, closesHead bool, prepare func() (*op, error)) (
 		if err := s.needFeature(bit); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.numberMembers(o); err != nil {
+		return nil, err
 	}
 	if err := s.logOp(o); err != nil {
 		return nil, err
@@ -132,7 +135,7 @@ func (s *Store) CreateVolume(_ context.Context, spec VolumeSpec) (VolumeInfo, er
 	if err != nil {
 		return fail(err)
 	}
-	_, err = s.op(nil, false, func() (*op, error) {
+	_, err = s.op(nil, func() (*op, error) {
 		if s.names[spec.Name] != nil {
 			return nil, block.ErrExists
 		}
@@ -148,7 +151,7 @@ func (s *Store) CreateVolume(_ context.Context, spec VolumeSpec) (VolumeInfo, er
 func (s *Store) RenameVolume(_ context.Context, name, to string) error {
 	err := CheckName(to)
 	if err == nil {
-		_, err = s.op(nil, false, func() (*op, error) {
+		_, err = s.op(nil, func() (*op, error) {
 			v, err := s.volumeLocked(name)
 			if err != nil {
 				return nil, err
@@ -189,7 +192,7 @@ func (s *Store) resize(ctx context.Context, name string, size uint64) error {
 			return err
 		}
 	}
-	_, err = s.op(v, true, func() (*op, error) {
+	_, err = s.op([]*Volume{v}, func() (*op, error) {
 		if v.gone.Load() {
 			return nil, block.ErrNotFound
 		}
@@ -208,7 +211,7 @@ func (s *Store) resize(ctx context.Context, name string, size uint64) error {
 func (s *Store) DeleteVolume(_ context.Context, name string) error {
 	v, err := s.lookupVolume(name)
 	if err == nil {
-		_, err = s.op(v, true, func() (*op, error) {
+		_, err = s.op([]*Volume{v}, func() (*op, error) {
 			switch {
 			case v.gone.Load():
 				return nil, block.ErrNotFound
@@ -236,7 +239,7 @@ func (s *Store) CreateSnapshot(_ context.Context, volume, name string) (Snapshot
 	}
 	var n *node
 	if err == nil {
-		_, err = s.op(v, true, func() (*op, error) {
+		_, err = s.op([]*Volume{v}, func() (*op, error) {
 			if v.gone.Load() {
 				return nil, block.ErrNotFound
 			}
@@ -257,7 +260,7 @@ func (s *Store) CreateSnapshot(_ context.Context, volume, name string) (Snapshot
 
 // DeleteSnapshot removes a snapshot. Space comes back in the background. One with an open device is refused with ErrInUse, a protected one with ErrProtected.
 func (s *Store) DeleteSnapshot(_ context.Context, volume, name string) error {
-	_, err := s.op(nil, false, func() (*op, error) {
+	_, err := s.op(nil, func() (*op, error) {
 		n, err := s.findSnapshotLocked(volume, name)
 		if err != nil {
 			return nil, err
@@ -280,7 +283,7 @@ func (s *Store) DeleteSnapshot(_ context.Context, volume, name string) error {
 func (s *Store) Rollback(_ context.Context, volume, name string) error {
 	v, err := s.lookupVolume(volume)
 	if err == nil {
-		_, err = s.op(v, true, func() (*op, error) {
+		_, err = s.op([]*Volume{v}, func() (*op, error) {
 			n, err := s.findSnapshotLocked(volume, name)
 			if err != nil {
 				return nil, err
@@ -317,7 +320,7 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string) (Volum
 		}
 		snapshot = hidden
 	}
-	_, err := s.op(nil, false, func() (*op, error) {
+	_, err := s.op(nil, func() (*op, error) {
 		n, err := s.findSnapshotLocked(volume, snapshot)
 		if err != nil {
 			return nil, err
@@ -386,7 +389,7 @@ func (s *Store) findSnapshotLocked(volume, name string) (*node, error) {
 }
 
 func (n *node) infoLocked() SnapshotInfo {
-	return SnapshotInfo{Name: n.name, SizeBytes: n.size, Epoch: block.Epoch(n.closed), CreatedAt: time.Unix(0, n.created), Protected: n.flags&nodeProtected != 0}
+	return SnapshotInfo{Name: n.name, SizeBytes: n.size, Epoch: block.Epoch(n.closed), CreatedAt: time.Unix(0, n.created), Protected: n.flags&nodeProtected != 0, Automatic: n.flags&nodeAutomatic != 0}
 }
 
 func (v *Volume) infoLocked() VolumeInfo {

@@ -306,8 +306,10 @@ func (r *replayer) control(rec *journal.Replayed) error {
 	if err := s.applyLocked(o); err != nil {
 		return err
 	}
-	if n := s.nodes[nodeID(o.Seq)]; n != nil {
-		r.note(n)
+	for _, id := range o.newNodes() {
+		if n := s.nodes[id]; n != nil {
+			r.note(n)
+		}
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 func (s *Store) RenameSnapshot(_ context.Context, volume, name, to string) error {
 	err := CheckName(to)
 	if err == nil {
-		_, err = s.op(nil, false, func() (*op, error) {
+		_, err = s.op(nil, func() (*op, error) {
 			n, err := s.findSnapshotLocked(volume, name)
 			if err != nil {
 				return nil, err
@@ -37,7 +37,7 @@ func (s *Store) ProtectSnapshot(_ context.Context, volume, name string, protect 
 	if !protect {
 		verb, kind = "unprotect", opUnprotectSnapshot
 	}
-	_, err := s.op(nil, false, func() (*op, error) {
+	_, err := s.op(nil, func() (*op, error) {
 		n, err := s.findSnapshotLocked(volume, name)
 		if err != nil {
 			return nil, err

@@ -35,7 +35,7 @@ const (
 	incompatDisks = 1 << 1
 	// incompatEncrypted says that log and segments are encrypted, and that the keys are in the file keys.
 	incompatEncrypted = 1 << 2
-	// incompatSnapshots says that the log may have the records, and rows of nodes the flags, of snapshots that were renamed or protected.
+	// incompatSnapshots says that the log may have the records, and rows of nodes the flags, of snapshots that were renamed, protected, or taken together or by a schedule.
 	incompatSnapshots = 1 << 3
 )
 

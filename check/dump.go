@@ -178,6 +178,9 @@ func (d *LogDump) WriteText(w io.Writer) error {
 		fmt.Fprintf(&b, "  %10d  seq %d  %-15s volume %d epoch %d  %d+%d", r.At, r.Seq, name, r.Volume, r.MapEpoch, r.Off, r.Len)
 		if c, ok := r.Control.(*control); ok {
 			fmt.Fprintf(&b, "  name %q size %d node %d mode %d", c.Name, c.Size, c.Node, c.Mode)
+			for _, m := range c.Members {
+				fmt.Fprintf(&b, "\n              volume %d name %q node %d", m.Volume, m.Name, m.Node)
+			}
 		} else if r.Control != nil {
 			fmt.Fprintf(&b, "  %v", r.Control)
 		}

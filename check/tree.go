@@ -127,7 +127,7 @@ func (r *run) checkNode(n *treeNode) {
 	seq := r.tree.counters.AppliedSeq
 	r.expect(n.ID <= seq && n.Closed <= seq, n.unit(), 8, fmt.Sprintf("records up to %d", seq), fmt.Sprint(n.ID, ", ", n.Closed))
 	r.expect(n.Root.Birth <= n.ID, n.unit(), 40, fmt.Sprintf("a root born by %d", n.ID), n.Root.Birth)
-	r.expect(!n.is(nodeProtected) || r.super.Incompat&superSnapshots != 0, n.unit(), 1, "no such flag without the feature in the superblock", fmt.Sprintf("flags %02x", n.Flags))
+	r.expect(!n.is(nodeProtected|nodeAutomatic) || r.super.Incompat&superSnapshots != 0, n.unit(), 1, "no such flag without the feature in the superblock", fmt.Sprintf("flags %02x", n.Flags))
 	bound := uint64(0)
 	if b := n.base(); b != nil {
 		bound = b.ID

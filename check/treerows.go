@@ -45,7 +45,9 @@ const (
 	nodeDeleted  = 1 << 3
 	nodePurging  = 1 << 4
 
-	nodeProtected = 1 << 5 // with the feature superSnapshots
+	// With the feature superSnapshots.
+	nodeProtected = 1 << 5
+	nodeAutomatic = 1 << 6
 )
 
 // nodeRow is S|node.
@@ -77,7 +79,7 @@ func parseNodeRow(id uint64, b []byte) (*nodeRow, error) {
 	n.Size, n.Closed, n.CreatedNs, n.Bound, n.Mapped = f.u64(), f.u64(), int64(f.u64()), f.u64(), f.u64()
 	at := f.at
 	n.Name = f.text()
-	f.rule(n.Flags < 1<<6, 1, "known flags", "%02x", n.Flags)
+	f.rule(n.Flags < 1<<7, 1, "known flags", "%02x", n.Flags)
 	f.rule(n.ID == id && id > 0, 8, fmt.Sprint("node ", id), "%d", n.ID)
 	f.rule(n.Volume > 0, 16, "a volume", "0")
 	f.rule(n.Root.Level <= maxLevel && (n.Root.ID != 0 || n.Root == ref{}), 32, "a root", "%+v", n.Root)
@@ -86,6 +88,7 @@ func parseNodeRow(id uint64, b []byte) (*nodeRow, error) {
 	f.rule(!n.is(nodeResolved) || n.is(nodeClosed) && n.is(nodeStarted), 1, "resolved only what is closed and started", "%02x", n.Flags)
 	f.rule(!n.is(nodePurging) || n.is(nodeDeleted), 1, "purging only what is deleted", "%02x", n.Flags)
 	f.rule(!n.is(nodeProtected) || n.is(nodeClosed) && !n.is(nodeDeleted), 1, "protected only what is closed and not deleted", "%02x", n.Flags)
+	f.rule(!n.is(nodeAutomatic) || n.is(nodeClosed), 1, "taken by a schedule only what is closed", "%02x", n.Flags)
 	f.rule(n.is(nodeClosed) == (n.Closed != 0) && (n.Closed == 0 || n.Closed > n.ID), 56, "a barrier behind the start of a closed node, else 0", "%d", n.Closed)
 	f.rule(!n.is(nodeClosed) && n.Size == 0 && n.CreatedNs == 0 && n.Name == "" || n.is(nodeClosed) && sizeOK(n.Size) && nameOK(n.Name), at, "a name and a size of a closed node alone", "%q, %d B", n.Name, n.Size)
 	return n, f.end()

@@ -53,8 +53,9 @@ type Control struct {
 		sync.Mutex
 		attachments map[string]*attachment // by volume
 		closing     bool                   // no work begins any more
+		groups      []groupRecord          // ordered by name; replaced, never changed
 	}
-	saving sync.Mutex // orders the writers of attachments.json, limits.json and quotas.json
+	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json and groups.json
 }
 
 // Open opens the store, restores the attachments and only then listens for NBD clients. When it returns an error everything is closed.
@@ -95,6 +96,9 @@ func (c *Control) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.restoreQuotas(); err != nil {
+		return err
+	}
+	if err := c.restoreGroups(); err != nil {
 		return err
 	}
 	c.nbd, err = nbd.NewServer(sharedExports{c}, nbd.Options{

@@ -33,6 +33,8 @@ type Engine interface {
 
 	// CreateSnapshot freezes the volume as it is: every write that was replied is in it.
 	CreateSnapshot(ctx context.Context, volume, name string) (blockstore.SnapshotInfo, error)
+	// CreateSnapshots freezes several volumes at one moment, all or none. Automatic marks those that a schedule makes.
+	CreateSnapshots(ctx context.Context, names []blockstore.StateName, automatic bool) ([]blockstore.SnapshotInfo, error)
 	// Snapshots lists the snapshots of a volume, oldest first.
 	Snapshots(volume string) ([]blockstore.SnapshotInfo, error)
 	// RenameSnapshot gives a snapshot another name that no other of the volume has. ErrInUse while a device of it is open.

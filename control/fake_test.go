@@ -195,6 +195,25 @@ func (e *fakeEngine) CreateSnapshot(_ context.Context, volume, name string) (blo
 	return s.info, nil
 }
 
+func (e *fakeEngine) CreateSnapshots(ctx context.Context, names []blockstore.StateName, automatic bool) (all []blockstore.SnapshotInfo, err error) {
+	for _, n := range names {
+		if e.volumes[n.Volume] == nil {
+			return nil, fmt.Errorf("volume %q: %w", n.Volume, block.ErrNotFound)
+		}
+	}
+	for _, n := range names {
+		if _, err := e.CreateSnapshot(ctx, n.Volume, n.Snapshot); err != nil {
+			return nil, err
+		}
+		e.mu.Lock()
+		s, _ := e.volumes[n.Volume].find(n.Snapshot)
+		s.info.Automatic, s.info.Epoch = automatic, 7
+		all = append(all, s.info)
+		e.mu.Unlock()
+	}
+	return all, nil
+}
+
 func (e *fakeEngine) Snapshots(volume string) ([]blockstore.SnapshotInfo, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

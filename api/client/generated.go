@@ -309,6 +309,17 @@ type CollectGarbageResponse struct {
 // GetCollectGarbage returns CollectGarbageResponse.CollectGarbage, and is useful for accessing the field via an interface.
 func (v *CollectGarbageResponse) GetCollectGarbage() Garbage { return v.CollectGarbage }
 
+// CreateGroupSnapshotResponse is returned by CreateGroupSnapshot on success.
+type CreateGroupSnapshotResponse struct {
+	// Freezes all volumes of a group at one moment, each under the same name: all or none.
+	CreateGroupSnapshot []Snapshot `json:"createGroupSnapshot"`
+}
+
+// GetCreateGroupSnapshot returns CreateGroupSnapshotResponse.CreateGroupSnapshot, and is useful for accessing the field via an interface.
+func (v *CreateGroupSnapshotResponse) GetCreateGroupSnapshot() []Snapshot {
+	return v.CreateGroupSnapshot
+}
+
 // CreateSnapshotResponse is returned by CreateSnapshot on success.
 type CreateSnapshotResponse struct {
 	CreateSnapshot Snapshot `json:"createSnapshot"`
@@ -316,6 +327,15 @@ type CreateSnapshotResponse struct {
 
 // GetCreateSnapshot returns CreateSnapshotResponse.CreateSnapshot, and is useful for accessing the field via an interface.
 func (v *CreateSnapshotResponse) GetCreateSnapshot() Snapshot { return v.CreateSnapshot }
+
+// CreateSnapshotsResponse is returned by CreateSnapshots on success.
+type CreateSnapshotsResponse struct {
+	// Freezes several volumes at one moment: all or none. At most 256.
+	CreateSnapshots []Snapshot `json:"createSnapshots"`
+}
+
+// GetCreateSnapshots returns CreateSnapshotsResponse.CreateSnapshots, and is useful for accessing the field via an interface.
+func (v *CreateSnapshotsResponse) GetCreateSnapshots() []Snapshot { return v.CreateSnapshots }
 
 type CreateTokenInput struct {
 	Name  string `json:"name"`
@@ -481,6 +501,15 @@ type DeleteSnapshotResponse struct {
 
 // GetDeleteSnapshot returns DeleteSnapshotResponse.DeleteSnapshot, and is useful for accessing the field via an interface.
 func (v *DeleteSnapshotResponse) GetDeleteSnapshot() string { return v.DeleteSnapshot }
+
+// DeleteVolumeGroupResponse is returned by DeleteVolumeGroup on success.
+type DeleteVolumeGroupResponse struct {
+	// Forgets a group; volumes and snapshots stay. Returns its name.
+	DeleteVolumeGroup string `json:"deleteVolumeGroup"`
+}
+
+// GetDeleteVolumeGroup returns DeleteVolumeGroupResponse.DeleteVolumeGroup, and is useful for accessing the field via an interface.
+func (v *DeleteVolumeGroupResponse) GetDeleteVolumeGroup() string { return v.DeleteVolumeGroup }
 
 // DeleteVolumeResponse is returned by DeleteVolume on success.
 type DeleteVolumeResponse struct {
@@ -1078,6 +1107,15 @@ type ListTokensResponse struct {
 // GetTokens returns ListTokensResponse.Tokens, and is useful for accessing the field via an interface.
 func (v *ListTokensResponse) GetTokens() []Token { return v.Tokens }
 
+// ListVolumeGroupsResponse is returned by ListVolumeGroups on success.
+type ListVolumeGroupsResponse struct {
+	// Groups of volumes, ordered by name.
+	VolumeGroups []VolumeGroup `json:"volumeGroups"`
+}
+
+// GetVolumeGroups returns ListVolumeGroupsResponse.VolumeGroups, and is useful for accessing the field via an interface.
+func (v *ListVolumeGroupsResponse) GetVolumeGroups() []VolumeGroup { return v.VolumeGroups }
+
 // ListVolumesResponse is returned by ListVolumes on success.
 type ListVolumesResponse struct {
 	// All volumes ordered by name.
@@ -1331,6 +1369,15 @@ func (v *Scrub) GetStartedAt() *time.Time { return v.StartedAt }
 // GetEndedAt returns Scrub.EndedAt, and is useful for accessing the field via an interface.
 func (v *Scrub) GetEndedAt() *time.Time { return v.EndedAt }
 
+// SetVolumeGroupResponse is returned by SetVolumeGroup on success.
+type SetVolumeGroupResponse struct {
+	// Makes a group of volumes, or makes them the volumes of one that is there. A volume can be in several; at most 256.
+	SetVolumeGroup VolumeGroup `json:"setVolumeGroup"`
+}
+
+// GetSetVolumeGroup returns SetVolumeGroupResponse.SetVolumeGroup, and is useful for accessing the field via an interface.
+func (v *SetVolumeGroupResponse) GetSetVolumeGroup() VolumeGroup { return v.SetVolumeGroup }
+
 // SetVolumeLimitsResponse is returned by SetVolumeLimits on success.
 type SetVolumeLimitsResponse struct {
 	// Limits what the clients of a volume may do in a second, at once and across restarts.
@@ -1443,6 +1490,17 @@ type SnapshotFreesResponse struct {
 
 // GetSnapshotFrees returns SnapshotFreesResponse.SnapshotFrees, and is useful for accessing the field via an interface.
 func (v *SnapshotFreesResponse) GetSnapshotFrees() uint64 { return v.SnapshotFrees }
+
+type SnapshotNameInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
+// GetVolume returns SnapshotNameInput.Volume, and is useful for accessing the field via an interface.
+func (v *SnapshotNameInput) GetVolume() string { return v.Volume }
+
+// GetName returns SnapshotNameInput.Name, and is useful for accessing the field via an interface.
+func (v *SnapshotNameInput) GetName() string { return v.Name }
 
 // StartExplainResponse is returned by StartExplain on success.
 type StartExplainResponse struct {
@@ -1834,6 +1892,20 @@ func (v *Volume) GetLimits() *VolumeLimits { return v.Limits }
 // GetQuota returns Volume.Quota, and is useful for accessing the field via an interface.
 func (v *Volume) GetQuota() *VolumeQuota { return v.Quota }
 
+// VolumeGroup includes the requested fields of the GraphQL type VolumeGroup.
+type VolumeGroup struct {
+	// 1 to 64 bytes, as names of volumes are.
+	Name string `json:"name"`
+	// By what they are called now. Those that were deleted are not there.
+	Volumes []string `json:"volumes"`
+}
+
+// GetName returns VolumeGroup.Name, and is useful for accessing the field via an interface.
+func (v *VolumeGroup) GetName() string { return v.Name }
+
+// GetVolumes returns VolumeGroup.Volumes, and is useful for accessing the field via an interface.
+func (v *VolumeGroup) GetVolumes() []string { return v.Volumes }
+
 // VolumeLimits includes the GraphQL fields of VolumeLimits requested by the fragment VolumeLimits.
 // The GraphQL type's documentation follows.
 //
@@ -1978,6 +2050,18 @@ func (v *__CloneVolumeInput) GetSnapshot() *string { return v.Snapshot }
 // GetNewName returns __CloneVolumeInput.NewName, and is useful for accessing the field via an interface.
 func (v *__CloneVolumeInput) GetNewName() string { return v.NewName }
 
+// __CreateGroupSnapshotInput is used internally by genqlient
+type __CreateGroupSnapshotInput struct {
+	Group string `json:"group"`
+	Name  string `json:"name"`
+}
+
+// GetGroup returns __CreateGroupSnapshotInput.Group, and is useful for accessing the field via an interface.
+func (v *__CreateGroupSnapshotInput) GetGroup() string { return v.Group }
+
+// GetName returns __CreateGroupSnapshotInput.Name, and is useful for accessing the field via an interface.
+func (v *__CreateGroupSnapshotInput) GetName() string { return v.Name }
+
 // __CreateSnapshotInput is used internally by genqlient
 type __CreateSnapshotInput struct {
 	Volume string `json:"volume"`
@@ -1989,6 +2073,14 @@ func (v *__CreateSnapshotInput) GetVolume() string { return v.Volume }
 
 // GetName returns __CreateSnapshotInput.Name, and is useful for accessing the field via an interface.
 func (v *__CreateSnapshotInput) GetName() string { return v.Name }
+
+// __CreateSnapshotsInput is used internally by genqlient
+type __CreateSnapshotsInput struct {
+	Snapshots []SnapshotNameInput `json:"snapshots"`
+}
+
+// GetSnapshots returns __CreateSnapshotsInput.Snapshots, and is useful for accessing the field via an interface.
+func (v *__CreateSnapshotsInput) GetSnapshots() []SnapshotNameInput { return v.Snapshots }
 
 // __CreateTokenInput is used internally by genqlient
 type __CreateTokenInput struct {
@@ -2017,6 +2109,14 @@ func (v *__DeleteSnapshotInput) GetVolume() string { return v.Volume }
 
 // GetName returns __DeleteSnapshotInput.Name, and is useful for accessing the field via an interface.
 func (v *__DeleteSnapshotInput) GetName() string { return v.Name }
+
+// __DeleteVolumeGroupInput is used internally by genqlient
+type __DeleteVolumeGroupInput struct {
+	Name string `json:"name"`
+}
+
+// GetName returns __DeleteVolumeGroupInput.Name, and is useful for accessing the field via an interface.
+func (v *__DeleteVolumeGroupInput) GetName() string { return v.Name }
 
 // __DeleteVolumeInput is used internally by genqlient
 type __DeleteVolumeInput struct {
@@ -2137,6 +2237,18 @@ func (v *__RollbackInput) GetVolume() string { return v.Volume }
 
 // GetSnapshot returns __RollbackInput.Snapshot, and is useful for accessing the field via an interface.
 func (v *__RollbackInput) GetSnapshot() string { return v.Snapshot }
+
+// __SetVolumeGroupInput is used internally by genqlient
+type __SetVolumeGroupInput struct {
+	Name    string   `json:"name"`
+	Volumes []string `json:"volumes"`
+}
+
+// GetName returns __SetVolumeGroupInput.Name, and is useful for accessing the field via an interface.
+func (v *__SetVolumeGroupInput) GetName() string { return v.Name }
+
+// GetVolumes returns __SetVolumeGroupInput.Volumes, and is useful for accessing the field via an interface.
+func (v *__SetVolumeGroupInput) GetVolumes() []string { return v.Volumes }
 
 // __SetVolumeLimitsInput is used internally by genqlient
 type __SetVolumeLimitsInput struct {
@@ -2900,6 +3012,51 @@ func CollectGarbage(
 	return data_, err_
 }
 
+// The mutation executed by CreateGroupSnapshot.
+const CreateGroupSnapshot_Operation = `
+mutation CreateGroupSnapshot ($group: String!, $name: String!) {
+	createGroupSnapshot(group: $group, name: $name) {
+		... Snapshot
+	}
+}
+fragment Snapshot on Snapshot {
+	volume
+	name
+	sizeBytes
+	createdAt
+	sequence
+	protected
+	clones
+}
+`
+
+func CreateGroupSnapshot(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	group string,
+	name string,
+) (data_ *CreateGroupSnapshotResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CreateGroupSnapshot",
+		Query:  CreateGroupSnapshot_Operation,
+		Variables: &__CreateGroupSnapshotInput{
+			Group: group,
+			Name:  name,
+		},
+	}
+
+	data_ = &CreateGroupSnapshotResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by CreateSnapshot.
 const CreateSnapshot_Operation = `
 mutation CreateSnapshot ($volume: String!, $name: String!) {
@@ -2934,6 +3091,49 @@ func CreateSnapshot(
 	}
 
 	data_ = &CreateSnapshotResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CreateSnapshots.
+const CreateSnapshots_Operation = `
+mutation CreateSnapshots ($snapshots: [SnapshotNameInput!]!) {
+	createSnapshots(snapshots: $snapshots) {
+		... Snapshot
+	}
+}
+fragment Snapshot on Snapshot {
+	volume
+	name
+	sizeBytes
+	createdAt
+	sequence
+	protected
+	clones
+}
+`
+
+func CreateSnapshots(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	snapshots []SnapshotNameInput,
+) (data_ *CreateSnapshotsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CreateSnapshots",
+		Query:  CreateSnapshots_Operation,
+		Variables: &__CreateSnapshotsInput{
+			Snapshots: snapshots,
+		},
+	}
+
+	data_ = &CreateSnapshotsResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -3120,6 +3320,38 @@ func DeleteVolume(
 	}
 
 	data_ = &DeleteVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by DeleteVolumeGroup.
+const DeleteVolumeGroup_Operation = `
+mutation DeleteVolumeGroup ($name: String!) {
+	deleteVolumeGroup(name: $name)
+}
+`
+
+func DeleteVolumeGroup(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+) (data_ *DeleteVolumeGroupResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "DeleteVolumeGroup",
+		Query:  DeleteVolumeGroup_Operation,
+		Variables: &__DeleteVolumeGroupInput{
+			Name: name,
+		},
+	}
+
+	data_ = &DeleteVolumeGroupResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -3825,6 +4057,37 @@ func ListTokens(
 	}
 
 	data_ = &ListTokensResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by ListVolumeGroups.
+const ListVolumeGroups_Operation = `
+query ListVolumeGroups {
+	volumeGroups {
+		name
+		volumes
+	}
+}
+`
+
+func ListVolumeGroups(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *ListVolumeGroupsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ListVolumeGroups",
+		Query:  ListVolumeGroups_Operation,
+	}
+
+	data_ = &ListVolumeGroupsResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -4665,6 +4928,43 @@ func Rollback(
 	}
 
 	data_ = &RollbackResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by SetVolumeGroup.
+const SetVolumeGroup_Operation = `
+mutation SetVolumeGroup ($name: String!, $volumes: [String!]!) {
+	setVolumeGroup(name: $name, volumes: $volumes) {
+		name
+		volumes
+	}
+}
+`
+
+func SetVolumeGroup(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+	volumes []string,
+) (data_ *SetVolumeGroupResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "SetVolumeGroup",
+		Query:  SetVolumeGroup_Operation,
+		Variables: &__SetVolumeGroupInput{
+			Name:    name,
+			Volumes: volumes,
+		},
+	}
+
+	data_ = &SetVolumeGroupResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

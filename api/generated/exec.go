@@ -236,40 +236,44 @@ type ComplexityRoot struct {
 	}
 
 	Mutation struct {
-		AttachVolume      func(childComplexity int, input AttachVolumeInput) int
-		AuditGarbage      func(childComplexity int) int
-		CancelExplain     func(childComplexity int) int
-		CancelGarbage     func(childComplexity int) int
-		CancelScrub       func(childComplexity int) int
-		ClearVolumeLimits func(childComplexity int, name string) int
-		ClearVolumeQuota  func(childComplexity int, name string) int
-		CloneVolume       func(childComplexity int, name string, snapshot *string, newName string) int
-		CollectGarbage    func(childComplexity int) int
-		CreateSnapshot    func(childComplexity int, volume string, name string) int
-		CreateToken       func(childComplexity int, input CreateTokenInput) int
-		CreateVolume      func(childComplexity int, input CreateVolumeInput) int
-		DeleteSnapshot    func(childComplexity int, volume string, name string) int
-		DeleteVolume      func(childComplexity int, name string) int
-		DetachVolume      func(childComplexity int, name string, force bool) int
-		Explain           func(childComplexity int, volume *string) int
-		PauseGarbage      func(childComplexity int) int
-		PauseScrub        func(childComplexity int) int
-		ProtectSnapshot   func(childComplexity int, volume string, name string) int
-		RebuildIndex      func(childComplexity int) int
-		RenameSnapshot    func(childComplexity int, volume string, name string, newName string) int
-		RenameVolume      func(childComplexity int, name string, newName string) int
-		Repair            func(childComplexity int) int
-		ReplaceDisk       func(childComplexity int, old string, path string) int
-		ResizeVolume      func(childComplexity int, name string, input control.ResizeSpec) int
-		ResumeGarbage     func(childComplexity int) int
-		ResumeScrub       func(childComplexity int) int
-		RevokeToken       func(childComplexity int, name string) int
-		Rollback          func(childComplexity int, volume string, snapshot string) int
-		SetVolumeLimits   func(childComplexity int, name string, limits control.LimitsChange) int
-		SetVolumeQuota    func(childComplexity int, name string, quota control.QuotaChange) int
-		Settle            func(childComplexity int, cold bool) int
-		StartScrub        func(childComplexity int, findOnly bool) int
-		UnprotectSnapshot func(childComplexity int, volume string, name string) int
+		AttachVolume        func(childComplexity int, input AttachVolumeInput) int
+		AuditGarbage        func(childComplexity int) int
+		CancelExplain       func(childComplexity int) int
+		CancelGarbage       func(childComplexity int) int
+		CancelScrub         func(childComplexity int) int
+		ClearVolumeLimits   func(childComplexity int, name string) int
+		ClearVolumeQuota    func(childComplexity int, name string) int
+		CloneVolume         func(childComplexity int, name string, snapshot *string, newName string) int
+		CollectGarbage      func(childComplexity int) int
+		CreateGroupSnapshot func(childComplexity int, group string, name string) int
+		CreateSnapshot      func(childComplexity int, volume string, name string) int
+		CreateSnapshots     func(childComplexity int, snapshots []SnapshotNameInput) int
+		CreateToken         func(childComplexity int, input CreateTokenInput) int
+		CreateVolume        func(childComplexity int, input CreateVolumeInput) int
+		DeleteSnapshot      func(childComplexity int, volume string, name string) int
+		DeleteVolume        func(childComplexity int, name string) int
+		DeleteVolumeGroup   func(childComplexity int, name string) int
+		DetachVolume        func(childComplexity int, name string, force bool) int
+		Explain             func(childComplexity int, volume *string) int
+		PauseGarbage        func(childComplexity int) int
+		PauseScrub          func(childComplexity int) int
+		ProtectSnapshot     func(childComplexity int, volume string, name string) int
+		RebuildIndex        func(childComplexity int) int
+		RenameSnapshot      func(childComplexity int, volume string, name string, newName string) int
+		RenameVolume        func(childComplexity int, name string, newName string) int
+		Repair              func(childComplexity int) int
+		ReplaceDisk         func(childComplexity int, old string, path string) int
+		ResizeVolume        func(childComplexity int, name string, input control.ResizeSpec) int
+		ResumeGarbage       func(childComplexity int) int
+		ResumeScrub         func(childComplexity int) int
+		RevokeToken         func(childComplexity int, name string) int
+		Rollback            func(childComplexity int, volume string, snapshot string) int
+		SetVolumeGroup      func(childComplexity int, name string, volumes []string) int
+		SetVolumeLimits     func(childComplexity int, name string, limits control.LimitsChange) int
+		SetVolumeQuota      func(childComplexity int, name string, quota control.QuotaChange) int
+		Settle              func(childComplexity int, cold bool) int
+		StartScrub          func(childComplexity int, findOnly bool) int
+		UnprotectSnapshot   func(childComplexity int, volume string, name string) int
 	}
 
 	PutOffSegment struct {
@@ -295,6 +299,7 @@ type ComplexityRoot struct {
 		Status         func(childComplexity int) int
 		Tokens         func(childComplexity int) int
 		Volume         func(childComplexity int, name string) int
+		VolumeGroups   func(childComplexity int) int
 		Volumes        func(childComplexity int) int
 	}
 
@@ -418,6 +423,11 @@ type ComplexityRoot struct {
 		UndestagedBytes func(childComplexity int) int
 	}
 
+	VolumeGroup struct {
+		Name    func(childComplexity int) int
+		Volumes func(childComplexity int) int
+	}
+
 	VolumeLimits struct {
 		BurstSeconds func(childComplexity int) int
 		ReadBytes    func(childComplexity int) int
@@ -450,6 +460,10 @@ type MutationResolver interface {
 	AttachVolume(ctx context.Context, input AttachVolumeInput) (Attached, error)
 	DetachVolume(ctx context.Context, name string, force bool) (string, error)
 	CreateSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
+	CreateSnapshots(ctx context.Context, snapshots []SnapshotNameInput) ([]control.Snapshot, error)
+	SetVolumeGroup(ctx context.Context, name string, volumes []string) (control.VolumeGroup, error)
+	DeleteVolumeGroup(ctx context.Context, name string) (string, error)
+	CreateGroupSnapshot(ctx context.Context, group string, name string) ([]control.Snapshot, error)
 	RenameSnapshot(ctx context.Context, volume string, name string, newName string) (control.Snapshot, error)
 	ProtectSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
 	UnprotectSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
@@ -479,6 +493,7 @@ type QueryResolver interface {
 	Volume(ctx context.Context, name string) (Volume, error)
 	Snapshots(ctx context.Context, volume string) ([]control.Snapshot, error)
 	SnapshotFrees(ctx context.Context, volume string, name string) (uint64, error)
+	VolumeGroups(ctx context.Context) ([]control.VolumeGroup, error)
 	Attachments(ctx context.Context) ([]control.Attachment, error)
 	SnapshotExport(ctx context.Context, volume string, snapshot string) (control.Attachment, error)
 	Stats(ctx context.Context) (Stats, error)
@@ -1471,6 +1486,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.CollectGarbage(childComplexity), true
+	case "Mutation.createGroupSnapshot":
+		if e.ComplexityRoot.Mutation.CreateGroupSnapshot == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_createGroupSnapshot_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.CreateGroupSnapshot(childComplexity, args["group"].(string), args["name"].(string)), true
 	case "Mutation.createSnapshot":
 		if e.ComplexityRoot.Mutation.CreateSnapshot == nil {
 			break
@@ -1482,6 +1508,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.CreateSnapshot(childComplexity, args["volume"].(string), args["name"].(string)), true
+	case "Mutation.createSnapshots":
+		if e.ComplexityRoot.Mutation.CreateSnapshots == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_createSnapshots_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.CreateSnapshots(childComplexity, args["snapshots"].([]SnapshotNameInput)), true
 	case "Mutation.createToken":
 		if e.ComplexityRoot.Mutation.CreateToken == nil {
 			break
@@ -1526,6 +1563,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.DeleteVolume(childComplexity, args["name"].(string)), true
+	case "Mutation.deleteVolumeGroup":
+		if e.ComplexityRoot.Mutation.DeleteVolumeGroup == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_deleteVolumeGroup_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.DeleteVolumeGroup(childComplexity, args["name"].(string)), true
 	case "Mutation.detachVolume":
 		if e.ComplexityRoot.Mutation.DetachVolume == nil {
 			break
@@ -1661,6 +1709,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.Rollback(childComplexity, args["volume"].(string), args["snapshot"].(string)), true
+	case "Mutation.setVolumeGroup":
+		if e.ComplexityRoot.Mutation.SetVolumeGroup == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_setVolumeGroup_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.SetVolumeGroup(childComplexity, args["name"].(string), args["volumes"].([]string)), true
 	case "Mutation.setVolumeLimits":
 		if e.ComplexityRoot.Mutation.SetVolumeLimits == nil {
 			break
@@ -1853,6 +1912,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Query.Volume(childComplexity, args["name"].(string)), true
+	case "Query.volumeGroups":
+		if e.ComplexityRoot.Query.VolumeGroups == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.VolumeGroups(childComplexity), true
 	case "Query.volumes":
 		if e.ComplexityRoot.Query.Volumes == nil {
 			break
@@ -2461,6 +2526,19 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Volume.UndestagedBytes(childComplexity), true
 
+	case "VolumeGroup.name":
+		if e.ComplexityRoot.VolumeGroup.Name == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeGroup.Name(childComplexity), true
+	case "VolumeGroup.volumes":
+		if e.ComplexityRoot.VolumeGroup.Volumes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeGroup.Volumes(childComplexity), true
+
 	case "VolumeLimits.burstSeconds":
 		if e.ComplexityRoot.VolumeLimits.BurstSeconds == nil {
 			break
@@ -2524,6 +2602,7 @@ func (e *executableSchema) Exec(ctx context.Context) graphql.ResponseHandler {
 			graphql.NewInputUnmarshaler("CreateTokenInput", ec.unmarshalInputCreateTokenInput),
 			graphql.NewInputUnmarshaler("CreateVolumeInput", ec.unmarshalInputCreateVolumeInput),
 			graphql.NewInputUnmarshaler("ResizeVolumeInput", ec.unmarshalInputResizeVolumeInput),
+			graphql.NewInputUnmarshaler("SnapshotNameInput", ec.unmarshalInputSnapshotNameInput),
 			graphql.NewInputUnmarshaler("VolumeLimitsInput", ec.unmarshalInputVolumeLimitsInput),
 			graphql.NewInputUnmarshaler("VolumeQuotaInput", ec.unmarshalInputVolumeQuotaInput),
 		)
@@ -2638,6 +2717,8 @@ type Query {
   snapshots(volume: String!): [Snapshot!]! @scope(needs: READ)
   "Stored bytes that deleting a snapshot would free now."
   snapshotFrees(volume: String!, name: String!): Bytes! @scope(needs: READ)
+  "Groups of volumes, ordered by name."
+  volumeGroups: [VolumeGroup!]! @scope(needs: READ)
   attachments: [Attachment!]! @scope(needs: READ)
   "The export VOLUME@SNAPSHOT of a snapshot, which is there while the volume is attached."
   snapshotExport(volume: String!, snapshot: String!): Attachment! @scope(needs: READ)
@@ -2682,6 +2763,14 @@ type Mutation {
   detachVolume(name: String!, force: Boolean! = false): String! @scope(needs: OPERATE)
 
   createSnapshot(volume: String!, name: String!): Snapshot! @scope(needs: OPERATE)
+  "Freezes several volumes at one moment: all or none. At most 256."
+  createSnapshots(snapshots: [SnapshotNameInput!]!): [Snapshot!]! @scope(needs: OPERATE)
+  "Makes a group of volumes, or makes them the volumes of one that is there. A volume can be in several; at most 256."
+  setVolumeGroup(name: String!, volumes: [String!]!): VolumeGroup! @scope(needs: OPERATE)
+  "Forgets a group; volumes and snapshots stay. Returns its name."
+  deleteVolumeGroup(name: String!): String! @scope(needs: OPERATE)
+  "Freezes all volumes of a group at one moment, each under the same name: all or none."
+  createGroupSnapshot(group: String!, name: String!): [Snapshot!]! @scope(needs: OPERATE)
   "Gives a snapshot that no client uses another name."
   renameSnapshot(volume: String!, name: String!, newName: String!): Snapshot! @scope(needs: OPERATE)
   "Makes a snapshot, and with it its volume, one that cannot be deleted. To repeat it is no error."
@@ -2758,6 +2847,11 @@ input VolumeQuotaInput {
   referencedBytes: Bytes
   "Until the volume refers to as much, the room for the rest is no other volume's."
   reservedBytes: Bytes
+}
+
+input SnapshotNameInput {
+  volume: String!
+  name: String!
 }
 
 input AttachVolumeInput {
@@ -2879,6 +2973,13 @@ type Snapshot {
   protected: Boolean!
   "How many volumes were made from it and are there."
   clones: Int!
+}
+
+type VolumeGroup {
+  "1 to 64 bytes, as names of volumes are."
+  name: String!
+  "By what they are called now. Those that were deleted are not there."
+  volumes: [String!]!
 }
 
 type Attachment {
@@ -3966,6 +4067,16 @@ func (ec *executionContext) childFields_Volume(ctx context.Context, field graphq
 	return nil, fmt.Errorf("no field named %q was found under type Volume", field.Name)
 }
 
+func (ec *executionContext) childFields_VolumeGroup(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "name":
+		return ec.fieldContext_VolumeGroup_name(ctx, field)
+	case "volumes":
+		return ec.fieldContext_VolumeGroup_volumes(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type VolumeGroup", field.Name)
+}
+
 func (ec *executionContext) childFields_VolumeLimits(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "readIops":
@@ -4196,6 +4307,28 @@ func (ec *executionContext) field_Mutation_cloneVolume_args(ctx context.Context,
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_createGroupSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "group",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["group"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_createSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4215,6 +4348,20 @@ func (ec *executionContext) field_Mutation_createSnapshot_args(ctx context.Conte
 		return nil, err
 	}
 	args["name"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_createSnapshots_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "snapshots",
+		func(ctx context.Context, v any) ([]SnapshotNameInput, error) {
+			return ec.unmarshalNSnapshotNameInput2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSnapshotNameInputᚄ(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["snapshots"] = arg0
 	return args, nil
 }
 
@@ -4265,6 +4412,20 @@ func (ec *executionContext) field_Mutation_deleteSnapshot_args(ctx context.Conte
 		return nil, err
 	}
 	args["name"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_deleteVolumeGroup_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
 	return args, nil
 }
 
@@ -4469,6 +4630,28 @@ func (ec *executionContext) field_Mutation_rollback_args(ctx context.Context, ra
 		return nil, err
 	}
 	args["snapshot"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_setVolumeGroup_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "volumes",
+		func(ctx context.Context, v any) ([]string, error) {
+			return ec.unmarshalNString2ᚕstringᚄ(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volumes"] = arg1
 	return args, nil
 }
 
@@ -8922,6 +9105,254 @@ func (ec *executionContext) fieldContext_Mutation_createSnapshot(ctx context.Con
 	return fc, nil
 }
 
+func (ec *executionContext) _Mutation_createSnapshots(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_createSnapshots(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().CreateSnapshots(ctx, fc.Args["snapshots"].([]SnapshotNameInput))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal []control.Snapshot
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.Snapshot
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.Snapshot) graphql.Marshaler {
+			return ec.marshalNSnapshot2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSnapshotᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_createSnapshots(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Snapshot(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_createSnapshots_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_setVolumeGroup(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_setVolumeGroup(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().SetVolumeGroup(ctx, fc.Args["name"].(string), fc.Args["volumes"].([]string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.VolumeGroup
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.VolumeGroup
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.VolumeGroup) graphql.Marshaler {
+			return ec.marshalNVolumeGroup2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVolumeGroup(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_setVolumeGroup(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_VolumeGroup(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_setVolumeGroup_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_deleteVolumeGroup(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_deleteVolumeGroup(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().DeleteVolumeGroup(ctx, fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal string
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal string
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_deleteVolumeGroup(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return nil, errors.New("field of type String does not have child fields")
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_deleteVolumeGroup_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_createGroupSnapshot(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_createGroupSnapshot(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().CreateGroupSnapshot(ctx, fc.Args["group"].(string), fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal []control.Snapshot
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.Snapshot
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.Snapshot) graphql.Marshaler {
+			return ec.marshalNSnapshot2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSnapshotᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_createGroupSnapshot(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Snapshot(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_createGroupSnapshot_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Mutation_renameSnapshot(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -10528,6 +10959,56 @@ func (ec *executionContext) fieldContext_Query_snapshotFrees(ctx context.Context
 	if fc.Args, err = ec.field_Query_snapshotFrees_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
 		ec.Error(ctx, err)
 		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_volumeGroups(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_volumeGroups(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().VolumeGroups(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal []control.VolumeGroup
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.VolumeGroup
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.VolumeGroup) graphql.Marshaler {
+			return ec.marshalNVolumeGroup2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVolumeGroupᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_volumeGroups(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_VolumeGroup(ctx, field)
+		},
 	}
 	return fc, nil
 }
@@ -13492,6 +13973,52 @@ func (ec *executionContext) fieldContext_Volume_quota(_ context.Context, field g
 	return fc, nil
 }
 
+func (ec *executionContext) _VolumeGroup_name(ctx context.Context, field graphql.CollectedField, obj *control.VolumeGroup) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeGroup_name(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Name, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeGroup_name(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeGroup", field, false, false, "String")
+}
+
+func (ec *executionContext) _VolumeGroup_volumes(ctx context.Context, field graphql.CollectedField, obj *control.VolumeGroup) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeGroup_volumes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volumes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []string) graphql.Marshaler {
+			return ec.marshalNString2ᚕstringᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeGroup_volumes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeGroup", field, false, false, "String")
+}
+
 func (ec *executionContext) _VolumeLimits_readIops(ctx context.Context, field graphql.CollectedField, obj *VolumeLimits) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -15085,6 +15612,55 @@ func UnmarshalResizeVolumeInput(ctx context.Context, raw any) (control.ResizeSpe
 	return out, err
 }
 
+func (ec *executionContext) unmarshalInputSnapshotNameInput(ctx context.Context, obj any) (SnapshotNameInput, error) {
+	var it SnapshotNameInput
+	if obj == nil {
+		return it, nil
+	}
+
+	asMap := map[string]any{}
+	for k, v := range obj.(map[string]any) {
+		asMap[k] = v
+	}
+
+	fieldsInOrder := [...]string{"volume", "name"}
+	for _, k := range fieldsInOrder {
+		v, ok := asMap[k]
+		if !ok {
+			continue
+		}
+		switch k {
+		case "volume":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("volume"))
+			data, err := ec.unmarshalNString2string(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Volume = data
+		case "name":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("name"))
+			data, err := ec.unmarshalNString2string(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Name = data
+		}
+	}
+	return it, nil
+}
+
+// UnmarshalSnapshotNameInput unmarshals raw into the SnapshotNameInput input type, using the
+// unmarshaler bound to ctx's request. Call it from a resolver to decode an input
+// object that was not passed as a field argument.
+//
+// ctx must come from a gqlgen request; outside one there is no unmarshaler to use
+// and the returned error says so.
+func UnmarshalSnapshotNameInput(ctx context.Context, raw any) (SnapshotNameInput, error) {
+	var out SnapshotNameInput
+	err := graphql.UnmarshalNamedInputFromContext(ctx, "SnapshotNameInput", raw, &out)
+	return out, err
+}
+
 func (ec *executionContext) unmarshalInputVolumeLimitsInput(ctx context.Context, obj any) (control.LimitsChange, error) {
 	var it control.LimitsChange
 	if obj == nil {
@@ -16516,6 +17092,34 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "createSnapshots":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_createSnapshots(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "setVolumeGroup":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_setVolumeGroup(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "deleteVolumeGroup":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_deleteVolumeGroup(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "createGroupSnapshot":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_createGroupSnapshot(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "renameSnapshot":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_renameSnapshot(ctx, field)
@@ -16783,6 +17387,12 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 				true, true,
 				func(ctx context.Context) graphql.Marshaler {
 					return ec._Query_snapshotFrees(ctx, field)
+				})
+		case "volumeGroups":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_volumeGroups(ctx, field)
 				})
 		case "attachments":
 			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
@@ -17553,6 +18163,44 @@ func (ec *executionContext) _Volume(ctx context.Context, sel ast.SelectionSet, o
 		case "quota":
 			out.Values[i] = ec._Volume_quota(ctx, field, obj)
 			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var volumeGroupImplementors = []string{"VolumeGroup"}
+
+func (ec *executionContext) _VolumeGroup(ctx context.Context, sel ast.SelectionSet, obj *control.VolumeGroup) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, volumeGroupImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("VolumeGroup")
+		case "name":
+			out.Values[i] = ec._VolumeGroup_name(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "volumes":
+			out.Values[i] = ec._VolumeGroup_volumes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
 		default:
@@ -18376,6 +19024,25 @@ func (ec *executionContext) marshalNSnapshot2ᚕgithubᚗcomᚋhyperᚑnixosᚋh
 	return ret
 }
 
+func (ec *executionContext) unmarshalNSnapshotNameInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSnapshotNameInput(ctx context.Context, v any) (SnapshotNameInput, error) {
+	res, err := ec.unmarshalInputSnapshotNameInput(ctx, v)
+	return res, graphql.ErrorOnPath(ctx, err)
+}
+
+func (ec *executionContext) unmarshalNSnapshotNameInput2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSnapshotNameInputᚄ(ctx context.Context, v any) ([]SnapshotNameInput, error) {
+	vSlice := graphql.CoerceList(v)
+	var err error
+	res := make([]SnapshotNameInput, len(vSlice))
+	for i := range vSlice {
+		ctx := graphql.WithPathContext(ctx, graphql.NewPathWithIndex(i))
+		res[i], err = ec.unmarshalNSnapshotNameInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSnapshotNameInput(ctx, vSlice[i])
+		if err != nil {
+			return nil, err
+		}
+	}
+	return res, nil
+}
+
 func (ec *executionContext) marshalNStats2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐStats(ctx context.Context, sel ast.SelectionSet, v Stats) graphql.Marshaler {
 	return ec._Stats(ctx, sel, &v)
 }
@@ -18470,6 +19137,26 @@ func (ec *executionContext) marshalNVolume2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyp
 		fc := graphql.GetFieldContext(ctx)
 		fc.Result = &v[i]
 		return ec.marshalNVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolume(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) marshalNVolumeGroup2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVolumeGroup(ctx context.Context, sel ast.SelectionSet, v control.VolumeGroup) graphql.Marshaler {
+	return ec._VolumeGroup(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNVolumeGroup2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVolumeGroupᚄ(ctx context.Context, sel ast.SelectionSet, v []control.VolumeGroup) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNVolumeGroup2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVolumeGroup(ctx, sel, v[i])
 	})
 
 	for _, e := range ret {

@@ -88,6 +88,11 @@ type Mutation struct {
 type Query struct {
 }
 
+type SnapshotNameInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
 // Sizes and counters of the store. They need not agree with each other to the last byte.
 type Stats struct {
 	Volumes   int `json:"volumes"`

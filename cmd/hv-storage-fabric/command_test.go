@@ -24,29 +24,10 @@ func TestExitCodes(t *testing.T) {
 	d.must("volume", "attach", "busy2")
 	d.must("snapshot", "create", "v@s")
 	d.must("snapshot", "create", "busy2@s")
-	d.must("volume", "create", "kept", "--size", "1MiB")
-	d.must("snapshot", "create", "kept@s")
-	d.must("snapshot", "protect", "kept@s")
 	empty := t.TempDir()
-	for _, c := range []struct {
-		args string
-		code int
-		says string
-	}{
+	d.refuse([]refusal{
 		{"volume show nope", exitNotFound, `"nope": not found`},
 		{"snapshot delete v@nope", exitNotFound, "not found"},
-		{"snapshot delete kept@s", exitRefused, "protected; `hv-storage-fabric snapshot unprotect"},
-		{"volume delete kept --yes", exitRefused, `"s": protected`},
-		{"snapshot rename kept@s", exitUsage, "VOLUME@SNAPSHOT NEW"},
-		{"snapshot rename kept@nope new", exitNotFound, "not found"},
-		{"snapshot rename kept@s s", exitRefused, "already exists"},
-		{"snapshot rename kept@s a@b", exitUsage, "'@'"},
-		{"snapshot diff kept", exitUsage, "VOLUME@SNAPSHOT"},
-		{"snapshot diff kept@", exitUsage, "missing after '@'"},
-		{"snapshot diff kept@nope", exitNotFound, "not found"},
-		{"snapshot diff kept@s kept@s", exitUsage, "two states"},
-		{"snapshot diff kept@s v", exitUsage, "no state in common"},
-		{"snapshot protect kept@nope", exitNotFound, "not found"},
 		{"volume detach v", exitNotFound, "not attached"},
 		{"token revoke nope", exitNotFound, "token list"},
 		{"volume create v --size 1MiB", exitRefused, "already exists"},
@@ -115,15 +96,65 @@ func TestExitCodes(t *testing.T) {
 		{"volume export nope /tmp/x", exitNotFound, "not found"},
 		{"--endpoint ftp://x status", exitUsage, "endpoint"},
 		{"--endpoint unix:/no/such.sock status", exitFailed, "/no/such.sock"},
-	} {
+	})
+}
+
+// refusal is a command that fails.
+type refusal struct {
+	args string
+	code int
+	says string
+}
+
+// refuse runs commands that fail, and sees that each has its exit code and one line that says why.
+func (d *daemon) refuse(all []refusal) {
+	d.t.Helper()
+	for _, c := range all {
 		r := d.run("", strings.Fields(c.args)...)
 		if r.code != c.code || !strings.Contains(r.err, c.says) {
-			t.Errorf("%s: exit code %d, want %d; %q should say %q", c.args, r.code, c.code, r.err, c.says)
+			d.t.Errorf("%s: exit code %d, want %d; %q should say %q", c.args, r.code, c.code, r.err, c.says)
 		}
 		if strings.Count(r.err, "\n") != 1 || r.out != "" {
-			t.Errorf("%s: not one line on the error stream: %q, output %q", c.args, r.err, r.out)
+			d.t.Errorf("%s: not one line on the error stream: %q, output %q", c.args, r.err, r.out)
 		}
 	}
+}
+
+// The same for what is done with snapshots.
+func TestSnapshotExitCodes(t *testing.T) {
+	d := startDaemon(t)
+	d.must("volume", "create", "v", "--size", "1MiB")
+	d.must("volume", "create", "kept", "--size", "1MiB")
+	d.must("snapshot", "create", "kept@s")
+	d.must("snapshot", "protect", "kept@s")
+	d.refuse([]refusal{
+		{"snapshot delete kept@s", exitRefused, "protected; `hv-storage-fabric snapshot unprotect"},
+		{"volume delete kept --yes", exitRefused, `"s": protected`},
+		{"snapshot rename kept@s", exitUsage, "VOLUME@SNAPSHOT NEW"},
+		{"snapshot rename kept@nope new", exitNotFound, "not found"},
+		{"snapshot rename kept@s s", exitRefused, "already exists"},
+		{"snapshot rename kept@s a@b", exitUsage, "'@'"},
+		{"snapshot create", exitUsage, "VOLUME@SNAPSHOT"},
+		{"snapshot create v", exitUsage, "VOLUME@SNAPSHOT"},
+		{"snapshot create v@x kept", exitUsage, "VOLUME@SNAPSHOT"},
+		{"snapshot create v@x kept@", exitUsage, "missing after '@'"},
+		{"snapshot create v@x nope@x", exitNotFound, `"nope": not found`},
+		{"snapshot create v@x kept@s", exitRefused, "already exists"},
+		{"snapshot create v@x v@y", exitUsage, "twice"},
+		{"snapshot create @shop", exitUsage, "@GROUP@SNAPSHOT"},
+		{"snapshot create @shop@a v@a", exitUsage, "by itself"},
+		{"snapshot create v@a @shop@a", exitUsage, "by itself"},
+		{"snapshot create @shop@a", exitNotFound, `group "shop": not found`},
+		{"volume group set shop", exitUsage, "NAME VOLUME"},
+		{"volume group set shop nope", exitNotFound, "not found"},
+		{"volume group delete shop", exitNotFound, "not found"},
+		{"snapshot diff kept", exitUsage, "VOLUME@SNAPSHOT"},
+		{"snapshot diff kept@", exitUsage, "missing after '@'"},
+		{"snapshot diff kept@nope", exitNotFound, "not found"},
+		{"snapshot diff kept@s kept@s", exitUsage, "two states"},
+		{"snapshot diff kept@s v", exitUsage, "no state in common"},
+		{"snapshot protect kept@nope", exitNotFound, "not found"},
+	})
 }
 
 // image is a raw disk with data, zeroes and a length that is no multiple of a block.

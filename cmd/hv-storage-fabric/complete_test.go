@@ -10,12 +10,17 @@ func TestCompletion(t *testing.T) {
 	d := startDaemon(t)
 	d.must("volume", "create", "web1", "--size", "1G")
 	d.must("snapshot", "create", "web1@s1")
+	d.must("volume", "group", "set", "shop", "web1")
 	d.must("token", "create", "ci", "--scope", "read")
 	for _, c := range []struct {
 		args  []string
 		offer string
 	}{
 		{[]string{"snapshot", "create", "we"}, "web1"},
+		{[]string{"snapshot", "create", "web1@x", "w"}, "web1"},
+		{[]string{"snapshot", "create", "@"}, "@shop@"},
+		{[]string{"volume", "group", "set", "shop", "w"}, "web1"},
+		{[]string{"volume", "group", "delete", ""}, "shop"},
 		{[]string{"snapshot", "delete", "we"}, "web1@"},
 		{[]string{"snapshot", "delete", "web1@"}, "web1@s1"},
 		{[]string{"snapshot", "rollback", "web1", ""}, "s1"},

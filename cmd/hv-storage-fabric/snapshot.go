@@ -49,22 +49,7 @@ func (a *app) snapshotCommand(verb, short string, run func(c *cobra.Command, api
 		}
 		return run(c, api, volume, name)
 	})
-	if verb != "create" {
-		c.ValidArgsFunction = a.completeSnapshots
-	}
-	return c
-}
-
-func newSnapshotCreate(a *app) *cobra.Command {
-	c := a.snapshotCommand("create", "Freeze a volume as it is, attached or not", func(c *cobra.Command, api *client.Client, volume, name string) error {
-		reply, err := client.CreateSnapshot(c.Context(), api, volume, name)
-		if err != nil {
-			return err
-		}
-		return a.show(viewSnapshot(reply.CreateSnapshot), func() { a.say("created snapshot %s@%s", volume, name) })
-	})
-	c.Long = "Freeze a volume as it is, attached or not. Every write that was replied is in the snapshot. It takes no time and no space at first."
-	c.Example = "  hv-storage-fabric snapshot create web1@before-upgrade"
+	c.ValidArgsFunction = a.completeSnapshots
 	return c
 }
 

@@ -15,7 +15,7 @@ type Config struct {
 	RecordBytes uint64 // most that one log record of the store takes
 	Volumes     int    // most that a client has
 	Snapshots   int    // most that a volume has
-	// ChangeSnapshots lets clients rename and protect snapshots as well.
+	// ChangeSnapshots lets clients rename and protect snapshots, and take those of all their volumes at once, as well.
 	ChangeSnapshots bool
 }
 
@@ -114,6 +114,10 @@ func (g *generator) control(op *Op, s *State, v *Volume) {
 	hidden := len(snaps) < len(v.Snapshots)
 	if len(snaps) > 0 {
 		op.Snapshot = snaps[g.rng.IntN(len(snaps))]
+	}
+	if g.cfg.ChangeSnapshots && g.rng.IntN(8) == 0 && s.fewerSnapshots(g.cfg.Snapshots) {
+		op.Kind, op.Snapshot, op.Volumes = SnapshotAll, fmt.Sprintf("s%d", op.N), slices.Sorted(maps.Keys(s.Volumes))
+		return
 	}
 	if g.cfg.ChangeSnapshots && len(snaps) > 0 && g.rng.IntN(5) == 0 {
 		g.changeSnapshot(op, v)

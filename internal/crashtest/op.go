@@ -28,9 +28,10 @@ const (
 	RenameSnapshot
 	Protect
 	Unprotect
+	SnapshotAll // of all volumes of the client at once
 )
 
-var kindNames = [...]string{"write", "trim", "zero", "flush", "create", "delete", "rename", "resize", "snapshot", "delete snapshot", "roll back", "clone", "rename snapshot", "protect", "unprotect"}
+var kindNames = [...]string{"write", "trim", "zero", "flush", "create", "delete", "rename", "resize", "snapshot", "delete snapshot", "roll back", "clone", "rename snapshot", "protect", "unprotect", "snapshot all"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -44,6 +45,7 @@ type Op struct {
 	Size     uint64        // bytes, of Create and Resize
 	Ranges   []block.Range // of data operations; only Write has several
 	First    Token         // of the first sector of a Write
+	Volumes  []string      // of SnapshotAll
 	FUA      bool
 	// RecordBytes is the most that one log record takes; longer writes are several records. 0 is no limit.
 	RecordBytes uint64
@@ -124,6 +126,10 @@ func (o *Op) effects(s *State) []effect {
 		case RenameSnapshot:
 			v.Snapshots[o.To] = v.Snapshots[o.Snapshot]
 			delete(v.Snapshots, o.Snapshot)
+		case SnapshotAll:
+			for _, v := range s.Volumes {
+				v.Snapshots[o.Snapshot] = v.Content.clone()
+			}
 		case Protect, Unprotect:
 			c := v.Snapshots[o.Snapshot]
 			c.Protected = o.Kind == Protect

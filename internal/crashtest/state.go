@@ -124,6 +124,16 @@ func (s *State) clone() *State {
 	return c
 }
 
+// fewerSnapshots reports whether every volume has fewer than n.
+func (s *State) fewerSnapshots(n int) bool {
+	for _, v := range s.Volumes {
+		if len(v.Snapshots) >= n {
+			return false
+		}
+	}
+	return true
+}
+
 // diff describes the first difference, or returns "".
 func (s *State) diff(want *State) string {
 	for _, name := range slices.Sorted(maps.Keys(want.Volumes)) {
