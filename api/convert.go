@@ -29,6 +29,14 @@ func volumeOf(v control.Volume) generated.Volume {
 	}
 }
 
+func scheduleOf(s control.Schedule) generated.Schedule {
+	out := generated.Schedule{Target: s.Target, EverySeconds: uint64(s.Every.Seconds()), Keep: &s.Keep, NextRun: s.NextRun.UTC(), Error: s.Error}
+	if !s.LastRun.IsZero() {
+		out.LastRun = &s.LastRun
+	}
+	return out
+}
+
 func modeText(m generated.WriteMode) string {
 	if m == generated.WriteModeDurable {
 		return blockstore.ModeDurable.String()

@@ -10,6 +10,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control"
+	"github.com/hyper-nixos/hyper-nixos/internal/retention"
 )
 
 type mutation struct{ *resolver }
@@ -90,6 +91,18 @@ func (m mutation) CreateSnapshots(ctx context.Context, snapshots []generated.Sna
 
 func (m mutation) SetVolumeGroup(_ context.Context, name string, volumes []string) (control.VolumeGroup, error) {
 	return m.control.SetGroup(name, volumes)
+}
+
+func (m mutation) SetSchedule(_ context.Context, target string, everySeconds uint64, keep retention.Rules) (generated.Schedule, error) {
+	if everySeconds > math.MaxInt64/uint64(time.Second) {
+		return generated.Schedule{}, fmt.Errorf("every %d seconds is too long: %w", everySeconds, block.ErrInvalid)
+	}
+	s, err := m.control.SetSchedule(control.ScheduleSpec{Target: target, Every: time.Duration(everySeconds) * time.Second, Keep: keep})
+	return scheduleOf(s), err
+}
+
+func (m mutation) DeleteSchedule(_ context.Context, target string) (string, error) {
+	return target, m.control.DeleteSchedule(target)
 }
 
 func (m mutation) DeleteVolumeGroup(_ context.Context, name string) (string, error) {

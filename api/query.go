@@ -5,6 +5,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/generated"
 	"github.com/hyper-nixos/hyper-nixos/control"
+	"github.com/hyper-nixos/hyper-nixos/internal/retention"
 )
 
 // resolver answers GraphQL with the use cases of control.
@@ -43,6 +44,18 @@ func (q query) Snapshots(_ context.Context, volume string) ([]control.Snapshot, 
 
 func (q query) VolumeGroups(context.Context) ([]control.VolumeGroup, error) {
 	return q.control.Groups(), nil
+}
+
+func (q query) Schedules(context.Context) ([]generated.Schedule, error) {
+	list := []generated.Schedule{}
+	for _, s := range q.control.Schedules() {
+		list = append(list, scheduleOf(s))
+	}
+	return list, nil
+}
+
+func (q query) Retention(_ context.Context, target string, keep retention.Rules) ([]control.Verdict, error) {
+	return q.control.Retention(target, keep)
 }
 
 func (q query) SnapshotFrees(ctx context.Context, volume, name string) (uint64, error) {

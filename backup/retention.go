@@ -1,11 +1,11 @@
 package backup
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/internal/retention"
 )
 
 // Retention says which backups of a source to keep: the Last youngest, and the youngest of each of that many hours, days, weeks, months and years that have one. 0 asks for none.
@@ -27,26 +27,6 @@ type Kept struct {
 	Reasons []string
 }
 
-// rule keeps the youngest of each of count periods, which name tells apart.
-type rule struct {
-	reason string
-	count  int
-	name   func(time.Time) string
-}
-
-func (k Retention) rules() []rule {
-	format := func(layout string) func(time.Time) string {
-		return func(t time.Time) string { return t.Format(layout) }
-	}
-	return []rule{
-		{"hourly", k.Hourly, format("2006-01-02T15Z0700")},
-		{"daily", k.Daily, format(time.DateOnly)},
-		{"weekly", k.Weekly, func(t time.Time) string { year, week := t.ISOWeek(); return fmt.Sprintf("%d-%d", year, week) }},
-		{"monthly", k.Monthly, format("2006-01")},
-		{"yearly", k.Yearly, format("2006")},
-	}
-}
-
 // Apply judges backups, each source of each host by itself. all are sorted, the oldest first, and so is the result. Days begin at midnight of zone.
 func (k Retention) Apply(all []*repository.Manifest, zone *time.Location) []Kept {
 	out := make([]Kept, len(all))
@@ -64,26 +44,17 @@ func (k Retention) Apply(all []*repository.Manifest, zone *time.Location) []Kept
 
 // judge gives reasons to the backups of one source, the youngest first.
 func (k Retention) judge(backups []*Kept, zone *time.Location) {
-	for i, b := range backups {
-		if i < k.Last {
-			b.Reasons = append(b.Reasons, "last")
-		}
+	moments := make([]time.Time, 0, len(backups))
+	for _, b := range backups {
+		moments = append(moments, b.Time)
+	}
+	rules := retention.Rules{Last: k.Last, Hourly: k.Hourly, Daily: k.Daily, Weekly: k.Weekly, Monthly: k.Monthly, Yearly: k.Yearly}
+	for i, reasons := range rules.Reasons(moments, zone) {
+		b := backups[i]
+		b.Reasons = reasons
 		for _, tag := range k.Tags {
 			if slices.Contains(b.Tags, tag) {
 				b.Reasons = append(b.Reasons, "tag "+tag)
-			}
-		}
-	}
-	for _, r := range k.rules() {
-		last := ""
-		for _, b := range backups {
-			if r.count == 0 {
-				break
-			}
-			if name := r.name(b.Time.In(zone)); name != last {
-				last = name
-				r.count--
-				b.Reasons = append(b.Reasons, r.reason)
 			}
 		}
 	}

@@ -95,6 +95,7 @@ func (s *Store) addNodeLocked(id nodeID, v *Volume, parent *node) *node {
 		parent.children++
 	}
 	s.nodes[id] = n
+	v.adoptLocked(n)
 	s.touchNodeLocked(n)
 	return n
 }
@@ -126,11 +127,9 @@ func (s *Store) applyDeleteLocked(_ *op, v *Volume) error {
 	}
 	delete(s.dirty.volumes, v.id)
 	s.dirty.goneVolumes[v.id] = true
-	for _, n := range s.nodes {
-		if n.volume == v {
-			n.flags |= nodeDeleted
-			s.touchNodeLocked(n)
-		}
+	for _, n := range v.nodes {
+		n.flags |= nodeDeleted
+		s.touchNodeLocked(n)
 	}
 	return nil
 }

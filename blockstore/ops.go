@@ -218,7 +218,7 @@ func (s *Store) DeleteVolume(_ context.Context, name string) error {
 			case v.users > 0:
 				return nil, fmt.Errorf("%d open devices: %w", v.users, block.ErrInUse)
 			}
-			if n := s.protectedLocked(v); n != nil {
+			if n := v.protectedLocked(); n != nil {
 				return nil, fmt.Errorf("its snapshot %q: %w", n.name, block.ErrProtected)
 			}
 			return &op{Kind: opDelete, Volume: v.id}, nil
@@ -359,8 +359,8 @@ func (s *Store) lookupVolume(name string) (*Volume, error) {
 // snapshotsLocked returns the visible snapshots of a volume, oldest first.
 func (s *Store) snapshotsLocked(v *Volume) []*node {
 	var all []*node
-	for _, n := range s.nodes {
-		if n.volume == v && n.visibleLocked() {
+	for _, n := range v.nodes {
+		if n.visibleLocked() {
 			all = append(all, n)
 		}
 	}
@@ -369,8 +369,8 @@ func (s *Store) snapshotsLocked(v *Volume) []*node {
 }
 
 func (s *Store) snapshotLocked(v *Volume, name string) *node {
-	for _, n := range s.nodes {
-		if n.volume == v && n.name == name && n.visibleLocked() {
+	for _, n := range v.nodes {
+		if n.name == name && n.visibleLocked() {
 			return n
 		}
 	}
@@ -459,7 +459,7 @@ func (s *Store) Snapshots(volume string) ([]SnapshotInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, clones := []SnapshotInfo{}, s.clonesLocked()
+	all, clones := []SnapshotInfo{}, v.clonesLocked()
 	for _, n := range s.snapshotsLocked(v) {
 		i := n.infoLocked()
 		i.Clones = clones[n]

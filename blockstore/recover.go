@@ -181,6 +181,7 @@ func (s *Store) loadTree() error {
 			n.root.Store(&root)
 		}
 		s.nodes[n.id], parents[n] = n, r.Parent
+		v.adoptLocked(n)
 		return nil
 	})
 	if err != nil {

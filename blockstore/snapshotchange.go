@@ -50,22 +50,23 @@ func (s *Store) ProtectSnapshot(_ context.Context, volume, name string, protect 
 	return nil
 }
 
-// protectedLocked returns a protected snapshot of a volume, or nil. Store.tree is held.
-func (s *Store) protectedLocked(v *Volume) *node {
-	for _, n := range s.nodes {
-		if n.volume == v && n.flags&nodeProtected != 0 && n.visibleLocked() {
+// protectedLocked returns a protected snapshot of the volume, or nil. Store.tree is held.
+func (v *Volume) protectedLocked() *node {
+	for _, n := range v.nodes {
+		if n.flags&nodeProtected != 0 && n.visibleLocked() {
 			return n
 		}
 	}
 	return nil
 }
 
-// clonesLocked counts the volumes that began as each state. Store.tree is held.
-func (s *Store) clonesLocked() map[*node]int {
+// clonesLocked counts the volumes that began as each state of the volume, and still need it or are needed themselves. Store.tree is held.
+func (v *Volume) clonesLocked() map[*node]int {
 	clones := map[*node]int{}
-	for _, n := range s.nodes {
-		if p := n.parent.Load(); p != nil && p.volume != n.volume && !n.volume.gone.Load() {
-			clones[p]++
+	for _, n := range v.nodes {
+		clones[n] += n.children
+		if p := n.parent.Load(); p != nil && p.volume == v {
+			clones[p]--
 		}
 	}
 	return clones

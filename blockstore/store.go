@@ -157,6 +157,7 @@ func (s *Store) noteOpLocked(seq uint64) {
 // forgetNodeLocked takes a purged node out of the forest. Store.tree is held.
 func (s *Store) forgetNodeLocked(n *node) {
 	delete(s.nodes, n.id)
+	delete(n.volume.nodes, n.id)
 	delete(s.dirty.nodes, n.id)
 	if p := n.parent.Load(); p != nil {
 		p.children--

@@ -34,7 +34,8 @@ type Volume struct {
 
 	// Guarded by Store.tree.
 	name  string
-	users int // open devices
+	users int              // open devices
+	nodes map[nodeID]*node // its states, deleted ones that are not purged yet included
 
 	counters volumeCounters
 }
@@ -44,6 +45,14 @@ type volumeCounters struct {
 	writes, writeBytes atomic.Int64
 	reads, readBytes   atomic.Int64
 	discards           atomic.Int64
+}
+
+// adoptLocked makes a node one of the volume's. Store.tree is held.
+func (v *Volume) adoptLocked(n *node) {
+	if v.nodes == nil {
+		v.nodes = map[nodeID]*node{}
+	}
+	v.nodes[n.id] = n
 }
 
 func (v *Volume) rowLocked() *volumeRow {

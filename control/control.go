@@ -42,8 +42,10 @@ type Control struct {
 	settle   settler
 	collect  collecting
 	explains explainer
-	repeats  *repeats // of what clients do
+	repeats  *repeats // of what clients do, and schedules
 	started  time.Time
+
+	schedules scheduler
 
 	background context.Context // ends when Close begins
 	stop       context.CancelFunc
@@ -55,7 +57,7 @@ type Control struct {
 		closing     bool                   // no work begins any more
 		groups      []groupRecord          // ordered by name; replaced, never changed
 	}
-	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json and groups.json
+	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json, groups.json and schedules.json
 }
 
 // Open opens the store, restores the attachments and only then listens for NBD clients. When it returns an error everything is closed.
@@ -101,6 +103,9 @@ func (c *Control) open(ctx context.Context) (err error) {
 	if err := c.restoreGroups(); err != nil {
 		return err
 	}
+	if err := c.restoreSchedules(); err != nil {
+		return err
+	}
 	c.nbd, err = nbd.NewServer(sharedExports{c}, nbd.Options{
 		MaxConnections: cfg.NBD.MaxConnections,
 		InFlightBytes:  int64(cfg.NBD.InFlight),
@@ -115,7 +120,10 @@ func (c *Control) open(ctx context.Context) (err error) {
 	if err := c.listenShared(); err != nil {
 		return err
 	}
-	return c.listenTCP()
+	if err := c.listenTCP(); err != nil {
+		return err
+	}
+	return c.startSchedules()
 }
 
 // Close ends running work, finishes the NBD requests in flight (until ctx or the configured drain time ends), and closes the store. It

@@ -228,6 +228,15 @@ func (e *fakeEngine) Snapshots(volume string) ([]blockstore.SnapshotInfo, error)
 	return list, nil
 }
 
+// edit changes what the engine says of a snapshot, and returns its name.
+func (e *fakeEngine) edit(volume string, i int, change func(*blockstore.SnapshotInfo)) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	info := &e.volumes[volume].snapshots[i].info
+	change(info)
+	return info.Name
+}
+
 func (e *fakeEngine) DeleteSnapshot(_ context.Context, volume, name string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

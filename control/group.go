@@ -170,12 +170,15 @@ func (c *Control) newGroup(name string, volumes []string) (groupRecord, error) {
 	return record, nil
 }
 
-// DeleteGroup forgets a group. Its volumes and their snapshots stay.
+// DeleteGroup forgets a group that has no schedule. Its volumes and their snapshots stay.
 func (c *Control) DeleteGroup(name string) error {
 	err := c.changeGroups(func(all []groupRecord) ([]groupRecord, error) {
 		i := slices.IndexFunc(all, func(r groupRecord) bool { return r.Name == name })
 		if i < 0 {
 			return nil, block.ErrNotFound
+		}
+		if err := c.refuseScheduled(name); err != nil {
+			return nil, err
 		}
 		return slices.Delete(all, i, i+1), nil
 	})

@@ -18,6 +18,7 @@ type Snapshot struct {
 	// Sequence is the place in the order of all changes of the store at which it was taken. Snapshots that were taken together have the same.
 	Sequence  uint64
 	Protected bool // may not be deleted
+	Automatic bool // a schedule made it, and nobody renamed it since
 	Clones    int  // volumes that were made from it and are there
 }
 
@@ -137,6 +138,6 @@ func (c *Control) onSnapshot(ctx context.Context, verb, volume, name string, do 
 func snapshotOf(volume string, info blockstore.SnapshotInfo) Snapshot {
 	return Snapshot{
 		Volume: volume, Name: info.Name, SizeBytes: info.SizeBytes, CreatedAt: info.CreatedAt,
-		Sequence: uint64(info.Epoch), Protected: info.Protected, Clones: info.Clones,
+		Sequence: uint64(info.Epoch), Protected: info.Protected, Automatic: info.Automatic, Clones: info.Clones,
 	}
 }

@@ -51,6 +51,7 @@ func (c *Control) Status() Status {
 		}
 	}
 	s.Problems = append(s.Problems, diskProblems(c.engine.Redundancy())...)
+	s.Problems = append(s.Problems, c.scheduleProblems()...)
 	for _, a := range c.Attachments() {
 		s.Attached++
 		if a.Problem != "" {

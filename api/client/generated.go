@@ -493,6 +493,15 @@ func (v *DamagedPlace) GetOffset() uint64 { return v.Offset }
 // GetLength returns DamagedPlace.Length, and is useful for accessing the field via an interface.
 func (v *DamagedPlace) GetLength() uint64 { return v.Length }
 
+// DeleteScheduleResponse is returned by DeleteSchedule on success.
+type DeleteScheduleResponse struct {
+	// Ends a schedule; its snapshots stay. Returns its target.
+	DeleteSchedule string `json:"deleteSchedule"`
+}
+
+// GetDeleteSchedule returns DeleteScheduleResponse.DeleteSchedule, and is useful for accessing the field via an interface.
+func (v *DeleteScheduleResponse) GetDeleteSchedule() string { return v.DeleteSchedule }
+
 // DeleteSnapshotResponse is returned by DeleteSnapshot on success.
 type DeleteSnapshotResponse struct {
 	// Returns the snapshot's name.
@@ -504,7 +513,7 @@ func (v *DeleteSnapshotResponse) GetDeleteSnapshot() string { return v.DeleteSna
 
 // DeleteVolumeGroupResponse is returned by DeleteVolumeGroup on success.
 type DeleteVolumeGroupResponse struct {
-	// Forgets a group; volumes and snapshots stay. Returns its name.
+	// Forgets a group that has no schedule; volumes and snapshots stay. Returns its name.
 	DeleteVolumeGroup string `json:"deleteVolumeGroup"`
 }
 
@@ -1081,6 +1090,62 @@ func (v *Index) GetDiskBytes() uint64 { return v.DiskBytes }
 // GetFilterBytes returns Index.FilterBytes, and is useful for accessing the field via an interface.
 func (v *Index) GetFilterBytes() uint64 { return v.FilterBytes }
 
+// KeepRules includes the GraphQL fields of KeepRules requested by the fragment KeepRules.
+type KeepRules struct {
+	Last    int `json:"last"`
+	Hourly  int `json:"hourly"`
+	Daily   int `json:"daily"`
+	Weekly  int `json:"weekly"`
+	Monthly int `json:"monthly"`
+	Yearly  int `json:"yearly"`
+}
+
+// GetLast returns KeepRules.Last, and is useful for accessing the field via an interface.
+func (v *KeepRules) GetLast() int { return v.Last }
+
+// GetHourly returns KeepRules.Hourly, and is useful for accessing the field via an interface.
+func (v *KeepRules) GetHourly() int { return v.Hourly }
+
+// GetDaily returns KeepRules.Daily, and is useful for accessing the field via an interface.
+func (v *KeepRules) GetDaily() int { return v.Daily }
+
+// GetWeekly returns KeepRules.Weekly, and is useful for accessing the field via an interface.
+func (v *KeepRules) GetWeekly() int { return v.Weekly }
+
+// GetMonthly returns KeepRules.Monthly, and is useful for accessing the field via an interface.
+func (v *KeepRules) GetMonthly() int { return v.Monthly }
+
+// GetYearly returns KeepRules.Yearly, and is useful for accessing the field via an interface.
+func (v *KeepRules) GetYearly() int { return v.Yearly }
+
+// The youngest snapshots to keep, and the youngest of each of so many hours, days, weeks, months and years (UTC) that have one.
+type KeepRulesInput struct {
+	Last    int `json:"last"`
+	Hourly  int `json:"hourly"`
+	Daily   int `json:"daily"`
+	Weekly  int `json:"weekly"`
+	Monthly int `json:"monthly"`
+	Yearly  int `json:"yearly"`
+}
+
+// GetLast returns KeepRulesInput.Last, and is useful for accessing the field via an interface.
+func (v *KeepRulesInput) GetLast() int { return v.Last }
+
+// GetHourly returns KeepRulesInput.Hourly, and is useful for accessing the field via an interface.
+func (v *KeepRulesInput) GetHourly() int { return v.Hourly }
+
+// GetDaily returns KeepRulesInput.Daily, and is useful for accessing the field via an interface.
+func (v *KeepRulesInput) GetDaily() int { return v.Daily }
+
+// GetWeekly returns KeepRulesInput.Weekly, and is useful for accessing the field via an interface.
+func (v *KeepRulesInput) GetWeekly() int { return v.Weekly }
+
+// GetMonthly returns KeepRulesInput.Monthly, and is useful for accessing the field via an interface.
+func (v *KeepRulesInput) GetMonthly() int { return v.Monthly }
+
+// GetYearly returns KeepRulesInput.Yearly, and is useful for accessing the field via an interface.
+func (v *KeepRulesInput) GetYearly() int { return v.Yearly }
+
 // ListDamagesResponse is returned by ListDamages on success.
 type ListDamagesResponse struct {
 	// Segments that were found damaged since the daemon started, mended or not.
@@ -1089,6 +1154,15 @@ type ListDamagesResponse struct {
 
 // GetDamages returns ListDamagesResponse.Damages, and is useful for accessing the field via an interface.
 func (v *ListDamagesResponse) GetDamages() []Damage { return v.Damages }
+
+// ListSchedulesResponse is returned by ListSchedules on success.
+type ListSchedulesResponse struct {
+	// Schedules of snapshots, those of volumes first, ordered by target.
+	Schedules []Schedule `json:"schedules"`
+}
+
+// GetSchedules returns ListSchedulesResponse.Schedules, and is useful for accessing the field via an interface.
+func (v *ListSchedulesResponse) GetSchedules() []Schedule { return v.Schedules }
 
 // ListSnapshotsResponse is returned by ListSnapshots on success.
 type ListSnapshotsResponse struct {
@@ -1281,6 +1355,28 @@ type ResumeScrubResponse struct {
 // GetResumeScrub returns ResumeScrubResponse.ResumeScrub, and is useful for accessing the field via an interface.
 func (v *ResumeScrubResponse) GetResumeScrub() Scrub { return v.ResumeScrub }
 
+// RetentionResponse is returned by Retention on success.
+type RetentionResponse struct {
+	// What a schedule would keep and delete of the snapshots that it has now, if its rules were these: a dry run.
+	Retention []RetentionVerdict `json:"retention"`
+}
+
+// GetRetention returns RetentionResponse.Retention, and is useful for accessing the field via an interface.
+func (v *RetentionResponse) GetRetention() []RetentionVerdict { return v.Retention }
+
+// RetentionVerdict includes the GraphQL fields of RetentionVerdict requested by the fragment RetentionVerdict.
+type RetentionVerdict struct {
+	// Why it is kept: last, hourly and so on, all, protected, cloned. None: it is deleted.
+	Reasons  []string `json:"reasons"`
+	Snapshot Snapshot `json:"snapshot"`
+}
+
+// GetReasons returns RetentionVerdict.Reasons, and is useful for accessing the field via an interface.
+func (v *RetentionVerdict) GetReasons() []string { return v.Reasons }
+
+// GetSnapshot returns RetentionVerdict.Snapshot, and is useful for accessing the field via an interface.
+func (v *RetentionVerdict) GetSnapshot() Snapshot { return v.Snapshot }
+
 // RevokeTokenResponse is returned by RevokeToken on success.
 type RevokeTokenResponse struct {
 	// Returns the token's name.
@@ -1298,6 +1394,37 @@ type RollbackResponse struct {
 
 // GetRollback returns RollbackResponse.Rollback, and is useful for accessing the field via an interface.
 func (v *RollbackResponse) GetRollback() Volume { return v.Rollback }
+
+// Schedule includes the GraphQL fields of Schedule requested by the fragment Schedule.
+type Schedule struct {
+	// VOLUME or @GROUP.
+	Target       string    `json:"target"`
+	EverySeconds uint64    `json:"everySeconds"`
+	NextRun      time.Time `json:"nextRun"`
+	// Why its last run failed; empty when it did not.
+	Error string `json:"error"`
+	// When it took its newest snapshot that is there; null if there is none.
+	LastRun *time.Time `json:"lastRun"`
+	Keep    KeepRules  `json:"keep"`
+}
+
+// GetTarget returns Schedule.Target, and is useful for accessing the field via an interface.
+func (v *Schedule) GetTarget() string { return v.Target }
+
+// GetEverySeconds returns Schedule.EverySeconds, and is useful for accessing the field via an interface.
+func (v *Schedule) GetEverySeconds() uint64 { return v.EverySeconds }
+
+// GetNextRun returns Schedule.NextRun, and is useful for accessing the field via an interface.
+func (v *Schedule) GetNextRun() time.Time { return v.NextRun }
+
+// GetError returns Schedule.Error, and is useful for accessing the field via an interface.
+func (v *Schedule) GetError() string { return v.Error }
+
+// GetLastRun returns Schedule.LastRun, and is useful for accessing the field via an interface.
+func (v *Schedule) GetLastRun() *time.Time { return v.LastRun }
+
+// GetKeep returns Schedule.Keep, and is useful for accessing the field via an interface.
+func (v *Schedule) GetKeep() KeepRules { return v.Keep }
 
 type Scope string
 
@@ -1368,6 +1495,15 @@ func (v *Scrub) GetStartedAt() *time.Time { return v.StartedAt }
 
 // GetEndedAt returns Scrub.EndedAt, and is useful for accessing the field via an interface.
 func (v *Scrub) GetEndedAt() *time.Time { return v.EndedAt }
+
+// SetScheduleResponse is returned by SetSchedule on success.
+type SetScheduleResponse struct {
+	// Makes a schedule of snapshots, or changes the one that its target has. Target is VOLUME or @GROUP. In each period of everySeconds, counted from midnight of a Monday in UTC, one snapshot is taken; after each, what the rules do not keep of the schedule's own snapshots is deleted, but nothing that is protected or has a clone. Without rules all are kept.
+	SetSchedule Schedule `json:"setSchedule"`
+}
+
+// GetSetSchedule returns SetScheduleResponse.SetSchedule, and is useful for accessing the field via an interface.
+func (v *SetScheduleResponse) GetSetSchedule() Schedule { return v.SetSchedule }
 
 // SetVolumeGroupResponse is returned by SetVolumeGroup on success.
 type SetVolumeGroupResponse struct {
@@ -1448,6 +1584,8 @@ type Snapshot struct {
 	Sequence uint64 `json:"sequence"`
 	// It cannot be deleted, and neither can its volume.
 	Protected bool `json:"protected"`
+	// A schedule made it, and nobody renamed it since: its retention may delete it.
+	Automatic bool `json:"automatic"`
 	// How many volumes were made from it and are there.
 	Clones int `json:"clones"`
 }
@@ -1469,6 +1607,9 @@ func (v *Snapshot) GetSequence() uint64 { return v.Sequence }
 
 // GetProtected returns Snapshot.Protected, and is useful for accessing the field via an interface.
 func (v *Snapshot) GetProtected() bool { return v.Protected }
+
+// GetAutomatic returns Snapshot.Automatic, and is useful for accessing the field via an interface.
+func (v *Snapshot) GetAutomatic() bool { return v.Automatic }
 
 // GetClones returns Snapshot.Clones, and is useful for accessing the field via an interface.
 func (v *Snapshot) GetClones() int { return v.Clones }
@@ -2098,6 +2239,14 @@ type __CreateVolumeInput struct {
 // GetInput returns __CreateVolumeInput.Input, and is useful for accessing the field via an interface.
 func (v *__CreateVolumeInput) GetInput() CreateVolumeInput { return v.Input }
 
+// __DeleteScheduleInput is used internally by genqlient
+type __DeleteScheduleInput struct {
+	Target string `json:"target"`
+}
+
+// GetTarget returns __DeleteScheduleInput.Target, and is useful for accessing the field via an interface.
+func (v *__DeleteScheduleInput) GetTarget() string { return v.Target }
+
 // __DeleteSnapshotInput is used internally by genqlient
 type __DeleteSnapshotInput struct {
 	Volume string `json:"volume"`
@@ -2218,6 +2367,18 @@ func (v *__ResizeVolumeInput) GetName() string { return v.Name }
 // GetInput returns __ResizeVolumeInput.Input, and is useful for accessing the field via an interface.
 func (v *__ResizeVolumeInput) GetInput() ResizeVolumeInput { return v.Input }
 
+// __RetentionInput is used internally by genqlient
+type __RetentionInput struct {
+	Target string         `json:"target"`
+	Keep   KeepRulesInput `json:"keep"`
+}
+
+// GetTarget returns __RetentionInput.Target, and is useful for accessing the field via an interface.
+func (v *__RetentionInput) GetTarget() string { return v.Target }
+
+// GetKeep returns __RetentionInput.Keep, and is useful for accessing the field via an interface.
+func (v *__RetentionInput) GetKeep() KeepRulesInput { return v.Keep }
+
 // __RevokeTokenInput is used internally by genqlient
 type __RevokeTokenInput struct {
 	Name string `json:"name"`
@@ -2237,6 +2398,22 @@ func (v *__RollbackInput) GetVolume() string { return v.Volume }
 
 // GetSnapshot returns __RollbackInput.Snapshot, and is useful for accessing the field via an interface.
 func (v *__RollbackInput) GetSnapshot() string { return v.Snapshot }
+
+// __SetScheduleInput is used internally by genqlient
+type __SetScheduleInput struct {
+	Target       string         `json:"target"`
+	EverySeconds uint64         `json:"everySeconds"`
+	Keep         KeepRulesInput `json:"keep"`
+}
+
+// GetTarget returns __SetScheduleInput.Target, and is useful for accessing the field via an interface.
+func (v *__SetScheduleInput) GetTarget() string { return v.Target }
+
+// GetEverySeconds returns __SetScheduleInput.EverySeconds, and is useful for accessing the field via an interface.
+func (v *__SetScheduleInput) GetEverySeconds() uint64 { return v.EverySeconds }
+
+// GetKeep returns __SetScheduleInput.Keep, and is useful for accessing the field via an interface.
+func (v *__SetScheduleInput) GetKeep() KeepRulesInput { return v.Keep }
 
 // __SetVolumeGroupInput is used internally by genqlient
 type __SetVolumeGroupInput struct {
@@ -3026,6 +3203,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `
@@ -3071,6 +3249,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `
@@ -3116,6 +3295,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `
@@ -3254,6 +3434,38 @@ func CreateVolume(
 	}
 
 	data_ = &CreateVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by DeleteSchedule.
+const DeleteSchedule_Operation = `
+mutation DeleteSchedule ($target: String!) {
+	deleteSchedule(target: $target)
+}
+`
+
+func DeleteSchedule(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	target string,
+) (data_ *DeleteScheduleResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "DeleteSchedule",
+		Query:  DeleteSchedule_Operation,
+		Variables: &__DeleteScheduleInput{
+			Target: target,
+		},
+	}
+
+	data_ = &DeleteScheduleResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -3991,6 +4203,54 @@ func ListDamages(
 	return data_, err_
 }
 
+// The query executed by ListSchedules.
+const ListSchedules_Operation = `
+query ListSchedules {
+	schedules {
+		... Schedule
+	}
+}
+fragment Schedule on Schedule {
+	target
+	everySeconds
+	nextRun
+	error
+	lastRun
+	keep {
+		... KeepRules
+	}
+}
+fragment KeepRules on KeepRules {
+	last
+	hourly
+	daily
+	weekly
+	monthly
+	yearly
+}
+`
+
+func ListSchedules(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *ListSchedulesResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ListSchedules",
+		Query:  ListSchedules_Operation,
+	}
+
+	data_ = &ListSchedulesResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The query executed by ListSnapshots.
 const ListSnapshots_Operation = `
 query ListSnapshots ($volume: String!) {
@@ -4005,6 +4265,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `
@@ -4314,6 +4575,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `
@@ -4400,6 +4662,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `
@@ -4823,6 +5086,58 @@ func ResumeScrub(
 	return data_, err_
 }
 
+// The query executed by Retention.
+const Retention_Operation = `
+query Retention ($target: String!, $keep: KeepRulesInput!) {
+	retention(target: $target, keep: $keep) {
+		... RetentionVerdict
+	}
+}
+fragment RetentionVerdict on RetentionVerdict {
+	reasons
+	snapshot {
+		... Snapshot
+	}
+}
+fragment Snapshot on Snapshot {
+	volume
+	name
+	sizeBytes
+	createdAt
+	sequence
+	protected
+	automatic
+	clones
+}
+`
+
+func Retention(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	target string,
+	keep KeepRulesInput,
+) (data_ *RetentionResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "Retention",
+		Query:  Retention_Operation,
+		Variables: &__RetentionInput{
+			Target: target,
+			Keep:   keep,
+		},
+	}
+
+	data_ = &RetentionResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by RevokeToken.
 const RevokeToken_Operation = `
 mutation RevokeToken ($name: String!) {
@@ -4928,6 +5243,62 @@ func Rollback(
 	}
 
 	data_ = &RollbackResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by SetSchedule.
+const SetSchedule_Operation = `
+mutation SetSchedule ($target: String!, $everySeconds: Count!, $keep: KeepRulesInput!) {
+	setSchedule(target: $target, everySeconds: $everySeconds, keep: $keep) {
+		... Schedule
+	}
+}
+fragment Schedule on Schedule {
+	target
+	everySeconds
+	nextRun
+	error
+	lastRun
+	keep {
+		... KeepRules
+	}
+}
+fragment KeepRules on KeepRules {
+	last
+	hourly
+	daily
+	weekly
+	monthly
+	yearly
+}
+`
+
+func SetSchedule(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	target string,
+	everySeconds uint64,
+	keep KeepRulesInput,
+) (data_ *SetScheduleResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "SetSchedule",
+		Query:  SetSchedule_Operation,
+		Variables: &__SetScheduleInput{
+			Target:       target,
+			EverySeconds: everySeconds,
+			Keep:         keep,
+		},
+	}
+
+	data_ = &SetScheduleResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -5431,6 +5802,7 @@ fragment Snapshot on Snapshot {
 	createdAt
 	sequence
 	protected
+	automatic
 	clones
 }
 `

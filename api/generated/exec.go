@@ -16,6 +16,7 @@ import (
 	"github.com/99designs/gqlgen/graphql/introspection"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control"
+	"github.com/hyper-nixos/hyper-nixos/internal/retention"
 	gqlparser "github.com/vektah/gqlparser/v2"
 	"github.com/vektah/gqlparser/v2/ast"
 )
@@ -229,6 +230,15 @@ type ComplexityRoot struct {
 		Whole       func(childComplexity int) int
 	}
 
+	KeepRules struct {
+		Daily   func(childComplexity int) int
+		Hourly  func(childComplexity int) int
+		Last    func(childComplexity int) int
+		Monthly func(childComplexity int) int
+		Weekly  func(childComplexity int) int
+		Yearly  func(childComplexity int) int
+	}
+
 	MemoryPart struct {
 		BudgetBytes func(childComplexity int) int
 		Name        func(childComplexity int) int
@@ -250,6 +260,7 @@ type ComplexityRoot struct {
 		CreateSnapshots     func(childComplexity int, snapshots []SnapshotNameInput) int
 		CreateToken         func(childComplexity int, input CreateTokenInput) int
 		CreateVolume        func(childComplexity int, input CreateVolumeInput) int
+		DeleteSchedule      func(childComplexity int, target string) int
 		DeleteSnapshot      func(childComplexity int, volume string, name string) int
 		DeleteVolume        func(childComplexity int, name string) int
 		DeleteVolumeGroup   func(childComplexity int, name string) int
@@ -268,6 +279,7 @@ type ComplexityRoot struct {
 		ResumeScrub         func(childComplexity int) int
 		RevokeToken         func(childComplexity int, name string) int
 		Rollback            func(childComplexity int, volume string, snapshot string) int
+		SetSchedule         func(childComplexity int, target string, everySeconds uint64, keep retention.Rules) int
 		SetVolumeGroup      func(childComplexity int, name string, volumes []string) int
 		SetVolumeLimits     func(childComplexity int, name string, limits control.LimitsChange) int
 		SetVolumeQuota      func(childComplexity int, name string, quota control.QuotaChange) int
@@ -290,6 +302,8 @@ type ComplexityRoot struct {
 		Explaining     func(childComplexity int) int
 		Garbage        func(childComplexity int) int
 		Index          func(childComplexity int) int
+		Retention      func(childComplexity int, target string, keep retention.Rules) int
+		Schedules      func(childComplexity int) int
 		Scrub          func(childComplexity int) int
 		Settling       func(childComplexity int) int
 		SnapshotExport func(childComplexity int, volume string, snapshot string) int
@@ -301,6 +315,20 @@ type ComplexityRoot struct {
 		Volume         func(childComplexity int, name string) int
 		VolumeGroups   func(childComplexity int) int
 		Volumes        func(childComplexity int) int
+	}
+
+	RetentionVerdict struct {
+		Reasons  func(childComplexity int) int
+		Snapshot func(childComplexity int) int
+	}
+
+	Schedule struct {
+		Error        func(childComplexity int) int
+		EverySeconds func(childComplexity int) int
+		Keep         func(childComplexity int) int
+		LastRun      func(childComplexity int) int
+		NextRun      func(childComplexity int) int
+		Target       func(childComplexity int) int
 	}
 
 	Scrub struct {
@@ -329,6 +357,7 @@ type ComplexityRoot struct {
 	}
 
 	Snapshot struct {
+		Automatic func(childComplexity int) int
 		Clones    func(childComplexity int) int
 		CreatedAt func(childComplexity int) int
 		Name      func(childComplexity int) int
@@ -462,6 +491,8 @@ type MutationResolver interface {
 	CreateSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
 	CreateSnapshots(ctx context.Context, snapshots []SnapshotNameInput) ([]control.Snapshot, error)
 	SetVolumeGroup(ctx context.Context, name string, volumes []string) (control.VolumeGroup, error)
+	SetSchedule(ctx context.Context, target string, everySeconds uint64, keep retention.Rules) (Schedule, error)
+	DeleteSchedule(ctx context.Context, target string) (string, error)
 	DeleteVolumeGroup(ctx context.Context, name string) (string, error)
 	CreateGroupSnapshot(ctx context.Context, group string, name string) ([]control.Snapshot, error)
 	RenameSnapshot(ctx context.Context, volume string, name string, newName string) (control.Snapshot, error)
@@ -493,6 +524,8 @@ type QueryResolver interface {
 	Volume(ctx context.Context, name string) (Volume, error)
 	Snapshots(ctx context.Context, volume string) ([]control.Snapshot, error)
 	SnapshotFrees(ctx context.Context, volume string, name string) (uint64, error)
+	Schedules(ctx context.Context) ([]Schedule, error)
+	Retention(ctx context.Context, target string, keep retention.Rules) ([]control.Verdict, error)
 	VolumeGroups(ctx context.Context) ([]control.VolumeGroup, error)
 	Attachments(ctx context.Context) ([]control.Attachment, error)
 	SnapshotExport(ctx context.Context, volume string, snapshot string) (control.Attachment, error)
@@ -1393,6 +1426,43 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Index.Whole(childComplexity), true
 
+	case "KeepRules.daily":
+		if e.ComplexityRoot.KeepRules.Daily == nil {
+			break
+		}
+
+		return e.ComplexityRoot.KeepRules.Daily(childComplexity), true
+	case "KeepRules.hourly":
+		if e.ComplexityRoot.KeepRules.Hourly == nil {
+			break
+		}
+
+		return e.ComplexityRoot.KeepRules.Hourly(childComplexity), true
+	case "KeepRules.last":
+		if e.ComplexityRoot.KeepRules.Last == nil {
+			break
+		}
+
+		return e.ComplexityRoot.KeepRules.Last(childComplexity), true
+	case "KeepRules.monthly":
+		if e.ComplexityRoot.KeepRules.Monthly == nil {
+			break
+		}
+
+		return e.ComplexityRoot.KeepRules.Monthly(childComplexity), true
+	case "KeepRules.weekly":
+		if e.ComplexityRoot.KeepRules.Weekly == nil {
+			break
+		}
+
+		return e.ComplexityRoot.KeepRules.Weekly(childComplexity), true
+	case "KeepRules.yearly":
+		if e.ComplexityRoot.KeepRules.Yearly == nil {
+			break
+		}
+
+		return e.ComplexityRoot.KeepRules.Yearly(childComplexity), true
+
 	case "MemoryPart.budgetBytes":
 		if e.ComplexityRoot.MemoryPart.BudgetBytes == nil {
 			break
@@ -1541,6 +1611,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.CreateVolume(childComplexity, args["input"].(CreateVolumeInput)), true
+	case "Mutation.deleteSchedule":
+		if e.ComplexityRoot.Mutation.DeleteSchedule == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_deleteSchedule_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.DeleteSchedule(childComplexity, args["target"].(string)), true
 	case "Mutation.deleteSnapshot":
 		if e.ComplexityRoot.Mutation.DeleteSnapshot == nil {
 			break
@@ -1709,6 +1790,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.Rollback(childComplexity, args["volume"].(string), args["snapshot"].(string)), true
+	case "Mutation.setSchedule":
+		if e.ComplexityRoot.Mutation.SetSchedule == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_setSchedule_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.SetSchedule(childComplexity, args["target"].(string), args["everySeconds"].(uint64), args["keep"].(retention.Rules)), true
 	case "Mutation.setVolumeGroup":
 		if e.ComplexityRoot.Mutation.SetVolumeGroup == nil {
 			break
@@ -1838,6 +1930,23 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Query.Index(childComplexity), true
 
+	case "Query.retention":
+		if e.ComplexityRoot.Query.Retention == nil {
+			break
+		}
+
+		args, err := ec.field_Query_retention_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Query.Retention(childComplexity, args["target"].(string), args["keep"].(retention.Rules)), true
+	case "Query.schedules":
+		if e.ComplexityRoot.Query.Schedules == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Query.Schedules(childComplexity), true
 	case "Query.scrub":
 		if e.ComplexityRoot.Query.Scrub == nil {
 			break
@@ -1924,6 +2033,56 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Query.Volumes(childComplexity), true
+
+	case "RetentionVerdict.reasons":
+		if e.ComplexityRoot.RetentionVerdict.Reasons == nil {
+			break
+		}
+
+		return e.ComplexityRoot.RetentionVerdict.Reasons(childComplexity), true
+	case "RetentionVerdict.snapshot":
+		if e.ComplexityRoot.RetentionVerdict.Snapshot == nil {
+			break
+		}
+
+		return e.ComplexityRoot.RetentionVerdict.Snapshot(childComplexity), true
+
+	case "Schedule.error":
+		if e.ComplexityRoot.Schedule.Error == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Schedule.Error(childComplexity), true
+	case "Schedule.everySeconds":
+		if e.ComplexityRoot.Schedule.EverySeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Schedule.EverySeconds(childComplexity), true
+	case "Schedule.keep":
+		if e.ComplexityRoot.Schedule.Keep == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Schedule.Keep(childComplexity), true
+	case "Schedule.lastRun":
+		if e.ComplexityRoot.Schedule.LastRun == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Schedule.LastRun(childComplexity), true
+	case "Schedule.nextRun":
+		if e.ComplexityRoot.Schedule.NextRun == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Schedule.NextRun(childComplexity), true
+	case "Schedule.target":
+		if e.ComplexityRoot.Schedule.Target == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Schedule.Target(childComplexity), true
 
 	case "Scrub.bytesDone":
 		if e.ComplexityRoot.Scrub.BytesDone == nil {
@@ -2041,6 +2200,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Settling.Running(childComplexity), true
 
+	case "Snapshot.automatic":
+		if e.ComplexityRoot.Snapshot.Automatic == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Snapshot.Automatic(childComplexity), true
 	case "Snapshot.clones":
 		if e.ComplexityRoot.Snapshot.Clones == nil {
 			break
@@ -2601,6 +2766,7 @@ func (e *executableSchema) Exec(ctx context.Context) graphql.ResponseHandler {
 			graphql.NewInputUnmarshaler("AttachVolumeInput", ec.unmarshalInputAttachVolumeInput),
 			graphql.NewInputUnmarshaler("CreateTokenInput", ec.unmarshalInputCreateTokenInput),
 			graphql.NewInputUnmarshaler("CreateVolumeInput", ec.unmarshalInputCreateVolumeInput),
+			graphql.NewInputUnmarshaler("KeepRulesInput", ec.unmarshalInputKeepRulesInput),
 			graphql.NewInputUnmarshaler("ResizeVolumeInput", ec.unmarshalInputResizeVolumeInput),
 			graphql.NewInputUnmarshaler("SnapshotNameInput", ec.unmarshalInputSnapshotNameInput),
 			graphql.NewInputUnmarshaler("VolumeLimitsInput", ec.unmarshalInputVolumeLimitsInput),
@@ -2717,6 +2883,10 @@ type Query {
   snapshots(volume: String!): [Snapshot!]! @scope(needs: READ)
   "Stored bytes that deleting a snapshot would free now."
   snapshotFrees(volume: String!, name: String!): Bytes! @scope(needs: READ)
+  "Schedules of snapshots, those of volumes first, ordered by target."
+  schedules: [Schedule!]! @scope(needs: READ)
+  "What a schedule would keep and delete of the snapshots that it has now, if its rules were these: a dry run."
+  retention(target: String!, keep: KeepRulesInput!): [RetentionVerdict!]! @scope(needs: READ)
   "Groups of volumes, ordered by name."
   volumeGroups: [VolumeGroup!]! @scope(needs: READ)
   attachments: [Attachment!]! @scope(needs: READ)
@@ -2767,7 +2937,11 @@ type Mutation {
   createSnapshots(snapshots: [SnapshotNameInput!]!): [Snapshot!]! @scope(needs: OPERATE)
   "Makes a group of volumes, or makes them the volumes of one that is there. A volume can be in several; at most 256."
   setVolumeGroup(name: String!, volumes: [String!]!): VolumeGroup! @scope(needs: OPERATE)
-  "Forgets a group; volumes and snapshots stay. Returns its name."
+  "Makes a schedule of snapshots, or changes the one that its target has. Target is VOLUME or @GROUP. In each period of everySeconds, counted from midnight of a Monday in UTC, one snapshot is taken; after each, what the rules do not keep of the schedule's own snapshots is deleted, but nothing that is protected or has a clone. Without rules all are kept."
+  setSchedule(target: String!, everySeconds: Count!, keep: KeepRulesInput!): Schedule! @scope(needs: OPERATE)
+  "Ends a schedule; its snapshots stay. Returns its target."
+  deleteSchedule(target: String!): String! @scope(needs: OPERATE)
+  "Forgets a group that has no schedule; volumes and snapshots stay. Returns its name."
   deleteVolumeGroup(name: String!): String! @scope(needs: OPERATE)
   "Freezes all volumes of a group at one moment, each under the same name: all or none."
   createGroupSnapshot(group: String!, name: String!): [Snapshot!]! @scope(needs: OPERATE)
@@ -2847,6 +3021,16 @@ input VolumeQuotaInput {
   referencedBytes: Bytes
   "Until the volume refers to as much, the room for the rest is no other volume's."
   reservedBytes: Bytes
+}
+
+"The youngest snapshots to keep, and the youngest of each of so many hours, days, weeks, months and years (UTC) that have one."
+input KeepRulesInput {
+  last: Int! = 0
+  hourly: Int! = 0
+  daily: Int! = 0
+  weekly: Int! = 0
+  monthly: Int! = 0
+  yearly: Int! = 0
 }
 
 input SnapshotNameInput {
@@ -2971,8 +3155,37 @@ type Snapshot {
   sequence: Count!
   "It cannot be deleted, and neither can its volume."
   protected: Boolean!
+  "A schedule made it, and nobody renamed it since: its retention may delete it."
+  automatic: Boolean!
   "How many volumes were made from it and are there."
   clones: Int!
+}
+
+type Schedule {
+  "VOLUME or @GROUP."
+  target: String!
+  everySeconds: Count!
+  keep: KeepRules!
+  "When it took its newest snapshot that is there; null if there is none."
+  lastRun: Time
+  nextRun: Time!
+  "Why its last run failed; empty when it did not."
+  error: String!
+}
+
+type KeepRules {
+  last: Int!
+  hourly: Int!
+  daily: Int!
+  weekly: Int!
+  monthly: Int!
+  yearly: Int!
+}
+
+type RetentionVerdict {
+  snapshot: Snapshot!
+  "Why it is kept: last, hourly and so on, all, protected, cloned. None: it is deleted."
+  reasons: [String!]!
 }
 
 type VolumeGroup {
@@ -3801,6 +4014,24 @@ func (ec *executionContext) childFields_Index(ctx context.Context, field graphql
 	return nil, fmt.Errorf("no field named %q was found under type Index", field.Name)
 }
 
+func (ec *executionContext) childFields_KeepRules(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "last":
+		return ec.fieldContext_KeepRules_last(ctx, field)
+	case "hourly":
+		return ec.fieldContext_KeepRules_hourly(ctx, field)
+	case "daily":
+		return ec.fieldContext_KeepRules_daily(ctx, field)
+	case "weekly":
+		return ec.fieldContext_KeepRules_weekly(ctx, field)
+	case "monthly":
+		return ec.fieldContext_KeepRules_monthly(ctx, field)
+	case "yearly":
+		return ec.fieldContext_KeepRules_yearly(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type KeepRules", field.Name)
+}
+
 func (ec *executionContext) childFields_MemoryPart(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "name":
@@ -3825,6 +4056,34 @@ func (ec *executionContext) childFields_PutOffSegment(ctx context.Context, field
 		return ec.fieldContext_PutOffSegment_reason(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type PutOffSegment", field.Name)
+}
+
+func (ec *executionContext) childFields_RetentionVerdict(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "snapshot":
+		return ec.fieldContext_RetentionVerdict_snapshot(ctx, field)
+	case "reasons":
+		return ec.fieldContext_RetentionVerdict_reasons(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type RetentionVerdict", field.Name)
+}
+
+func (ec *executionContext) childFields_Schedule(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "target":
+		return ec.fieldContext_Schedule_target(ctx, field)
+	case "everySeconds":
+		return ec.fieldContext_Schedule_everySeconds(ctx, field)
+	case "keep":
+		return ec.fieldContext_Schedule_keep(ctx, field)
+	case "lastRun":
+		return ec.fieldContext_Schedule_lastRun(ctx, field)
+	case "nextRun":
+		return ec.fieldContext_Schedule_nextRun(ctx, field)
+	case "error":
+		return ec.fieldContext_Schedule_error(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Schedule", field.Name)
 }
 
 func (ec *executionContext) childFields_Scrub(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
@@ -3891,6 +4150,8 @@ func (ec *executionContext) childFields_Snapshot(ctx context.Context, field grap
 		return ec.fieldContext_Snapshot_sequence(ctx, field)
 	case "protected":
 		return ec.fieldContext_Snapshot_protected(ctx, field)
+	case "automatic":
+		return ec.fieldContext_Snapshot_automatic(ctx, field)
 	case "clones":
 		return ec.fieldContext_Snapshot_clones(ctx, field)
 	}
@@ -4393,6 +4654,20 @@ func (ec *executionContext) field_Mutation_createVolume_args(ctx context.Context
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_deleteSchedule_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "target",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["target"] = arg0
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_deleteSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4633,6 +4908,36 @@ func (ec *executionContext) field_Mutation_rollback_args(ctx context.Context, ra
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_setSchedule_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "target",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["target"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "everySeconds",
+		func(ctx context.Context, v any) (uint64, error) {
+			return ec.unmarshalNCount2uint64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["everySeconds"] = arg1
+	arg2, err := graphql.ProcessArgField(ctx, rawArgs, "keep",
+		func(ctx context.Context, v any) (retention.Rules, error) {
+			return ec.unmarshalNKeepRulesInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋinternalᚋretentionᚐRules(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["keep"] = arg2
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_setVolumeGroup_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4760,6 +5065,28 @@ func (ec *executionContext) field_Query___type_args(ctx context.Context, rawArgs
 		return nil, err
 	}
 	args["name"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Query_retention_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "target",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["target"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "keep",
+		func(ctx context.Context, v any) (retention.Rules, error) {
+			return ec.unmarshalNKeepRulesInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋinternalᚋretentionᚐRules(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["keep"] = arg1
 	return args, nil
 }
 
@@ -8292,6 +8619,144 @@ func (ec *executionContext) fieldContext_Index_filterBytes(_ context.Context, fi
 	return graphql.NewScalarFieldContext("Index", field, false, false, "Bytes")
 }
 
+func (ec *executionContext) _KeepRules_last(ctx context.Context, field graphql.CollectedField, obj *retention.Rules) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_KeepRules_last(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Last, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_KeepRules_last(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("KeepRules", field, false, false, "Int")
+}
+
+func (ec *executionContext) _KeepRules_hourly(ctx context.Context, field graphql.CollectedField, obj *retention.Rules) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_KeepRules_hourly(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Hourly, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_KeepRules_hourly(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("KeepRules", field, false, false, "Int")
+}
+
+func (ec *executionContext) _KeepRules_daily(ctx context.Context, field graphql.CollectedField, obj *retention.Rules) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_KeepRules_daily(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Daily, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_KeepRules_daily(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("KeepRules", field, false, false, "Int")
+}
+
+func (ec *executionContext) _KeepRules_weekly(ctx context.Context, field graphql.CollectedField, obj *retention.Rules) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_KeepRules_weekly(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Weekly, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_KeepRules_weekly(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("KeepRules", field, false, false, "Int")
+}
+
+func (ec *executionContext) _KeepRules_monthly(ctx context.Context, field graphql.CollectedField, obj *retention.Rules) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_KeepRules_monthly(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Monthly, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_KeepRules_monthly(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("KeepRules", field, false, false, "Int")
+}
+
+func (ec *executionContext) _KeepRules_yearly(ctx context.Context, field graphql.CollectedField, obj *retention.Rules) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_KeepRules_yearly(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Yearly, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_KeepRules_yearly(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("KeepRules", field, false, false, "Int")
+}
+
 func (ec *executionContext) _MemoryPart_name(ctx context.Context, field graphql.CollectedField, obj *MemoryPart) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -9223,6 +9688,130 @@ func (ec *executionContext) fieldContext_Mutation_setVolumeGroup(ctx context.Con
 	}()
 	ctx = graphql.WithFieldContext(ctx, fc)
 	if fc.Args, err = ec.field_Mutation_setVolumeGroup_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_setSchedule(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_setSchedule(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().SetSchedule(ctx, fc.Args["target"].(string), fc.Args["everySeconds"].(uint64), fc.Args["keep"].(retention.Rules))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal Schedule
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal Schedule
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v Schedule) graphql.Marshaler {
+			return ec.marshalNSchedule2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSchedule(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_setSchedule(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Schedule(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_setSchedule_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_deleteSchedule(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_deleteSchedule(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().DeleteSchedule(ctx, fc.Args["target"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal string
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal string
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_deleteSchedule(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return nil, errors.New("field of type String does not have child fields")
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_deleteSchedule_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
 		ec.Error(ctx, err)
 		return fc, err
 	}
@@ -10963,6 +11552,118 @@ func (ec *executionContext) fieldContext_Query_snapshotFrees(ctx context.Context
 	return fc, nil
 }
 
+func (ec *executionContext) _Query_schedules(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_schedules(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return ec.Resolvers.Query().Schedules(ctx)
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal []Schedule
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []Schedule
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []Schedule) graphql.Marshaler {
+			return ec.marshalNSchedule2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐScheduleᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_schedules(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Schedule(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_retention(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_retention(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Query().Retention(ctx, fc.Args["target"].(string), fc.Args["keep"].(retention.Rules))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal []control.Verdict
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.Verdict
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.Verdict) graphql.Marshaler {
+			return ec.marshalNRetentionVerdict2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVerdictᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_retention(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_RetentionVerdict(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Query_retention_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Query_volumeGroups(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -11651,6 +12352,208 @@ func (ec *executionContext) fieldContext_Query___schema(_ context.Context, field
 	return fc, nil
 }
 
+func (ec *executionContext) _RetentionVerdict_snapshot(ctx context.Context, field graphql.CollectedField, obj *control.Verdict) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_RetentionVerdict_snapshot(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Snapshot, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v control.Snapshot) graphql.Marshaler {
+			return ec.marshalNSnapshot2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐSnapshot(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_RetentionVerdict_snapshot(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "RetentionVerdict",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Snapshot(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _RetentionVerdict_reasons(ctx context.Context, field graphql.CollectedField, obj *control.Verdict) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_RetentionVerdict_reasons(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Reasons, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []string) graphql.Marshaler {
+			return ec.marshalNString2ᚕstringᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_RetentionVerdict_reasons(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("RetentionVerdict", field, false, false, "String")
+}
+
+func (ec *executionContext) _Schedule_target(ctx context.Context, field graphql.CollectedField, obj *Schedule) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Schedule_target(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Target, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Schedule_target(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Schedule", field, false, false, "String")
+}
+
+func (ec *executionContext) _Schedule_everySeconds(ctx context.Context, field graphql.CollectedField, obj *Schedule) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Schedule_everySeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.EverySeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Schedule_everySeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Schedule", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Schedule_keep(ctx context.Context, field graphql.CollectedField, obj *Schedule) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Schedule_keep(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Keep, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *retention.Rules) graphql.Marshaler {
+			return ec.marshalNKeepRules2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋinternalᚋretentionᚐRules(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Schedule_keep(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Schedule",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_KeepRules(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Schedule_lastRun(ctx context.Context, field graphql.CollectedField, obj *Schedule) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Schedule_lastRun(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.LastRun, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *time.Time) graphql.Marshaler {
+			return ec.marshalOTime2ᚖtimeᚐTime(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Schedule_lastRun(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Schedule", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Schedule_nextRun(ctx context.Context, field graphql.CollectedField, obj *Schedule) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Schedule_nextRun(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.NextRun, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Schedule_nextRun(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Schedule", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Schedule_error(ctx context.Context, field graphql.CollectedField, obj *Schedule) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Schedule_error(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Error, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Schedule_error(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Schedule", field, false, false, "String")
+}
+
 func (ec *executionContext) _Scrub_state(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -12223,6 +13126,29 @@ func (ec *executionContext) _Snapshot_protected(ctx context.Context, field graph
 	)
 }
 func (ec *executionContext) fieldContext_Snapshot_protected(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Snapshot", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Snapshot_automatic(ctx context.Context, field graphql.CollectedField, obj *control.Snapshot) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Snapshot_automatic(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Automatic, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Snapshot_automatic(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Snapshot", field, false, false, "Boolean")
 }
 
@@ -15539,6 +16465,102 @@ func UnmarshalCreateVolumeInput(ctx context.Context, raw any) (CreateVolumeInput
 	return out, err
 }
 
+func (ec *executionContext) unmarshalInputKeepRulesInput(ctx context.Context, obj any) (retention.Rules, error) {
+	var it retention.Rules
+	if obj == nil {
+		return it, nil
+	}
+
+	asMap := map[string]any{}
+	for k, v := range obj.(map[string]any) {
+		asMap[k] = v
+	}
+
+	if _, present := asMap["last"]; !present {
+		asMap["last"] = 0
+	}
+	if _, present := asMap["hourly"]; !present {
+		asMap["hourly"] = 0
+	}
+	if _, present := asMap["daily"]; !present {
+		asMap["daily"] = 0
+	}
+	if _, present := asMap["weekly"]; !present {
+		asMap["weekly"] = 0
+	}
+	if _, present := asMap["monthly"]; !present {
+		asMap["monthly"] = 0
+	}
+	if _, present := asMap["yearly"]; !present {
+		asMap["yearly"] = 0
+	}
+
+	fieldsInOrder := [...]string{"last", "hourly", "daily", "weekly", "monthly", "yearly"}
+	for _, k := range fieldsInOrder {
+		v, ok := asMap[k]
+		if !ok {
+			continue
+		}
+		switch k {
+		case "last":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("last"))
+			data, err := ec.unmarshalNInt2int(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Last = data
+		case "hourly":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("hourly"))
+			data, err := ec.unmarshalNInt2int(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Hourly = data
+		case "daily":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("daily"))
+			data, err := ec.unmarshalNInt2int(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Daily = data
+		case "weekly":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("weekly"))
+			data, err := ec.unmarshalNInt2int(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Weekly = data
+		case "monthly":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("monthly"))
+			data, err := ec.unmarshalNInt2int(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Monthly = data
+		case "yearly":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("yearly"))
+			data, err := ec.unmarshalNInt2int(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.Yearly = data
+		}
+	}
+	return it, nil
+}
+
+// UnmarshalKeepRulesInput unmarshals raw into the KeepRulesInput input type, using the
+// unmarshaler bound to ctx's request. Call it from a resolver to decode an input
+// object that was not passed as a field argument.
+//
+// ctx must come from a gqlgen request; outside one there is no unmarshaler to use
+// and the returned error says so.
+func UnmarshalKeepRulesInput(ctx context.Context, raw any) (retention.Rules, error) {
+	var out retention.Rules
+	err := graphql.UnmarshalNamedInputFromContext(ctx, "KeepRulesInput", raw, &out)
+	return out, err
+}
+
 func (ec *executionContext) unmarshalInputResizeVolumeInput(ctx context.Context, obj any) (control.ResizeSpec, error) {
 	var it control.ResizeSpec
 	if obj == nil {
@@ -16946,6 +17968,64 @@ func (ec *executionContext) _Index(ctx context.Context, sel ast.SelectionSet, ob
 	return out
 }
 
+var keepRulesImplementors = []string{"KeepRules"}
+
+func (ec *executionContext) _KeepRules(ctx context.Context, sel ast.SelectionSet, obj *retention.Rules) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, keepRulesImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("KeepRules")
+		case "last":
+			out.Values[i] = ec._KeepRules_last(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "hourly":
+			out.Values[i] = ec._KeepRules_hourly(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "daily":
+			out.Values[i] = ec._KeepRules_daily(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "weekly":
+			out.Values[i] = ec._KeepRules_weekly(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "monthly":
+			out.Values[i] = ec._KeepRules_monthly(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "yearly":
+			out.Values[i] = ec._KeepRules_yearly(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var memoryPartImplementors = []string{"MemoryPart"}
 
 func (ec *executionContext) _MemoryPart(ctx context.Context, sel ast.SelectionSet, obj *MemoryPart) graphql.Marshaler {
@@ -17102,6 +18182,20 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 		case "setVolumeGroup":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_setVolumeGroup(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "setSchedule":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_setSchedule(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "deleteSchedule":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_deleteSchedule(ctx, field)
 			})
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
@@ -17388,6 +18482,18 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 				func(ctx context.Context) graphql.Marshaler {
 					return ec._Query_snapshotFrees(ctx, field)
 				})
+		case "schedules":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_schedules(ctx, field)
+				})
+		case "retention":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_retention(ctx, field)
+				})
 		case "volumeGroups":
 			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
 				true, true,
@@ -17473,6 +18579,102 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 			})
 			if out.Values[i] == graphql.Null {
 				atomic.AddUint32(&out.Invalids, 1)
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var retentionVerdictImplementors = []string{"RetentionVerdict"}
+
+func (ec *executionContext) _RetentionVerdict(ctx context.Context, sel ast.SelectionSet, obj *control.Verdict) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, retentionVerdictImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("RetentionVerdict")
+		case "snapshot":
+			out.Values[i] = ec._RetentionVerdict_snapshot(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "reasons":
+			out.Values[i] = ec._RetentionVerdict_reasons(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var scheduleImplementors = []string{"Schedule"}
+
+func (ec *executionContext) _Schedule(ctx context.Context, sel ast.SelectionSet, obj *Schedule) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, scheduleImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Schedule")
+		case "target":
+			out.Values[i] = ec._Schedule_target(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "everySeconds":
+			out.Values[i] = ec._Schedule_everySeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "keep":
+			out.Values[i] = ec._Schedule_keep(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "lastRun":
+			out.Values[i] = ec._Schedule_lastRun(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "nextRun":
+			out.Values[i] = ec._Schedule_nextRun(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "error":
+			out.Values[i] = ec._Schedule_error(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
 			}
 		default:
 			panic("unknown field " + strconv.Quote(field.Name))
@@ -17680,6 +18882,11 @@ func (ec *executionContext) _Snapshot(ctx context.Context, sel ast.SelectionSet,
 			}
 		case "protected":
 			out.Values[i] = ec._Snapshot_protected(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "automatic":
+			out.Values[i] = ec._Snapshot_automatic(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -18923,6 +20130,19 @@ func (ec *executionContext) marshalNInt2int(ctx context.Context, sel ast.Selecti
 	return res
 }
 
+func (ec *executionContext) marshalNKeepRules2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋinternalᚋretentionᚐRules(ctx context.Context, sel ast.SelectionSet, v *retention.Rules) graphql.Marshaler {
+	if v == nil {
+		graphql.AddInvalidNullError(ctx, "KeepRules!")
+		return graphql.Null
+	}
+	return ec._KeepRules(ctx, sel, v)
+}
+
+func (ec *executionContext) unmarshalNKeepRulesInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋinternalᚋretentionᚐRules(ctx context.Context, v any) (retention.Rules, error) {
+	res, err := ec.unmarshalInputKeepRulesInput(ctx, v)
+	return res, graphql.ErrorOnPath(ctx, err)
+}
+
 func (ec *executionContext) marshalNMemoryPart2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐMemoryPart(ctx context.Context, sel ast.SelectionSet, v MemoryPart) graphql.Marshaler {
 	return ec._MemoryPart(ctx, sel, &v)
 }
@@ -18966,6 +20186,46 @@ func (ec *executionContext) marshalNPutOffSegment2ᚕgithubᚗcomᚋhyperᚑnixo
 func (ec *executionContext) unmarshalNResizeVolumeInput2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐResizeSpec(ctx context.Context, v any) (control.ResizeSpec, error) {
 	res, err := ec.unmarshalInputResizeVolumeInput(ctx, v)
 	return res, graphql.ErrorOnPath(ctx, err)
+}
+
+func (ec *executionContext) marshalNRetentionVerdict2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVerdict(ctx context.Context, sel ast.SelectionSet, v control.Verdict) graphql.Marshaler {
+	return ec._RetentionVerdict(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNRetentionVerdict2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVerdictᚄ(ctx context.Context, sel ast.SelectionSet, v []control.Verdict) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNRetentionVerdict2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐVerdict(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
+func (ec *executionContext) marshalNSchedule2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSchedule(ctx context.Context, sel ast.SelectionSet, v Schedule) graphql.Marshaler {
+	return ec._Schedule(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNSchedule2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐScheduleᚄ(ctx context.Context, sel ast.SelectionSet, v []Schedule) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNSchedule2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐSchedule(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
 }
 
 func (ec *executionContext) unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx context.Context, v any) (control.Scope, error) {

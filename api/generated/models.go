@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/control"
+	"github.com/hyper-nixos/hyper-nixos/internal/retention"
 )
 
 type AttachVolumeInput struct {
@@ -86,6 +87,18 @@ type Mutation struct {
 }
 
 type Query struct {
+}
+
+type Schedule struct {
+	// VOLUME or @GROUP.
+	Target       string           `json:"target"`
+	EverySeconds uint64           `json:"everySeconds"`
+	Keep         *retention.Rules `json:"keep"`
+	// When it took its newest snapshot that is there; null if there is none.
+	LastRun *time.Time `json:"lastRun,omitempty"`
+	NextRun time.Time  `json:"nextRun"`
+	// Why its last run failed; empty when it did not.
+	Error string `json:"error"`
 }
 
 type SnapshotNameInput struct {

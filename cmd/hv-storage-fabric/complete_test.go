@@ -11,6 +11,7 @@ func TestCompletion(t *testing.T) {
 	d.must("volume", "create", "web1", "--size", "1G")
 	d.must("snapshot", "create", "web1@s1")
 	d.must("volume", "group", "set", "shop", "web1")
+	d.must("snapshot", "schedule", "set", "@shop", "--every", "1h")
 	d.must("token", "create", "ci", "--scope", "read")
 	for _, c := range []struct {
 		args  []string
@@ -21,6 +22,9 @@ func TestCompletion(t *testing.T) {
 		{[]string{"snapshot", "create", "@"}, "@shop@"},
 		{[]string{"volume", "group", "set", "shop", "w"}, "web1"},
 		{[]string{"volume", "group", "delete", ""}, "shop"},
+		{[]string{"snapshot", "schedule", "set", "w"}, "web1"},
+		{[]string{"snapshot", "schedule", "set", "@"}, "@shop"},
+		{[]string{"snapshot", "schedule", "delete", ""}, "@shop"},
 		{[]string{"snapshot", "delete", "we"}, "web1@"},
 		{[]string{"snapshot", "delete", "web1@"}, "web1@s1"},
 		{[]string{"snapshot", "rollback", "web1", ""}, "s1"},

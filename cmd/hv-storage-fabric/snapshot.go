@@ -12,7 +12,7 @@ import (
 
 func newSnapshot(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "snapshot", Short: "Take, list, compare, rename, protect, delete and roll back to snapshots"})
-	c.AddCommand(newSnapshotCreate(a), newSnapshotList(a), newSnapshotDiff(a), newSnapshotRename(a), newSnapshotProtect(a), newSnapshotUnprotect(a), newSnapshotDelete(a), newSnapshotRollback(a))
+	c.AddCommand(newSnapshotCreate(a), newSnapshotList(a), newSnapshotDiff(a), newSnapshotRename(a), newSnapshotProtect(a), newSnapshotUnprotect(a), newSnapshotDelete(a), newSnapshotRollback(a), newSnapshotSchedule(a))
 	return c
 }
 
@@ -24,11 +24,12 @@ type snapshotView struct {
 	CreatedAt time.Time `json:"createdAt"`
 	Sequence  uint64    `json:"sequence"` // the same for those that were taken together
 	Protected bool      `json:"protected"`
+	Automatic bool      `json:"automatic"` // a schedule has it
 	Clones    int       `json:"clones"`
 }
 
 func viewSnapshot(s client.Snapshot) snapshotView {
-	return snapshotView{s.Volume, s.Name, s.SizeBytes, s.CreatedAt, s.Sequence, s.Protected, s.Clones}
+	return snapshotView{s.Volume, s.Name, s.SizeBytes, s.CreatedAt, s.Sequence, s.Protected, s.Automatic, s.Clones}
 }
 
 // snapshotCommand makes a command whose argument is a snapshot: VOLUME@SNAPSHOT, or VOLUME SNAPSHOT.
@@ -70,11 +71,14 @@ func newSnapshotList(a *app) *cobra.Command {
 	})
 }
 
-// snapshotNotes says what keeps a snapshot.
+// snapshotNotes says what keeps a snapshot, and who made it.
 func snapshotNotes(s client.Snapshot) string {
 	var notes []string
 	if s.Protected {
 		notes = append(notes, "protected")
+	}
+	if s.Automatic {
+		notes = append(notes, "scheduled")
 	}
 	if s.Clones > 0 {
 		notes = append(notes, counted(s.Clones, "clone"))

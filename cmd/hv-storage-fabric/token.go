@@ -46,7 +46,7 @@ read: look. operate: change volumes, snapshots, attachments and data. admin: eve
 		Example: "  hv-storage-fabric token create ci --scope operate --expires 90d -o json | jq -r .token",
 		Args:    exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
-			lifetime, err := parseLifetime(expires)
+			lifetime, err := parseSpan("--expires", expires)
 			if err != nil {
 				return err
 			}
@@ -75,25 +75,28 @@ read: look. operate: change volumes, snapshots, attachments and data. admin: eve
 	return c
 }
 
-// parseLifetime reads a duration that may be in days, and returns whole seconds.
-func parseLifetime(text string) (seconds uint64, err error) {
+// spanUnits are the units of a parseSpan that Go's durations lack.
+var spanUnits = map[byte]time.Duration{'d': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
+
+// parseSpan reads the value of a flag, a duration that may be in days or weeks, and returns whole seconds; 0 of nothing.
+func parseSpan(flag, text string) (seconds uint64, err error) {
 	if text == "" {
 		return 0, nil
 	}
-	lifetime, err := time.ParseDuration(text)
-	if days, ok := strings.CutSuffix(text, "d"); ok {
+	span, err := time.ParseDuration(text)
+	if unit := spanUnits[text[len(text)-1]]; unit != 0 {
 		var n uint64
-		if n, err = strconv.ParseUint(days, 10, 32); err == nil {
-			if n > math.MaxInt64/uint64(24*time.Hour) {
-				return 0, usagef("--expires %q is too long", text)
+		if n, err = strconv.ParseUint(text[:len(text)-1], 10, 32); err == nil {
+			if n > uint64(math.MaxInt64/unit) {
+				return 0, usagef("%s %q is too long", flag, text)
 			}
-			lifetime = time.Duration(n) * 24 * time.Hour
+			span = time.Duration(n) * unit
 		}
 	}
-	if err != nil || lifetime < time.Second {
-		return 0, usagef("--expires %q: want a time such as 90d or 12h", text)
+	if err != nil || span < time.Second {
+		return 0, usagef("%s %q: want a time such as 90d or 12h", flag, text)
 	}
-	return uint64(lifetime / time.Second), nil
+	return uint64(span / time.Second), nil
 }
 
 func newTokenList(a *app) *cobra.Command {
