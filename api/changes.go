@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control"
@@ -47,10 +48,28 @@ func changes(c *control.Control) http.HandlerFunc {
 			fail(w, fmt.Errorf("%d lists of changes are being told; try again when one has ended: %w", maxDiffs, errBusy))
 			return
 		}
-		body := &lateBody{w: w, contentType: "application/x-ndjson"}
+		body := &lateBody{w: timely{w}, contentType: "application/x-ndjson"}
 		body.finish(tellChanges(c, r, body))
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection may have a next request
 	}
 }
+
+// patience is how long a client may take to read a piece of a list. Who stops reading must not keep the states, which cannot be deleted meanwhile.
+const patience = time.Minute
+
+// timely gives up on a client that does not read.
+type timely struct{ http.ResponseWriter }
+
+// Write implements http.ResponseWriter.
+func (t timely) Write(p []byte) (int, error) {
+	if err := http.NewResponseController(t.ResponseWriter).SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		return 0, err
+	}
+	return t.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (t timely) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
 func tellChanges(c *control.Control, r *http.Request, body *lateBody) error {
 	out := bufio.NewWriterSize(body, 32<<10)

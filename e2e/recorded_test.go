@@ -16,7 +16,7 @@ import (
 const recordedClients = 2
 
 // recordedConfig bounds what they do. A record of hvd's log takes a quarter of a log file, which is an eighth of the cap.
-var recordedConfig = crashtest.Config{VolumeBytes: 4 << 20, RecordBytes: 2 << 20, Volumes: 2, Snapshots: 2}
+var recordedConfig = crashtest.Config{VolumeBytes: 4 << 20, RecordBytes: 2 << 20, Volumes: 2, Snapshots: 2, ChangeSnapshots: true}
 
 // recordedTarget runs the operations of one client of package crashtest: data over NBD, the rest by commands.
 type recordedTarget struct {
@@ -45,6 +45,18 @@ func (r *recordedTarget) Do(_ context.Context, op *crashtest.Op) error {
 		return r.command("volume", "create", op.Volume, "--size", strconv.FormatUint(op.Size, 10))
 	case crashtest.Snapshot:
 		return r.command("snapshot", "create", at)
+	case crashtest.SnapshotAll:
+		args := []string{"snapshot", "create"}
+		for _, v := range op.Volumes {
+			args = append(args, v+"@"+op.Snapshot)
+		}
+		return r.command(args...)
+	case crashtest.RenameSnapshot:
+		return r.command("snapshot", "rename", at, op.To)
+	case crashtest.Protect:
+		return r.command("snapshot", "protect", at)
+	case crashtest.Unprotect:
+		return r.command("snapshot", "unprotect", at)
 	case crashtest.DeleteSnapshot:
 		return r.command("snapshot", "delete", at)
 	case crashtest.Clone:
@@ -148,14 +160,16 @@ func (s *recordedSource) List() ([]crashtest.Listing, error) {
 		if strings.Contains(v.Name, "stream") {
 			continue
 		}
-		l := crashtest.Listing{Name: v.Name, SizeBytes: v.SizeBytes, Snapshots: map[string]uint64{}}
+		l := crashtest.Listing{Name: v.Name, SizeBytes: v.SizeBytes, Snapshots: map[string]uint64{}, Protected: map[string]bool{}}
 		var snapshots []struct {
 			Name      string
 			SizeBytes uint64
+			Protected bool
 		}
 		s.d.json(&snapshots, "snapshot", "list", v.Name)
 		for _, snap := range snapshots {
 			l.Snapshots[snap.Name] = snap.SizeBytes
+			l.Protected[snap.Name] = snap.Protected
 		}
 		all = append(all, l)
 	}

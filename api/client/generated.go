@@ -522,7 +522,7 @@ func (v *DeleteVolumeGroupResponse) GetDeleteVolumeGroup() string { return v.Del
 
 // DeleteVolumeResponse is returned by DeleteVolume on success.
 type DeleteVolumeResponse struct {
-	// Deletes a volume that is not attached, with its snapshots. Returns its name.
+	// Deletes a volume that is not attached, with its snapshots, none of which is protected. Returns its name.
 	DeleteVolume string `json:"deleteVolume"`
 }
 

@@ -2922,7 +2922,7 @@ type Mutation {
   "Bounds how much data a volume may refer to, and keeps room for it, at once and across restarts. NO_SPACE when so much cannot be kept."
   setVolumeQuota(name: String!, quota: VolumeQuotaInput!): Volume! @scope(needs: OPERATE)
   clearVolumeQuota(name: String!): Volume! @scope(needs: OPERATE)
-  "Deletes a volume that is not attached, with its snapshots. Returns its name."
+  "Deletes a volume that is not attached, with its snapshots, none of which is protected. Returns its name."
   deleteVolume(name: String!): String! @scope(needs: OPERATE)
   "Makes a volume from a snapshot, or from the volume as it is."
   cloneVolume(name: String!, snapshot: String, newName: String!): Volume! @scope(needs: OPERATE)
