@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,13 +24,8 @@ are made or none, whatever happens meanwhile. @GROUP stands for the volumes of a
 }
 
 func checkSnapshotCreate(c *cobra.Command, args []string) error {
-	with := 0
-	for _, arg := range args {
-		if strings.Contains(arg, "@") {
-			with++
-		}
-	}
-	if with == len(args) && with > 0 || len(args) == 2 && with == 0 {
+	bare := func(arg string) bool { return !strings.Contains(arg, "@") }
+	if len(args) > 0 && !slices.ContainsFunc(args, bare) || len(args) == 2 && bare(args[0]) { // VOLUME SNAPSHOT is another way to say it
 		return nil
 	}
 	return usagef("%s needs VOLUME@SNAPSHOT, several of them, or @GROUP@SNAPSHOT", c.CommandPath())
