@@ -167,6 +167,17 @@ func (m *model) checkAll() {
 	}
 	m.check(0, modelBlocks)
 	audit(m.t, m.layer)
+	touched := make([]bool, modelRegions)
+	for _, r := range m.layer.Touched(nil) {
+		for region := r.Off / block.RegionSize; region < r.End()/block.RegionSize; region++ {
+			touched[region] = true
+		}
+	}
+	for b, s := range m.top {
+		if s.kind != Absent && !touched[b/block.BlocksPerRegion] {
+			m.t.Fatalf("region %d is not touched and has block %d", b/block.BlocksPerRegion, b)
+		}
+	}
 }
 
 // TestModelPublish publishes in shuffled order and compares every look.

@@ -40,6 +40,9 @@ func TestHTTPLimits(t *testing.T) {
 		"empty import":        {"PUT", "/v1/volumes/v/data", "application/vnd.hyper-nixos.stream", "", "CUT_OFF"},
 		"import of a path":    {"PUT", "/v1/volumes/..%2fv/data", "application/vnd.hyper-nixos.stream", "", "INVALID"},
 		"export of nothing":   {"GET", "/v1/volumes/v/data", "", "", "NOT_FOUND"},
+		"changes of nothing":  {"GET", "/v1/changes?from=v@s&to=v", "", "", "NOT_FOUND"},
+		"changes to nothing":  {"GET", "/v1/changes?from=v@s", "", "", "INVALID"},
+		"changes of a path":   {"GET", "/v1/changes?from=..%2fv@s&to=v", "", "", "INVALID"},
 		"health":              {"GET", "/healthz", "", "", `"ok"`},
 		"profiles":            {"GET", "/debug/pprof/goroutine?debug=1", "", "", "goroutine profile"},
 	} {
@@ -84,6 +87,8 @@ func TestTCPDoorOverHTTP(t *testing.T) {
 		"/debug/pprof/":    {401, 404},
 		"/v1/support":      {401, 200},
 		"/v1/volumes/data": {401, 404},
+
+		"/v1/changes?from=v@s&to=v": {401, 404},
 	} {
 		for i, auth := range []string{"", "Bearer " + token} {
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+path, nil)
