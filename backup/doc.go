@@ -5,5 +5,5 @@
 // is all zero is nowhere.
 //
 // A run reads regions one after the other, cuts and hashes them at once, and hands chunks to the repository in order. The package starts goroutines only within Run, Restore
-// and Verify, which wait for them.
+// and Verify, which wait for them, and in a Device, whose Close does. A Device is a backup as a disk: it reads what it is asked for from the repository.
 package backup

@@ -8,9 +8,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// Prune prunes a repository by what its backups need; o.Reachable is set here. progress, which may be nil, is told of the bytes of all backups how
-// many have been looked at.
-func Prune(ctx context.Context, r *repository.Repository, o repository.PruneOptions, progress func(done, total uint64)) (repository.Pruned, error) {
+// PhaseLook is the first phase of a prune, whose bytes are those of all backups.
+const PhaseLook = "looking at backups"
+
+// Prune prunes a repository by what its backups need; o.Reachable and o.Progress are set here. progress, which may be nil, is told how far each phase is, in bytes.
+func Prune(ctx context.Context, r *repository.Repository, o repository.PruneOptions, progress func(phase string, done, total uint64)) (repository.Pruned, error) {
+	o.Progress = progress
 	o.Reachable = func(ctx context.Context, visit func(block.Hash) error) error {
 		manifests, err := r.Manifests(ctx, nil)
 		if err != nil {
@@ -26,7 +29,7 @@ func Prune(ctx context.Context, r *repository.Repository, o repository.PruneOpti
 				return fmt.Errorf("backup %s: %w", m.Name, err)
 			}
 			if done += m.SizeBytes; progress != nil {
-				progress(done, total)
+				progress(PhaseLook, done, total)
 			}
 		}
 		return nil

@@ -156,6 +156,37 @@ func TestPruneRepacks(t *testing.T) {
 	sameContent(t, before, part, data[:2<<20])
 }
 
+// A prune tells how far each of its phases is.
+func TestPruneProgress(t *testing.T) {
+	p, m := newMemoryPlace(t)
+	data := noise(17, 8<<20)
+	whole, err := keep(t, p.open(), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keep(t, p.open(), data[:1<<20]); err != nil {
+		t.Fatal(err)
+	}
+	p.forget(whole)
+	phases := make(map[string]uint64)
+	for range 2 {
+		m.Wait(grace)
+		o := repository.PruneOptions{Grace: grace, RepackBytes: 1 << 30}
+		if _, err := Prune(context.Background(), p.open(), o, func(phase string, done, total uint64) {
+			if phases[phase] = max(phases[phase], total); done > total {
+				t.Errorf("%s: %d of %d B", phase, done, total)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for phase, least := range map[string]uint64{PhaseLook: 1 << 20, repository.PhaseCopy: 900_000, repository.PhaseCheck: 8 << 20, repository.PhaseDelete: 8 << 20} {
+		if phases[phase] < least {
+			t.Errorf("%s: %d B in all, at least %d are expected", phase, phases[phase], least)
+		}
+	}
+}
+
 // When nobody else is there a prune need not wait.
 func TestPruneAlone(t *testing.T) {
 	p, m := newMemoryPlace(t)

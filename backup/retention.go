@@ -17,8 +17,13 @@ type Retention struct {
 }
 
 // Zero reports whether nothing is asked for.
-func (k Retention) Zero() bool {
-	return k.Last == 0 && k.Hourly == 0 && k.Daily == 0 && k.Weekly == 0 && k.Monthly == 0 && k.Yearly == 0 && len(k.Tags) == 0
+func (k Retention) Zero() bool { return k.noCounts() && len(k.Tags) == 0 }
+
+// OnlyTags reports whether tags are all that keeps a backup.
+func (k Retention) OnlyTags() bool { return k.noCounts() && len(k.Tags) > 0 }
+
+func (k Retention) noCounts() bool {
+	return k.Last == 0 && k.Hourly == 0 && k.Daily == 0 && k.Weekly == 0 && k.Monthly == 0 && k.Yearly == 0
 }
 
 // Kept is a backup and why it is kept; without a reason it is not.

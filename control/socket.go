@@ -3,7 +3,6 @@ package control
 import (
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -12,11 +11,12 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/unixsock"
+	"github.com/hyper-nixos/hyper-nixos/nbd"
 )
 
-// exportURI is the NBD URI (NBD URI specification) of an export on a unix socket.
+// exportURI is the URI of an export on a unix socket.
 func exportURI(volume, socket string) string {
-	return "nbd+unix:///" + url.PathEscape(volume) + "?socket=" + strings.ReplaceAll(url.QueryEscape(socket), "%2F", "/")
+	return nbd.UnixURI(socket, volume)
 }
 
 // access reads owner and mode of a volume's own socket. Users and groups may be names or numbers.

@@ -12,7 +12,7 @@ var packages = map[string]string{
 	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "fio": "fio",
 	"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs",
 	"openssl": "openssl", "nbdkit": "nbdkit", "nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "losetup": "mount", "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
-	"mkfs.ext4": "e2fsprogs", "btrfs": "btrfs-progs", "mount": "mount",
+	"mkfs.ext4": "e2fsprogs", "sfdisk": "fdisk", "blkid": "util-linux", "btrfs": "btrfs-progs", "mount": "mount",
 }
 
 // missing ends a test that cannot run here: skipped on a developer's machine, failed in CI, which can provide everything.

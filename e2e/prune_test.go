@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -58,6 +59,13 @@ func TestPruneCommand(t *testing.T) {
 	r.json(&forgot, "forget", "--keep-last", "1", "--dry-run")
 	if len(forgot.Forgotten) != 2 || len(forgot.Kept) != 1 {
 		t.Errorf("forget --keep-last 1 --dry-run: %+v", forgot)
+	}
+	if got := r.try("forget", "--keep-tag", "x"); got.code != 2 || !strings.Contains(got.stderr, "--all-others") {
+		t.Errorf("forget --keep-tag alone: %d %s", got.code, got.stderr)
+	}
+	r.json(&forgot, "forget", "--keep-tag", "x", "--all-others", "--dry-run")
+	if len(forgot.Forgotten) != 3 {
+		t.Errorf("forget --keep-tag x --all-others --dry-run: %+v", forgot)
 	}
 	r.run("forget", "--keep-last", "1")
 	if got := r.try("prune", "--grace", "1h"); got.code != 2 {

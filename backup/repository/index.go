@@ -41,24 +41,32 @@ type packInfo struct {
 	marked bool   // a prune will delete it: it may be read, and nothing new may rely on it
 	gone   bool   // it was not there any more
 	frames []pack.Frame
+
+	listing  uint64 // sum of what was listed of it
+	disputed bool   // runs say different things of it, and it was not asked itself yet
 }
 
 // Index knows which chunks the repository has. Its methods may be called at once.
 type Index struct {
 	mu struct {
 		sync.RWMutex
-		packs  []packInfo
-		byName map[string]uint32
-		places map[shortID]place
-		raw    uint64          // of all chunks, each once
-		marked map[string]bool // packs of marks, known or not
-		asOf   time.Time       // when the listing of marks began that marked is from
+		packs      []packInfo
+		byName     map[string]uint32
+		places     map[shortID]place
+		spares     map[shortID][]place // other places of the same chunks
+		spare      int                 // how many those are
+		lost       bool                // there were more
+		raw        uint64              // of all chunks, each once
+		marked     map[string]bool     // packs of marks, known or not
+		unreadable error               // why a mark cannot be read
+		asOf       time.Time           // when the listing of marks began that marked is from
 	}
 }
 
 func newIndex() *Index {
 	x := new(Index)
 	x.mu.byName, x.mu.places, x.mu.marked = make(map[string]uint32), make(map[shortID]place), make(map[string]bool)
+	x.mu.spares = make(map[shortID][]place)
 	return x
 }
 
@@ -71,9 +79,19 @@ func (x *Index) Has(id block.Hash) bool {
 func (x *Index) find(id block.Hash) (place, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	p, ok := x.mu.places[shortID(id[:16])]
+	short := shortID(id[:16])
+	p, ok := x.mu.places[short]
+	if ok && x.mu.packs[p.pack].gone {
+		ok = false
+		for _, spare := range x.mu.spares[short] {
+			if !x.mu.packs[spare.pack].gone {
+				p, ok = spare, true
+				break
+			}
+		}
+	}
 	p.raw = p.length()
-	return p, ok && !x.mu.packs[p.pack].gone
+	return p, ok
 }
 
 // lasting returns the pack that a chunk lies in, if that is one to rely on.
@@ -90,35 +108,48 @@ func (x *Index) lastsLocked(number uint32) bool {
 }
 
 // add takes a pack in and returns its number. The chunks of frames are forgotten: only where frames lie is needed. A chunk that is known already stays where it is, unless this
-// pack is better. Of a pack that is known, frames that were not listed then are left out: who made such a run is wrong about it.
+// pack is better. Of a pack that is known, frames that were not listed then are left out: who made one of the runs is wrong about it, and which says its own directory (resolve).
 func (x *Index) add(name string, size uint32, frames []pack.Frame) uint32 {
+	listing := listingSum(size, frames)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	number, known := x.mu.byName[name]
 	if !known {
 		number = uint32(len(x.mu.packs))
 		x.mu.byName[name] = number
-		kept := make([]pack.Frame, len(frames))
-		for i := range frames {
-			kept[i] = pack.Frame{Off: frames[i].Off, Len: frames[i].Len, Raw: frames[i].Raw}
-		}
-		x.mu.packs = append(x.mu.packs, packInfo{name: name, size: size, marked: x.mu.marked[name], frames: kept})
+		x.mu.packs = append(x.mu.packs, packInfo{name: name, size: size, marked: x.mu.marked[name], frames: withoutChunks(frames), listing: listing})
+	} else if p := &x.mu.packs[number]; p.listing != listing {
+		p.disputed = true
 	}
 	for i := range min(len(frames), len(x.mu.packs[number].frames)) {
 		off := uint32(0)
 		for _, c := range frames[i].Chunks {
 			short := shortID(c.ID[:16])
+			here := place{pack: number, frame: uint32(i), off: off, raw: c.Raw}
 			old, there := x.mu.places[short]
-			if !there || x.betterLocked(number, old.pack) {
-				x.mu.places[short] = place{pack: number, frame: uint32(i), off: off, raw: c.Raw}
-			}
-			if !there {
+			switch {
+			case !there:
+				x.mu.places[short] = here
 				x.mu.raw += uint64(c.Raw)
+			case x.betterLocked(number, old.pack):
+				x.mu.places[short] = here
+				x.spareLocked(short, old)
+			default:
+				x.spareLocked(short, here)
 			}
 			off += c.Raw
 		}
 	}
 	return number
+}
+
+// withoutChunks is what is kept of frames: where they lie.
+func withoutChunks(frames []pack.Frame) []pack.Frame {
+	kept := make([]pack.Frame, len(frames))
+	for i := range frames {
+		kept[i] = pack.Frame{Off: frames[i].Off, Len: frames[i].Len, Raw: frames[i].Raw}
+	}
+	return kept
 }
 
 // betterLocked reports whether a chunk is rather to be had from pack a than from b: one that will last, else one that is there still.
@@ -301,11 +332,15 @@ func (r *Repository) LoadIndex(ctx context.Context, bad func(key string, err err
 	if _, err := r.loadMarks(ctx, bad); err != nil {
 		return err
 	}
-	return r.loadRuns(ctx, bad, func(_ string, packs []runPack) {
+	err := r.loadRuns(ctx, bad, func(_ string, packs []runPack) {
 		for i := range packs {
 			r.index.add(packs[i].name.String(), packs[i].size, packs[i].frames)
 		}
 	})
+	if err != nil {
+		return err
+	}
+	return r.resolve(ctx)
 }
 
 // maxListings bounds how often the runs are listed because some were replaced meanwhile.

@@ -31,6 +31,7 @@ type Manifest struct {
 	NewBytes    uint64    `json:"newBytes"`    // of chunks that were not there before
 	StoredBytes uint64    `json:"storedBytes"` // that this backup added
 	Root        Hashes    `json:"root"`        // the directories of the content's pages; zeroes: all zero
+	Origin      *Origin   `json:"origin,omitempty"`
 }
 
 // Hashes are ids, in JSON one after the other in base64.
@@ -90,6 +91,8 @@ func (m *Manifest) validate() error {
 		return bad("more than 64 tags, or a long or empty one")
 	case m.Time.IsZero():
 		return bad("no time")
+	case m.Origin != nil:
+		return m.Origin.validate()
 	}
 	return nil
 }

@@ -36,9 +36,12 @@ var markMagic = [8]byte{'H', 'V', 'M', 'A', 'R', 'K', '1', 0}
 // mark is an object that names packs that are to be deleted. From its time on nothing new relies on them.
 type mark struct {
 	key     string
-	created time.Time // by the clock of the backend
-	packs   []block.Hash
+	created time.Time    // by the clock of the backend
+	packs   []block.Hash // none of one that cannot be read
 }
+
+// ErrUnreadableMark means that a mark cannot be read. It may name any pack, so nothing may be relied on, nor deleted.
+var ErrUnreadableMark = errors.New("a mark of packs that are to be deleted cannot be read")
 
 func encodeMark(keys *seal.Keys, packs []block.Hash) []byte {
 	plain := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+32*len(packs)), uint32(len(packs)))
@@ -99,13 +102,20 @@ func (r *Repository) storeMark(ctx context.Context, packs []block.Hash) error {
 	return nil
 }
 
-// loadMarks reads all marks and notes in the index what they name. One that is damaged counts for nothing, also for prunes, and is told to bad. One that goes after it was listed
-// may have been replaced by another, which that listing may have missed: then they are listed once more.
+// loadMarks reads all marks and notes in the index what they name, and whether one cannot be read, which is told to bad and in the way of writers and prunes. One that goes after it was
+// listed may have been replaced by another, which that listing may have missed: then they are listed once more.
 func (r *Repository) loadMarks(ctx context.Context, bad func(key string, err error)) (marks []mark, err error) {
 	began := time.Now()
+	var unreadable error
+	note := func(key string, err error) {
+		unreadable = fmt.Errorf("%w: %w", ErrUnreadableMark, err)
+		if bad != nil {
+			bad(key, err)
+		}
+	}
 	seen := make(map[string]bool)
 	for range maxListings {
-		more, replaced, err := r.listMarks(ctx, seen, bad)
+		more, replaced, err := r.listMarks(ctx, seen, note)
 		if err != nil {
 			return nil, err
 		}
@@ -113,7 +123,11 @@ func (r *Repository) loadMarks(ctx context.Context, bad func(key string, err err
 		if replaced {
 			continue
 		}
+		if unreadable != nil && bad == nil {
+			return nil, unreadable
+		}
 		r.index.mark(nil, began)
+		r.index.setUnreadable(unreadable)
 		for i := range marks {
 			r.index.mark(marks[i].packs, began)
 		}
@@ -128,26 +142,47 @@ func (r *Repository) listMarks(ctx context.Context, seen map[string]bool, bad fu
 		if seen[o.Key] {
 			return nil
 		}
-		b, err := r.read(ctx, o.Key, maxMark)
+		m := mark{key: o.Key, created: o.Created}
+		var err error
+		if m.packs, err = r.readMark(ctx, o.Key); errors.Is(err, block.ErrCorrupt) {
+			m.packs, err = r.readMark(ctx, o.Key) // it may have been the way here
+		}
 		if errors.Is(err, block.ErrNotFound) {
 			replaced = true
 			return nil
 		}
 		seen[o.Key] = true
-		m := mark{key: o.Key, created: o.Created}
-		if err == nil {
-			m.packs, err = decodeMark(r.keys, b)
-		}
 		if errors.Is(err, block.ErrCorrupt) {
-			return tell(ctx, bad, o.Key, err)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", o.Key, err)
+			err = tell(ctx, bad, o.Key, err)
+		} else if err != nil {
+			err = fmt.Errorf("%s: %w", o.Key, err)
 		}
 		marks = append(marks, m)
-		return nil
+		return err
 	})
 	return marks, replaced, err
+}
+
+func (r *Repository) readMark(ctx context.Context, key string) ([]block.Hash, error) {
+	b, err := r.read(ctx, key, maxMark)
+	if err != nil {
+		return nil, err
+	}
+	return decodeMark(r.keys, b)
+}
+
+// setUnreadable notes that a mark cannot be read, or with nil that all can.
+func (x *Index) setUnreadable(err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.mu.unreadable = err
+}
+
+// unreadableMark returns why a mark cannot be read, nil if all can.
+func (x *Index) unreadableMark() error {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.mu.unreadable
 }
 
 // loaded returns when the listing of marks began that the index goes by; now if there was none, as then it knows nothing.
@@ -187,7 +222,7 @@ func (w *Writer) renew(ctx context.Context) error {
 		return nil
 	}
 	began := time.Now()
-	if _, err := w.r.loadMarks(ctx, func(string, error) {}); err != nil {
+	if _, err := w.r.loadMarks(ctx, nil); err != nil {
 		return err
 	}
 	there := make(map[string]bool) // marks end some time after their packs

@@ -11,10 +11,8 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
-	"github.com/hyper-nixos/hyper-nixos/backup/pack"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
-	"github.com/hyper-nixos/hyper-nixos/dedup"
 )
 
 // PruneOptions say how to prune.
@@ -31,6 +29,27 @@ type PruneOptions struct {
 	Reachable func(ctx context.Context, visit func(block.Hash) error) error
 	// Warn is told what could not be read and is left as it is.
 	Warn func(key string, err error)
+	// Progress is told how far a phase of what follows Reachable is, in bytes; it may be nil.
+	Progress func(phase string, done, total uint64)
+}
+
+// Phases of a prune, for Progress.
+const (
+	PhaseCheck  = "checking what stays" // before packs go whose chunks lie elsewhere too
+	PhaseDelete = "deleting"
+	PhaseCopy   = "copying what is alive"
+)
+
+func (o *PruneOptions) tell(phase string, done, total uint64) {
+	if o.Progress != nil {
+		o.Progress(phase, done, total)
+	}
+}
+
+func (o *PruneOptions) warn(key string, err error) {
+	if o.Warn != nil {
+		o.Warn(key, err)
+	}
 }
 
 // Pruned is what a prune did, or with DryRun would do.
@@ -92,7 +111,10 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (Pruned, error) 
 	if err := p.deleteMarked(ctx); err != nil {
 		return p.out, err
 	}
-	dead := p.dead()
+	dead, err := p.dead(ctx)
+	if err != nil {
+		return p.out, err
+	}
 	moved, err := p.repack(ctx)
 	if err != nil {
 		return p.out, err
@@ -114,6 +136,9 @@ func (p *pruning) look(ctx context.Context) (err error) {
 	if p.marks, err = r.loadMarks(ctx, p.o.Warn); err != nil {
 		return err
 	}
+	if err := r.index.unreadableMark(); err != nil && !p.o.Alone {
+		return err
+	}
 	p.since = make(map[block.Hash]time.Time)
 	for _, m := range p.marks {
 		for _, name := range m.packs {
@@ -129,6 +154,9 @@ func (p *pruning) look(ctx context.Context) (err error) {
 		}
 	})
 	if err != nil {
+		return err
+	}
+	if err := r.resolve(ctx); err != nil {
 		return err
 	}
 	if !p.o.DryRun {
@@ -250,24 +278,49 @@ func (p *pruning) fresh() error {
 func (p *pruning) expired(t time.Time) bool { return p.o.Alone || p.now.Sub(t) >= p.o.Grace }
 
 // dead returns the packs without a mark that nobody needs, and that are old enough not to belong to a backup under way.
-func (p *pruning) dead() (dead []block.Hash) {
+func (p *pruning) dead(ctx context.Context) (dead []block.Hash, err error) {
+	if p.o.DryRun {
+		dead = p.unneeded(nil)
+	}
+	for judged := make(map[block.Hash]bool); !p.o.DryRun; { // what turns out to claim falsely may be dead then
+		more := p.unneeded(judged)
+		if len(more) == 0 {
+			break
+		}
+		for _, name := range more {
+			judged[name] = true
+		}
+		if more, err = p.surviving(ctx, more, PhaseCheck); err != nil {
+			return nil, err
+		}
+		dead = append(dead, more...)
+	}
+	dead = slices.DeleteFunc(dead, func(name block.Hash) bool { return p.object(name).live > 0 })
+	for _, name := range dead {
+		p.out.MarkedBytes += uint64(p.object(name).size)
+	}
+	return dead, nil
+}
+
+// unneeded returns the packs without a mark, and not of judged, that no backup needs, but for young ones, which it counts.
+func (p *pruning) unneeded(judged map[block.Hash]bool) (names []block.Hash) {
+	p.out.YoungPacks = 0
 	add := func(name block.Hash, k prunePack) {
 		switch _, isMarked := p.since[name]; {
-		case isMarked || k.created.IsZero() || k.live > 0:
+		case isMarked || judged[name] || k.created.IsZero() || k.live > 0:
 		case !p.expired(k.created):
 			p.out.YoungPacks++
 		default:
-			dead = append(dead, name)
-			p.out.MarkedBytes += uint64(k.size)
+			names = append(names, name)
 		}
 	}
-	for number, info := range p.r.index.all() {
+	for number, info := range p.r.index.all()[:len(p.packs)] {
 		add(info.hash(), p.packs[number])
 	}
 	for name, k := range p.strays {
 		add(name, k)
 	}
-	return dead
+	return names
 }
 
 func (p *packInfo) hash() (h block.Hash) {
@@ -321,12 +374,17 @@ func (p *pruning) repack(ctx context.Context) (moved []block.Hash, err error) {
 	all := p.r.index.all()
 	var w *Writer
 	if !p.o.DryRun {
-		if w, err = p.r.NewWriter(ctx); err != nil {
+		if w, err = p.r.newWriter(ctx); err != nil {
 			return nil, err
 		}
 	}
 	d := p.r.NewReader(0)
+	total := uint64(0)
 	for _, number := range numbers {
+		total += p.packs[number].live
+	}
+	for _, number := range numbers {
+		p.o.tell(PhaseCopy, p.out.RepackedBytes, total)
 		info := &all[number]
 		if w != nil {
 			if err := p.copyLive(ctx, d, w, number, info); err != nil {
@@ -357,25 +415,22 @@ func (p *pruning) copyLive(ctx context.Context, d *Reader, w *Writer, number uin
 	if err != nil {
 		return err
 	}
-	h := dedup.NewHasher(p.r.keys.Domain)
 	for i := range frames {
-		var raw []byte
 		off := uint32(0)
 		for _, c := range frames[i].Chunks {
-			begin := off
+			at := place{pack: number, frame: uint32(i), off: off, raw: c.Raw}
 			off += c.Raw
-			if !p.r.index.livesAt(c.ID, place{pack: number, frame: uint32(i), off: begin}) {
+			if !p.r.index.livesAt(c.ID, at) {
 				continue
 			}
-			if raw == nil {
-				if raw, err = d.frame(ctx, frameKey{number, uint32(i)}); err != nil {
-					return err
-				}
+			chunk, err := d.at(ctx, c.ID, at)
+			if errors.Is(err, block.ErrCorrupt) {
+				chunk, err = d.Chunk(ctx, c.ID) // from another place, if there is one
 			}
-			if err := pack.Verify(h, c.ID, raw[begin:off]); err != nil {
+			if err != nil {
 				return err
 			}
-			if err := w.copy(c.ID, raw[begin:off]); err != nil {
+			if err := w.copy(c.ID, chunk); err != nil {
 				return err
 			}
 		}
@@ -421,9 +476,9 @@ func (p *pruning) count(dead, moved []block.Hash) {
 	}
 }
 
-// object returns what is known of a pack, nil if its object is neither in the index nor there.
+// object returns what is known of a pack, nil if it was neither in the index nor there.
 func (p *pruning) object(name block.Hash) *prunePack {
-	if number, ok := p.r.index.number(name.String()); ok {
+	if number, ok := p.r.index.number(name.String()); ok && int(number) < len(p.packs) {
 		return &p.packs[number]
 	}
 	if k, ok := p.strays[name]; ok {

@@ -16,11 +16,18 @@ const (
 	manySmallRuns  = 32
 )
 
-// deleteMarked deletes the packs that were marked a grace ago and that no backup needs: first they leave the runs, then a new mark names them,
+// deleteMarked deletes the packs that were marked a grace ago and that no backup needs, what they have in common with others being read there: first they leave the runs, then a new mark names them,
 // then they go, then the marks that name nothing any more. So whoever reads marks and runs, in this order, finds no pack that will go without seeing its mark. The new mark is for
 // other prunes under way, which may have read a run that lists them, and list them anew; it comes first, as this one may die once they are gone.
 func (p *pruning) deleteMarked(ctx context.Context) error {
 	doomed := p.doomed()
+	if !p.o.DryRun {
+		var err error
+		if doomed, err = p.surviving(ctx, doomed, PhaseCheck); err != nil {
+			return err
+		}
+		doomed = slices.DeleteFunc(doomed, func(name block.Hash) bool { return p.object(name).live > 0 })
+	}
 	for _, name := range doomed {
 		p.out.DeletedPacks++
 		p.out.DeletedBytes += uint64(p.object(name).size)
@@ -42,6 +49,7 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 	if err := p.r.storeMark(ctx, slices.Collect(maps.Keys(drop))); err != nil {
 		return err
 	}
+	done := uint64(0)
 	for _, name := range doomed {
 		if err := p.fresh(); err != nil {
 			return err
@@ -49,6 +57,8 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 		if err := ignoreMissing(p.r.backend.Delete(ctx, packKey(name.String()))); err != nil {
 			return err
 		}
+		done += uint64(p.object(name).size)
+		p.o.tell(PhaseDelete, done, p.out.DeletedBytes)
 	}
 	p.forget(doomed)
 	return p.deleteMarks(ctx, drop)
@@ -87,7 +97,7 @@ func (p *pruning) forget(names []block.Hash) {
 	}
 }
 
-// deleteMarks removes the marks that are a grace old and whose packs are all gone, or named by the mark that was just made. One that is damaged stays: others may be able to read it.
+// deleteMarks removes the marks that are a grace old and whose packs are all gone, or named by the mark that was just made. One that cannot be read goes only when nobody else is there.
 func (p *pruning) deleteMarks(ctx context.Context, renamed map[block.Hash]bool) error {
 	for _, m := range p.marks {
 		needed := func(name block.Hash) bool { return p.object(name) != nil && !renamed[name] }
@@ -134,8 +144,12 @@ func (p *pruning) rewriteRuns(ctx context.Context, drop map[block.Hash]bool) err
 		}
 		for i := range packs {
 			if name := packs[i].name; !drop[name] && !seen[name] {
-				seen[name] = true
-				kept = append(kept, packs[i])
+				listing, whole, err := p.trueListing(ctx, packs[i])
+				if err != nil {
+					return err
+				}
+				seen[name] = whole
+				kept = append(kept, listing)
 			}
 		}
 		if len(kept) >= packsPerMerged {
@@ -156,6 +170,29 @@ func (p *pruning) rewriteRuns(ctx context.Context, drop map[block.Hash]bool) err
 		}
 	}
 	return nil
+}
+
+// trueListing returns what a run shall say of a pack, and whether that is all there is to say: if runs differ, what the pack itself says; if that cannot be read, what each run says.
+func (p *pruning) trueListing(ctx context.Context, listed runPack) (runPack, bool, error) {
+	number, ok := p.r.index.number(listed.name.String())
+	if !ok {
+		return listed, true, nil
+	}
+	if info := p.r.index.pack(number); !info.disputed && listingSum(listed.size, listed.frames) == info.listing {
+		return listed, true, nil
+	}
+	key := packKey(listed.name.String())
+	o, err := p.r.backend.Stat(ctx, key)
+	if err == nil {
+		truth := runPack{name: listed.name}
+		if truth.size, truth.first, truth.frames, err = p.r.readDirectory(ctx, key, o.SizeBytes); err == nil {
+			return truth, true, nil
+		}
+	}
+	if errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrNotFound) {
+		return listed, false, nil
+	}
+	return listed, false, err
 }
 
 // affected returns the runs that are to be replaced, in order of their names.

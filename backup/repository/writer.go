@@ -59,8 +59,15 @@ type frameJob struct {
 	compressed chan []byte
 }
 
-// NewWriter begins a session. Its goroutines end with Close.
+// NewWriter begins a session. Its goroutines end with Close. ErrUnreadableMark if a mark could not be read with the index.
 func (r *Repository) NewWriter(ctx context.Context) (*Writer, error) {
+	if err := r.index.unreadableMark(); err != nil {
+		return nil, err
+	}
+	return r.newWriter(ctx)
+}
+
+func (r *Repository) newWriter(ctx context.Context) (*Writer, error) {
 	session, err := r.keys.NewSession()
 	if err != nil {
 		return nil, err

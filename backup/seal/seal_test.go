@@ -187,3 +187,32 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		t.Error("a secret is marshalled")
 	}
 }
+
+// Only owners can vouch, for what they said, for that purpose, in that repository; and what they said stays true.
+func TestVouch(t *testing.T) {
+	identity, err := age.ParseHybridIdentity("AGE-SECRET-KEY-PQ-16K3GAA7W856TC28EXP3XWFUSEKWJXNRSEE3K46NXP0N0FAZFDR4QRYYHZM")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Keys{Repository: testRepository, identity: identity}
+	proof, err := k.Vouch(PurposeOrigin, []byte("this"), []byte("that"))
+	if want := "f91827a6845b275da8bb129860e857df9149012e6873d53092904a14929cf693"; err != nil || fmt.Sprintf("%x", proof) != want {
+		t.Errorf("the proof is %x, %v; want %s, which other programs make of it", proof, err, want)
+	}
+	if _, err := newTestKeys(t).Writer().Vouch(PurposeOrigin, []byte("this")); !errors.Is(err, ErrReadKey) {
+		t.Errorf("a writer vouches: %v", err)
+	}
+	for _, other := range []struct {
+		what, purpose, that string
+		keys                *Keys
+	}{
+		{"something else", PurposeOrigin, "those", k},
+		{"another purpose", "other", "that", k},
+		{"another repository", PurposeOrigin, "that", &Keys{Repository: block.UUID{3}, identity: identity}},
+		{"another owner", PurposeOrigin, "that", newTestKeys(t)},
+	} {
+		if got, err := other.keys.Vouch(other.purpose, []byte("this"), []byte(other.that)); err != nil || bytes.Equal(got, proof) {
+			t.Errorf("%s has the same proof, %v", other.what, err)
+		}
+	}
+}

@@ -57,7 +57,7 @@ func run(ctx context.Context, a *app, args []string) int {
 	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("%s: interrupted", command.CommandPath())
-		if command.Name() == "run" {
+		if command.Name() == "run" || command.Name() == "copy" {
 			err = fmt.Errorf("%w; what is stored already need not be stored again", err)
 		}
 	}
@@ -66,7 +66,7 @@ func run(ctx context.Context, a *app, args []string) int {
 	if hint != "" {
 		line += "; " + hint
 	}
-	fmt.Fprintf(a.err, "hv-backup: %s\n", strings.TrimPrefix(line, "hv-backup "))
+	a.note("hv-backup: %s", strings.TrimPrefix(line, "hv-backup "))
 	return code
 }
 
@@ -78,13 +78,15 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.Is(err, errProblems):
 		return exitDamaged, ""
+	case errors.Is(err, repository.ErrUnreadableMark):
+		return exitDamaged, "`hv-backup prune --alone`, while nobody else uses the repository, removes it"
 	case errors.Is(err, block.ErrCorrupt):
 		return exitDamaged, "`hv-backup repo verify --read-data` says what else is damaged"
 	case errors.Is(err, seal.ErrWrongKey):
 		return exitRefused, "`hv-backup repo key list` shows whose keys open it"
 	case errors.Is(err, seal.ErrReadKey):
 		return exitRefused, "use an owner's passphrase or identity"
-	case errors.Is(err, block.ErrVersion), errors.Is(err, block.ErrExists), errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, block.ErrVersion), errors.Is(err, block.ErrExists), errors.Is(err, block.ErrInUse), errors.Is(err, fs.ErrPermission):
 		return exitRefused, ""
 	case errors.Is(err, repository.ErrMarked):
 		return exitFailed, "run it again: what was stored is found, and only what the prune has marked is stored anew"
@@ -126,7 +128,7 @@ and messages go to standard error.`,
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens, for volumes: unix:PATH (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
 	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB (default no limit)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
-	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal")
+	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal; with -o json as lines of JSON")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {
@@ -134,7 +136,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newForget(a), newPrune(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root
@@ -161,11 +163,17 @@ func (a *app) show(value any, table func()) error {
 }
 
 // say prints a line for people; with -o json the document says it all.
-func (a *app) say(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
+func (a *app) say(format string, args ...any) {
+	fmt.Fprintln(a.out, console.Plain(fmt.Sprintf(format, args...)))
+}
 
 // note tells something on the error stream.
-func (a *app) note(format string, args ...any) { fmt.Fprintf(a.err, format+"\n", args...) }
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintln(a.err, console.Plain(fmt.Sprintf(format, args...)))
+}
 
 func (a *app) newMeter(what string, total uint64) *console.Meter {
-	return console.NewMeter(a.err, what, total, a.progress)
+	m := console.NewMeter(a.err, what, total, a.progress)
+	m.Lines = a.output == "json" && a.progress
+	return m
 }

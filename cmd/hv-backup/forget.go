@@ -22,6 +22,7 @@ type forgetting struct {
 	keep   backup.Retention
 	source string
 	tags   []string
+	rest   bool // --keep-tag alone is meant
 }
 
 func newForget(a *app) *cobra.Command {
@@ -30,7 +31,8 @@ func newForget(a *app) *cobra.Command {
 		Use:   "forget BACKUP… | forget --keep-… N",
 		Short: "Remove backups, by name or all but those to keep",
 		Long: `Remove backups from the repository: those named, or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
-seven days that have one, the others likewise; days begin at midnight here. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
+seven days that have one, the others likewise; days begin at midnight here. --keep-tag keeps what the others would not; alone it would forget all backups without the tag, so it needs
+--all-others then. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
 comes back with ` + "`hv-backup prune`" + `.`,
 		Example: `  hv-backup forget 20261128t220000z-1f2e3d4c --repo /mnt/backup/vms
   hv-backup forget --keep-last 3 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run --repo /mnt/backup/vms`,
@@ -46,6 +48,7 @@ comes back with ` + "`hv-backup prune`" + `.`,
 	flags.IntVar(&f.keep.Monthly, "keep-monthly", 0, "keep the youngest of each of `N` months")
 	flags.IntVar(&f.keep.Yearly, "keep-yearly", 0, "keep the youngest of each of `N` years")
 	flags.StringArrayVar(&f.keep.Tags, "keep-tag", nil, "keep backups with this tag; may be repeated")
+	flags.BoolVar(&f.rest, "all-others", false, "with --keep-tag alone: yes, forget every backup without the tag")
 	flags.StringVar(&f.source, "source", "", "look at backups of this source only")
 	flags.StringArrayVar(&f.tags, "tag", nil, "look at backups with this tag only; may be repeated")
 	return c
@@ -106,6 +109,8 @@ func (f *forgetting) check(args []string) error {
 		return console.Usagef("give names, or what to keep, not both")
 	case len(args) == 0 && f.keep.Zero():
 		return console.Usagef("forget what? give names, or say what to keep, as in --keep-daily 7")
+	case len(args) == 0 && f.keep.OnlyTags() && !f.rest:
+		return console.Usagef("--keep-tag alone would forget every backup without the tag, the newest too: add another --keep flag, such as --keep-last 1, or --all-others if that is meant")
 	}
 	return nil
 }

@@ -172,7 +172,8 @@ func (a *app) ask(isNew bool) ([]byte, error) {
 		fmt.Fprintln(a.err)
 		return p, err
 	}
-	p, err := read("passphrase of the repository: ")
+	where, _ := a.location()
+	p, err := read(fmt.Sprintf("passphrase of the repository in %s: ", where))
 	if err != nil || !isNew {
 		return p, err
 	}

@@ -22,7 +22,7 @@ func newPrune(a *app) *cobra.Command {
 		Use:   "prune",
 		Short: "Give back the space of what no backup needs",
 		Long: `Give back the space of what no backup needs, beside backups that run. A prune marks what nobody needs; from then on no backup relies on it. A later prune, at least the grace after
-that, deletes what is still not needed. So run it daily, for instance after forget. What is alive in packs that are mostly dead is copied, and these are marked too.
+that, deletes what is still not needed; what has another copy goes only after that was read. So run it daily, for instance after forget. What is alive in packs that are mostly dead is copied, and these are marked too.
 
 With --alone it marks and deletes at once: only when nobody else uses the repository, no backup on any host, no restore and no other prune. A backup under way would be damaged.
 
@@ -57,9 +57,16 @@ Whatever stops a prune, backups stay whole, and the next one goes on. It needs a
 // prune runs a prune, with --alone another one that deletes what the first has marked.
 func (a *app) prune(ctx context.Context, r *repository.Repository, o repository.PruneOptions) (repository.Pruned, error) {
 	once := func() (repository.Pruned, error) {
-		meter := a.newMeter("looking at backups", 0)
-		defer meter.End()
-		return backup.Prune(ctx, r, o, func(done, total uint64) { meter.Total = total; meter.At(done) })
+		meter := a.newMeter(backup.PhaseLook, 0)
+		defer func() { meter.End() }()
+		return backup.Prune(ctx, r, o, func(phase string, done, total uint64) {
+			if phase != meter.What { // rates are of a phase
+				meter.End()
+				meter = a.newMeter(phase, total)
+			}
+			meter.Total = total
+			meter.At(done)
+		})
 	}
 	first, err := once()
 	if err != nil || !o.Alone || o.DryRun || first.MarkedPacks+first.RepackedPacks == 0 {

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -42,5 +43,17 @@ func TestMeter(t *testing.T) {
 	loud.At(1)
 	if !strings.HasPrefix(out.String(), "importing 1 B, ") || !strings.HasSuffix(out.String(), ", 0 B new\n") {
 		t.Errorf("with --progress: %q", out.String())
+	}
+}
+
+// For programs a meter tells events as lines of JSON.
+func TestMeterLines(t *testing.T) {
+	var b strings.Builder
+	m := NewMeter(&b, "copying", 1000, true)
+	m.Lines, m.Also = true, "3 new"
+	m.event(250, time.Second)
+	var e Event
+	if err := json.Unmarshal([]byte(b.String()), &e); err != nil || e != (Event{"progress", "copying", 250, 1000, 250, 3, "3 new"}) {
+		t.Errorf("%q, %v", b.String(), err)
 	}
 }

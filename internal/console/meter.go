@@ -1,6 +1,7 @@
 package console
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -19,6 +20,7 @@ type Meter struct {
 	What  string // is done
 	Total uint64 // bytes; 0: not known
 	Also  string // said behind the figures, if it is not empty
+	Lines bool   // of JSON instead, as Event says, for programs
 
 	w        io.Writer
 	start    time.Time
@@ -46,6 +48,10 @@ func (m *Meter) At(done uint64) {
 		return
 	}
 	m.last = now
+	if m.Lines {
+		m.event(done, now.Sub(m.start))
+		return
+	}
 	line := m.line(done, now.Sub(m.start))
 	if m.Also != "" {
 		line += ", " + m.Also
@@ -57,6 +63,28 @@ func (m *Meter) At(done uint64) {
 	blank := max(0, m.drawn-len([]rune(line)))
 	m.drawn = len([]rune(line))
 	fmt.Fprintf(m.w, "\r%s%s", line, strings.Repeat(" ", blank))
+}
+
+// Event is a line of JSON that tells a program how far something is.
+type Event struct {
+	Event       string  `json:"event"` // "progress"
+	What        string  `json:"what"`
+	DoneBytes   uint64  `json:"doneBytes"`
+	TotalBytes  uint64  `json:"totalBytes,omitempty"` // if it is known
+	BytesPerSec float64 `json:"bytesPerSecond"`
+	SecondsLeft float64 `json:"secondsLeft,omitempty"` // if the total is known
+	Also        string  `json:"also,omitempty"`
+}
+
+func (m *Meter) event(done uint64, elapsed time.Duration) {
+	e := Event{Event: "progress", What: m.What, DoneBytes: done, TotalBytes: m.Total, BytesPerSec: float64(done) / max(elapsed.Seconds(), 1e-3), Also: m.Also}
+	if m.Total > done && e.BytesPerSec > 0 {
+		e.SecondsLeft = float64(m.Total-done) / e.BytesPerSec
+	}
+	text, err := json.Marshal(e)
+	if err == nil {
+		fmt.Fprintln(m.w, string(text))
+	}
 }
 
 // line is "importing 1.20 GiB of 3.00 GiB (40 %), 512 MiB/s, 4s left".

@@ -23,12 +23,18 @@ const (
 	bold, normal = "\x1b[1m", "\x1b[0m"
 )
 
-// Table prints rows under a header. On a terminal the widest columns are cut until it fits; elsewhere nothing is. getenv says whether colour is wanted.
+// Table prints rows under a header. On a terminal the widest columns are cut until it fits; elsewhere nothing is. What would steer the terminal is escaped. getenv says whether colour is wanted.
 func Table(w io.Writer, getenv func(string) string, header []string, rows [][]string) {
+	shown := make([][]string, len(rows))
+	for i, row := range rows {
+		for _, text := range row {
+			shown[i] = append(shown[i], cell(text))
+		}
+	}
 	widths := make([]int, len(header))
-	for _, row := range append([][]string{header}, rows...) {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+	for _, row := range append([][]string{header}, shown...) {
+		for i, text := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(text))
 		}
 	}
 	width, isTerminal := Terminal(w)
@@ -40,7 +46,7 @@ func Table(w io.Writer, getenv func(string) string, header []string, rows [][]st
 		line = bold + line + normal
 	}
 	fmt.Fprintln(w, line)
-	for _, row := range rows {
+	for _, row := range shown {
 		fmt.Fprintln(w, tableLine(row, widths))
 	}
 }
@@ -64,12 +70,12 @@ func fit(widths []int, width int) {
 
 func tableLine(row []string, widths []int) string {
 	var line strings.Builder
-	for i, cell := range row {
-		n := utf8.RuneCountInString(cell)
+	for i, text := range row {
+		n := utf8.RuneCountInString(text)
 		if n > widths[i] {
-			cell, n = string([]rune(cell)[:widths[i]-1])+"…", widths[i]
+			text, n = string([]rune(text)[:widths[i]-1])+"…", widths[i]
 		}
-		line.WriteString(cell)
+		line.WriteString(text)
 		line.WriteString(strings.Repeat(" ", widths[i]-n+columnGap))
 	}
 	return strings.TrimRight(line.String(), " ")
@@ -83,7 +89,7 @@ func Pairs(w io.Writer, list [][2]string) {
 	}
 	for _, p := range list {
 		if p[1] != "" {
-			fmt.Fprintf(w, "%-*s  %s\n", width, p[0], p[1])
+			fmt.Fprintf(w, "%-*s  %s\n", width, p[0], cell(p[1]))
 		}
 	}
 }
