@@ -35,6 +35,8 @@ const (
 	incompatDisks = 1 << 1
 	// incompatEncrypted says that log and segments are encrypted, and that the keys are in the file keys.
 	incompatEncrypted = 1 << 2
+	// roCompatHistory says that volumes have history, or had: a program that does not know it would release the log before it is copied.
+	roCompatHistory = 1 << 0
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
