@@ -87,7 +87,7 @@ type volumeHistory struct {
 	since  uint64        // nothing up to that sequence number can be had
 	// lastSeq is durable in the stream.
 	lastSeq   uint64
-	suspended bool // no room, or nobody may have it: records are let go
+	suspended bool   // no room, or nobody may have it: records are let go
 	why       string // of the last gap
 	gaps      uint64
 
@@ -128,12 +128,17 @@ func (h *historian) open() error {
 		switch {
 		case bad[row.ID] != nil:
 			v.why = bad[row.ID].Error()
-		case row.LastSeq > 0 && (v.stream == nil || v.stream.LastSeq() < row.LastSeq):
+		case row.LastSeq > row.Since && (v.stream == nil || v.stream.LastSeq() < row.LastSeq):
 			v.why = fmt.Sprintf("its history ends before record %d, which was synced", row.LastSeq)
 		}
 		h.mu.volumes[row.ID] = v
 	}
 	h.holding.Store(len(st.Volumes) > 0)
+	for _, id := range set.Volumes() {
+		if h.mu.volumes[id] == nil { // a death came before the files of an ended history were gone
+			h.s.report("remove the files of a history that has ended", set.Remove(id))
+		}
+	}
 	return nil
 }
 
@@ -333,16 +338,18 @@ func (h *historian) start(ctx context.Context, v *Volume, p HistoryPolicy) error
 
 // end gives up all history of a volume. One that somebody reads stays until it is not any more. h.work is held.
 func (h *historian) end(vh *volumeHistory) error {
-	if err := h.set.Remove(vh.id); err != nil {
+	if vh.stream != nil && vh.stream.InUse() {
+		return fmt.Errorf("somebody reads it; detach that first: %w", block.ErrInUse)
+	}
+	if err := h.forget(vh); err != nil { // before the files go, or the next open would miss them
 		return err
 	}
+	var err error
 	if vh.v != nil {
 		vh.v.history.Store(nil)
-		if err := h.dropRoots(vh.v, ^uint64(0)); err != nil {
-			return err
-		}
+		err = h.dropRoots(vh.v, ^uint64(0))
 	}
-	return h.forget(vh)
+	return errors.Join(err, h.set.Remove(vh.id))
 }
 
 // forget takes a volume out of the state.

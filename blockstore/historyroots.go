@@ -216,12 +216,14 @@ func (h *historian) letGo(vh *volumeHistory, seq uint64) error {
 	moved := seq > vh.since
 	vh.since = max(vh.since, seq)
 	h.mu.Unlock()
-	err := h.dropRoots(vh.v, seq)
-	freed, e := vh.stream.Expire(seq)
-	if err = errors.Join(err, e); err == nil && moved && freed > 0 {
-		err = h.save()
+	if moved { // an open that misses files knows then that they may
+		if err := h.save(); err != nil {
+			return err
+		}
 	}
-	return err
+	err := h.dropRoots(vh.v, seq)
+	_, e := vh.stream.Expire(seq)
+	return errors.Join(err, e)
 }
 
 // shorten makes room where all that is there lies behind one root: with another root, that goes; where somebody reads it, history stops.

@@ -135,6 +135,16 @@ func (s *Set) Stream(volume block.VolumeID) *Stream {
 	return s.mu.streams[volume]
 }
 
+// Volumes lists the volumes that have history.
+func (s *Set) Volumes() (all []block.VolumeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.mu.streams {
+		all = append(all, id)
+	}
+	return all
+}
+
 // Create begins the history of a volume that has none, durably.
 func (s *Set) Create(volume block.VolumeID) (*Stream, error) {
 	if st := s.Stream(volume); st != nil {

@@ -291,8 +291,8 @@ func (st *Stream) Expire(seq uint64) (freed int64, err error) {
 	return freed, err
 }
 
-// remove drops every file, unless somebody reads one.
-func (st *Stream) remove() (err error) {
+// InUse reports whether somebody reads the stream.
+func (st *Stream) InUse() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, f := range st.files {
@@ -300,9 +300,19 @@ func (st *Stream) remove() (err error) {
 		pins := f.mu.pins
 		f.mu.Unlock()
 		if pins > 0 {
-			return fmt.Errorf("history of volume %d: somebody reads it: %w", st.volume, block.ErrInUse)
+			return true
 		}
 	}
+	return false
+}
+
+// remove drops every file, unless somebody reads one.
+func (st *Stream) remove() (err error) {
+	if st.InUse() {
+		return fmt.Errorf("history of volume %d: somebody reads it: %w", st.volume, block.ErrInUse)
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	for _, f := range st.files {
 		err = errors.Join(err, st.s.drop(f))
 	}
