@@ -91,7 +91,8 @@ type volumeHistory struct {
 	why       string // of the last gap
 	gaps      uint64
 
-	rootAt time.Time // of work
+	rootAt   time.Time // of work, as the next two
+	rootSeen bool      // there is one of the volume's map epoch
 	// rooted is what written was at the last root.
 	rooted  int64
 	written atomic.Int64  // bytes that guests wrote since the open
@@ -206,6 +207,9 @@ func (h *historian) begin() error {
 			}
 			vh.stream = stream
 		}
+		h.mu.Lock()
+		vh.lastSeq = vh.stream.LastSeq() // more may be durable than the state says
+		h.mu.Unlock()
 	}
 	return nil
 }
@@ -238,7 +242,9 @@ func (h *historian) run(ctx context.Context) {
 		case <-h.wake:
 		case <-tick.C:
 		}
-		h.s.report("keep history", h.step(ctx))
+		if err := h.step(ctx); err != nil && !errors.Is(err, block.ErrClosed) {
+			h.s.report("keep history", err)
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ func runHistoryCrash(t *testing.T, seed uint64) {
 	m := &historyModel{t: t, rng: rng, opts: testOptions(t, mem, "store")}
 	m.opts.LogFileBytes, m.opts.DestageAfter = 256<<10, 5*time.Millisecond
 	m.opts.historyRootBytes = 1 << 20
+	m.opts.Events.HistoryGap = func(volume string, cause error) { t.Errorf("a gap in the history of %s: %v", volume, cause) }
 	m.s = openTest(t, m.opts)
 	m.create()
 	v := m.vols[0]

@@ -66,6 +66,7 @@ func runHistoryModel(t *testing.T, seed uint64) {
 	m.opts.LogFileBytes = int64(256<<10) << rng.IntN(3)
 	m.opts.DestageAfter = time.Duration(1+rng.IntN(100)) * time.Millisecond
 	m.opts.historyRootBytes = int64(1+rng.IntN(8)) << 20
+	m.opts.Events.HistoryGap = func(volume string, cause error) { t.Errorf("a gap in the history of %s: %v", volume, cause) }
 	m.s = openTest(t, m.opts)
 	m.create()
 	m.create()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -56,8 +57,15 @@ func (h *historian) root(_ context.Context, vh *volumeHistory) error {
 // rootIfDue makes a root of a volume that was written to since the last one, by time or amount. h.work is held.
 func (h *historian) rootIfDue(ctx context.Context, vh *volumeHistory) error {
 	fresh := vh.written.Load() - vh.rooted
-	if vh.v == nil || vh.suspended || fresh == 0 {
+	if vh.v == nil || vh.suspended || fresh == 0 && vh.rootSeen {
 		return nil
+	}
+	if !vh.rootSeen { // a death may have come between a rollback and the root that follows it
+		roots := h.rootsOf(vh.v)
+		vh.rootSeen = true
+		if len(roots) == 0 || roots[len(roots)-1].mapEpoch != vh.v.mapEpoch {
+			fresh = math.MaxInt64
+		}
 	}
 	every := h.s.opts.historyRootBytes
 	if every == 0 {
@@ -67,7 +75,7 @@ func (h *historian) rootIfDue(ctx context.Context, vh *volumeHistory) error {
 		return nil
 	}
 	err := h.root(ctx, vh)
-	if errors.Is(err, errLogFull) || errors.Is(err, block.ErrNotFound) {
+	if notNow(err) {
 		return nil
 	}
 	if err == nil {
@@ -90,10 +98,18 @@ func (h *historian) rootAfterRollback(v *Volume) error {
 	if vh.suspended || h.of(v.id) != vh {
 		return nil
 	}
-	if err := h.root(h.s.ctx, vh); err != nil {
+	switch err := h.root(h.s.ctx, vh); {
+	case notNow(err):
+		vh.rootSeen = false // the next step makes it
+	case err != nil:
 		h.gap(vh, err)
 	}
 	return nil
+}
+
+// notNow reports whether a root could not be made now, and may be the next time: the log is full, the store closes, or the volume is gone.
+func notNow(err error) bool {
+	return errors.Is(err, errLogFull) || errors.Is(err, block.ErrClosed) || errors.Is(err, block.ErrNotFound)
 }
 
 // dropRoot deletes a root. ErrInUse says that a moment stands on it.
@@ -239,7 +255,7 @@ func (h *historian) shorten(vh *volumeHistory, budget int64) error {
 	if err == nil {
 		err = vh.stream.Roll()
 	}
-	if errors.Is(err, errLogFull) {
+	if notNow(err) {
 		return nil
 	}
 	h.tellOver(vh)
