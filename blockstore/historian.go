@@ -104,7 +104,7 @@ type volumeHistory struct {
 func newHistorian(s *Store) *historian {
 	h := &historian{s: s, wake: make(chan struct{}, 1)}
 	h.mu.volumes = map[block.VolumeID]*volumeHistory{}
-	h.budget = overlay.NewBudget(max(32<<20, s.plan.overlay))
+	h.budget = overlay.NewBudget(h.momentsMost())
 	return h
 }
 

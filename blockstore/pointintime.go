@@ -145,7 +145,7 @@ func (h *historian) build(vh *volumeHistory, p *point, m Moment) (*node, error) 
 	p.layer = overlay.NewLayer(h.budget)
 	n := &node{volume: vh.v, mapEpoch: p.root.mapEpoch, layer: p.layer, size: p.root.size, flags: nodeClosed}
 	n.parent.Store(p.root)
-	last, limit := uint64(^uint64(0)), max(32<<20, h.s.plan.overlay)
+	last, limit := uint64(^uint64(0)), h.momentsMost()
 	if m.Seq != 0 {
 		last = m.Seq
 	}
@@ -172,6 +172,9 @@ func (h *historian) build(vh *volumeHistory, p *point, m Moment) (*node, error) 
 	p.at = p.at.UTC()
 	return n, err
 }
+
+// momentsMost bounds what the layers of all moments that are open take, in bytes.
+func (h *historian) momentsMost() int64 { return max(32<<20, h.s.plan.overlay) }
 
 // replay brings one record into the layer of a moment.
 func (n *node) replay(r *history.Record) error {

@@ -1660,6 +1660,10 @@ type Stats struct {
 	InlineRepairs uint64 `json:"inlineRepairs"`
 	// Second copies of frames that very many references lead to.
 	SecondCopyBytes uint64 `json:"secondCopyBytes"`
+	// Files that history is in. What its roots hold counts as stored.
+	HistoryBytes uint64 `json:"historyBytes"`
+	// How often history within a window went, for its budget or because it could not go on, since the store was opened.
+	HistoryDropped uint64 `json:"historyDropped"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
 	DedupRatio float64 `json:"dedupRatio"`
 	// uniqueBytes per storedBytes; 0 while there is nothing.
@@ -1756,6 +1760,12 @@ func (v *Stats) GetInlineRepairs() uint64 { return v.InlineRepairs }
 
 // GetSecondCopyBytes returns Stats.SecondCopyBytes, and is useful for accessing the field via an interface.
 func (v *Stats) GetSecondCopyBytes() uint64 { return v.SecondCopyBytes }
+
+// GetHistoryBytes returns Stats.HistoryBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetHistoryBytes() uint64 { return v.HistoryBytes }
+
+// GetHistoryDropped returns Stats.HistoryDropped, and is useful for accessing the field via an interface.
+func (v *Stats) GetHistoryDropped() uint64 { return v.HistoryDropped }
 
 // GetDedupRatio returns Stats.DedupRatio, and is useful for accessing the field via an interface.
 func (v *Stats) GetDedupRatio() float64 { return v.DedupRatio }
@@ -3865,6 +3875,8 @@ query GetStats {
 		damageLost
 		inlineRepairs
 		secondCopyBytes
+		historyBytes
+		historyDropped
 		dedupRatio
 		compressionRatio
 		space

@@ -379,6 +379,8 @@ type ComplexityRoot struct {
 		GuestReadBytes     func(childComplexity int) int
 		GuestWrittenBytes  func(childComplexity int) int
 		HeldUnusedBytes    func(childComplexity int) int
+		HistoryBytes       func(childComplexity int) int
+		HistoryDropped     func(childComplexity int) int
 		InlineRepairs      func(childComplexity int) int
 		LogCapBytes        func(childComplexity int) int
 		LogFill            func(childComplexity int) int
@@ -2291,6 +2293,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.HeldUnusedBytes(childComplexity), true
+	case "Stats.historyBytes":
+		if e.ComplexityRoot.Stats.HistoryBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.HistoryBytes(childComplexity), true
+	case "Stats.historyDropped":
+		if e.ComplexityRoot.Stats.HistoryDropped == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.HistoryDropped(childComplexity), true
 	case "Stats.inlineRepairs":
 		if e.ComplexityRoot.Stats.InlineRepairs == nil {
 			break
@@ -3488,6 +3502,10 @@ type Stats {
   damageLost: Count!
   "Reads that were answered by parity or a second copy since the store was opened."
   inlineRepairs: Count!
+  "Files that history is in. What its roots hold counts as stored."
+  historyBytes: Bytes!
+  "How often history within a window went, for its budget or because it could not go on, since the store was opened."
+  historyDropped: Count!
   "Second copies of frames that very many references lead to."
   secondCopyBytes: Bytes!
   "nonZeroBytes per uniqueBytes; 0 while there is nothing."
@@ -4116,6 +4134,10 @@ func (ec *executionContext) childFields_Stats(ctx context.Context, field graphql
 		return ec.fieldContext_Stats_damageLost(ctx, field)
 	case "inlineRepairs":
 		return ec.fieldContext_Stats_inlineRepairs(ctx, field)
+	case "historyBytes":
+		return ec.fieldContext_Stats_historyBytes(ctx, field)
+	case "historyDropped":
+		return ec.fieldContext_Stats_historyDropped(ctx, field)
 	case "secondCopyBytes":
 		return ec.fieldContext_Stats_secondCopyBytes(ctx, field)
 	case "dedupRatio":
@@ -13285,6 +13307,52 @@ func (ec *executionContext) fieldContext_Stats_inlineRepairs(_ context.Context, 
 	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
 }
 
+func (ec *executionContext) _Stats_historyBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_historyBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_historyBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_historyDropped(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_historyDropped(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryDropped, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_historyDropped(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
+}
+
 func (ec *executionContext) _Stats_secondCopyBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -18414,6 +18482,16 @@ func (ec *executionContext) _Stats(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "inlineRepairs":
 			out.Values[i] = ec._Stats_inlineRepairs(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "historyBytes":
+			out.Values[i] = ec._Stats_historyBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "historyDropped":
+			out.Values[i] = ec._Stats_historyDropped(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}

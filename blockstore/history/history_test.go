@@ -370,7 +370,7 @@ func TestGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fill(t, st, rand.New(rand.NewPCG(9, 9)), 100, 20)
+		fill(t, st, rand.New(rand.NewPCG(9, 9)), 100, 8)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -390,7 +390,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := fill(t, st, rand.New(rand.NewPCG(9, 9)), 100, 20)
+	want := fill(t, st, rand.New(rand.NewPCG(9, 9)), 100, 8)
 	compare(t, s, s.Stream(testVolume), want)
 	if h, _, err := ParseHeader(b[:headerSize]); err != nil || h.Volume != testVolume || h.ID != 1 || time.Unix(0, h.Created).Year() < 2020 {
 		t.Errorf("%+v, %v", h, err)
