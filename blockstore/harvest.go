@@ -27,8 +27,11 @@ func (h *historian) harvest(ctx context.Context, seq uint64, tail bool) error {
 	files := h.s.log.LiveFiles()
 	for i, f := range files {
 		closed := i+1 < len(files)
-		if f.ID < next || !closed && !tail {
+		if f.ID < next {
 			continue
+		}
+		if !f.Sealed && !tail {
+			break // it will be in a moment, and its index costs less than its records
 		}
 		to := seq
 		if closed {

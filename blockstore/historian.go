@@ -24,7 +24,8 @@ const (
 	historyRootBytes = 4 << 30 // of a volume's log, after which a root is made
 	historyRootEvery = 15 * time.Minute
 	historyTick      = 250 * time.Millisecond
-	orphansEvery     = 64 // steps
+	historyPause     = 10 * time.Second // after a gap
+	orphansEvery     = 64               // steps
 )
 
 // HistoryPolicy says how much of a volume's past can be had again; the zero value is none.
@@ -91,7 +92,8 @@ type volumeHistory struct {
 	why       string // of the last gap
 	gaps      uint64
 
-	rootAt   time.Time // of work, as the next two
+	rootAt   time.Time // of work, as the next ones
+	gapAt    time.Time // of the last gap
 	rootSeen bool      // there is one of the volume's map epoch
 	// rooted is what written was at the last root.
 	rooted  int64
@@ -267,7 +269,10 @@ func (h *historian) step(ctx context.Context) error {
 	seq, _ := h.s.log.Durable()
 	all = append(all, h.harvest(ctx, seq, false))
 	for _, vh := range h.all() {
-		all = append(all, h.resume(vh), h.rootIfDue(ctx, vh), h.expire(vh))
+		if vh.suspended && h.s.opts.Now().Sub(vh.gapAt) >= historyPause {
+			all = append(all, h.resume(vh))
+		}
+		all = append(all, h.rootIfDue(ctx, vh), h.expire(vh))
 	}
 	return errors.Join(all...)
 }
@@ -376,6 +381,7 @@ func (h *historian) gap(vh *volumeHistory, cause error) {
 	if vh.stream != nil {
 		vh.stream.Abandon()
 	}
+	vh.gapAt = h.s.opts.Now()
 	last, _ := h.s.log.Last()
 	h.mu.Lock()
 	vh.since, vh.suspended, vh.why = last, true, cause.Error()

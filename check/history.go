@@ -72,7 +72,10 @@ func DumpHistory(path string) (*HistoryDump, error) {
 
 func (d *HistoryDump) read(b []byte) error {
 	if len(b) < historyHead {
-		return faultf(0, "a header of 512 B", "%d B", len(b))
+		return nil // never begun
+	}
+	if allZero(b[:historyHead]) {
+		return nil // never begun: its header did not become durable
 	}
 	f := &fields{b: b[:historyHead]}
 	f.magic("HNXHIST\n")
@@ -264,7 +267,7 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 	if err != nil {
 		return err
 	}
-	last, healthy := uint64(0), true
+	last, healthy, first := uint64(0), true, true
 	for _, e := range names {
 		if !strings.HasSuffix(e.Name(), historySuffix) {
 			continue
@@ -277,7 +280,7 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 		if err != nil {
 			return err
 		}
-		if d.Size < historyHead {
+		if d.Store == "" {
 			continue // never begun
 		}
 		r.rep.Totals.HistoryFiles++
@@ -288,8 +291,11 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 			continue
 		}
 		r.expect(d.Store == fmt.Sprintf("%x", r.super.StoreID[:]) && d.Volume == v.id && fmt.Sprintf("%08x%s", d.ID, historySuffix) == e.Name(), unit, 16, "a file of this store and volume, under its name", fmt.Sprintf("store %s, volume %d, file %08x", d.Store, d.Volume, d.ID))
-		r.expect(d.After >= last, unit, 80, fmt.Sprintf("records behind %d", last), fmt.Sprint(d.After))
-		last = d.LastSeq
+		r.expect(first || d.After <= last, unit, 80, fmt.Sprintf("the file that has the records behind %d", last), fmt.Sprintf("one of those behind %d", d.After))
+		if !d.Sealed && r.super.Flags&superClean != 0 {
+			r.fail(unit, d.Size-historyFoot, "a footer, as the store was closed in order", "none that holds")
+		}
+		last, first = d.LastSeq, false
 	}
 	r.expect(!healthy || v.last <= v.since || last >= v.last, dir, 0, fmt.Sprintf("records up to %d, which were synced", v.last), fmt.Sprint(last))
 	return nil

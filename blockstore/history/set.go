@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,8 +109,9 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 			return err
 		}
 		st.files = append(st.files, f)
-		if n := len(st.files); n > 1 && f.header.After < st.files[n-2].lastSeq {
-			return f.name(damaged("a file that follows the one before", 80))
+		// Below it may be: what of a write was there after all that had failed before a gap.
+		if n := len(st.files); n > 1 && f.header.After > st.files[n-2].lastSeq {
+			return f.name(damaged(fmt.Sprintf("the file that has the records from %d to %d", st.files[n-2].lastSeq, f.header.After), 80))
 		}
 	}
 	s.mu.streams[volume] = st
@@ -119,10 +121,19 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 	return nil
 }
 
-// neverBegun removes a file whose header did not become durable: nothing in it was ever promised.
+// neverBegun removes a file whose header did not become durable: a sync of what lies behind would have made it so, so nothing of the file was ever promised.
 func (s *Set) neverBegun(path string) (bool, error) {
-	info, err := s.opts.FS.Stat(path)
-	if err != nil || info.Size() >= headerSize {
+	f, err := s.opts.FS.Open(path)
+	if err != nil {
+		return false, err
+	}
+	page := make([]byte, headerSize)
+	err = vfs.ReadFull(f, page, 0)
+	short := errors.Is(err, io.ErrUnexpectedEOF)
+	if short {
+		err = nil
+	}
+	if err = errors.Join(err, f.Close()); err != nil || !short && !zeroes(page) {
 		return false, err
 	}
 	return true, s.opts.FS.Remove(path)

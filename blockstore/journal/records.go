@@ -12,6 +12,7 @@ import (
 type LiveFile struct {
 	ID       uint32
 	FirstSeq uint64 // of its first record, or of the next one
+	Sealed   bool   // its index can be read
 }
 
 // LiveFiles lists the files that are not released, oldest first. The last one is being filled.
@@ -20,7 +21,7 @@ func (l *Log) LiveFiles() []LiveFile {
 	defer l.st.Unlock()
 	all := make([]LiveFile, 0, len(l.st.live))
 	for _, f := range l.st.live {
-		all = append(all, LiveFile{ID: f.header.ID, FirstSeq: f.header.FirstSeq})
+		all = append(all, LiveFile{ID: f.header.ID, FirstSeq: f.header.FirstSeq, Sealed: f.sealed})
 	}
 	return all
 }
