@@ -113,6 +113,9 @@ func (p *copying) write(vh *volumeHistory, r *journal.Replayed) error {
 			return err
 		}
 		rec := history.Record{Kind: history.Write, Seq: r.Seq, Time: r.Time, MapEpoch: r.MapEpoch, Off: r.Off + at, Len: n, Payload: buf, Part: at+n < r.Len}
+		if p.h.s.keys == nil { // else they are those of what is sealed
+			rec.Sums = r.Sums[first : first+n/block.Size]
+		}
 		if err := vh.stream.Append(&rec); err != nil {
 			p.h.gap(vh, err)
 			return nil

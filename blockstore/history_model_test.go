@@ -258,6 +258,15 @@ func (m *historyModel) attach(v *historyVolume) {
 	}
 	defer d.Close()
 	m.same(d, x, fmt.Sprintf("%s at %+v", v.name, by))
+	if m.rng.IntN(4) == 0 {
+		name := m.name()
+		_, err := m.s.RestorePoint(context.Background(), d, name, nil)
+		m.check(err)
+		want, err := s2.Decode(nil, x.data)
+		m.check(err)
+		m.equal(name, want)
+		m.check(m.s.DeleteVolume(context.Background(), name))
+	}
 	if m.rng.IntN(3) == 0 { // and again, when much has gone on
 		for range 5 {
 			m.write(v)

@@ -41,8 +41,10 @@ type Record struct {
 
 	// Of a record that is read.
 
-	Pos  uint64   // of its first sector; of a record without payload a place in the same order
-	Sums []uint32 // of a Write: CRC32C of each sector. Lent until the callback returns
+	Pos uint64 // of its first sector; of a record without payload a place in the same order
+
+	// Sums are of a Write the CRC32C of each sector: lent until the callback returns, of one that is read; of one that is appended, if they are known already.
+	Sums []uint32
 }
 
 // point reports whether the record changed nothing.

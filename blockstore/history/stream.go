@@ -74,9 +74,12 @@ func (st *Stream) Append(r *Record) error {
 	if err := st.makeRoom(r); err != nil {
 		return err
 	}
-	st.sums = st.sums[:0]
-	for p := r.Payload; len(p) > 0; p = p[sectorSize:] {
-		st.sums = append(st.sums, crc32.Checksum(p[:sectorSize], castagnoli))
+	st.sums = append(st.sums[:0], r.Sums...)
+	if len(r.Sums)*sectorSize != len(r.Payload) {
+		st.sums = st.sums[:0]
+		for p := r.Payload; len(p) > 0; p = p[sectorSize:] {
+			st.sums = append(st.sums, crc32.Checksum(p[:sectorSize], castagnoli))
+		}
 	}
 	if st.meta.n == 0 {
 		st.whole = st.lastLocked()
