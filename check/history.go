@@ -196,7 +196,7 @@ func (d *HistoryDump) sealed(b, foot []byte, end int64) error {
 		return faultf(at+8, "version 1", "%d", le.Uint32(foot[8:]))
 	case le.Uint32(foot[12:]) != d.ID || int(le.Uint32(foot[16:])) != len(d.Frames) || uint64(le.Uint32(foot[20:])) != d.RawBytes || le.Uint64(foot[24:]) != d.LastSeq || le.Uint32(foot[60:]) != d.chain:
 		return faultf(at+12, "a footer of the frames before it", "another")
-	case !allZero(foot[64 : historyFoot-4]):
+	case !allZero(foot[76:historyFoot-4]) || d.KeyID == 0 && !allZero(foot[64:76]):
 		return faultf(at+64, "zeroes in reserved bytes", "others")
 	case crc(index) != le.Uint32(foot[56:]):
 		return faultf(at+56, fmt.Sprintf("crc %08x", crc(index)), "%08x", le.Uint32(foot[56:]))

@@ -11,15 +11,15 @@ import (
 )
 
 // A file of a store that is encrypted has a key of its own, derived from its header, random salt included. What records did, payload and index are sealed each with the place of its frame as the nonce; heads
-// and footer are plain, and their checksums are over what is stored. An append that failed is never repeated at the same place (file.spent), so no nonce takes two contents.
+// and footer are plain, and their checksums are over what is stored. No run appends to a file of another, and an append that failed is never repeated at the same place (file.spent), so no nonce of a frame takes two contents. The index, which an open may have to write
+// again, has a random one.
 
 const (
 	tagSize = secret.Overhead
 	purpose = "hyper-nixos 2026 at rest: history file"
 
-	nonceMeta    = 2 // first byte of a nonce; the last eight are the offset of the frame, or of the index
+	nonceMeta    = 2 // first byte of a nonce; the last eight are the offset of the frame
 	noncePayload = 3
-	nonceIndex   = 4
 )
 
 // vault seals what a file holds; nil where nothing is encrypted.
@@ -48,29 +48,22 @@ func nonce(kind byte, off int64) []byte {
 	return n
 }
 
-// overhead is how much longer sealing makes a piece, in bytes.
-func (v *vault) overhead() int {
-	if v == nil {
-		return 0
-	}
-	return tagSize
-}
-
-// seal returns plain as it is stored. bound is what else it belongs to.
-func (v *vault) seal(kind byte, off int64, plain, bound []byte) []byte {
+// seal returns plain as it is stored.
+func (v *vault) seal(nonce, plain []byte) []byte {
 	if v == nil || len(plain) == 0 {
 		return plain
 	}
-	return v.aead.Seal(nil, nonce(kind, off), plain, bound)
+	return v.aead.Seal(nil, nonce, plain, nil)
 }
 
 var errForged = errors.New("the authentication tag does not fit: the bytes were changed or moved, or are those of another key")
 
-func (v *vault) open(kind byte, off int64, stored, bound []byte) ([]byte, error) {
+// open returns what seal was given; off is where it is stored, for an error.
+func (v *vault) open(nonce []byte, off int64, stored []byte) ([]byte, error) {
 	if v == nil || len(stored) == 0 {
 		return stored, nil
 	}
-	plain, err := v.aead.Open(nil, nonce(kind, off), stored, bound)
+	plain, err := v.aead.Open(nil, nonce, stored, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errForged, &block.CorruptError{Offset: off, Want: "its authentication tag", Got: "another"})
 	}

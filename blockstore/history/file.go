@@ -1,6 +1,7 @@
 package history
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -194,7 +195,7 @@ func (f *file) readMeta(r *frameRef, sum uint32) ([]byte, error) {
 	if crc32.Checksum(b, castagnoli) != sum {
 		return nil, damaged("records that match their checksum", r.off)
 	}
-	b, err := f.vault.open(nonceMeta, r.off, b, nil)
+	b, err := f.vault.open(nonce(nonceMeta, r.off), r.off, b)
 	if err == nil && len(b) != int(r.metaRaw) {
 		err = damaged("records of the length promised", r.off)
 	}
@@ -213,7 +214,7 @@ func (f *file) readPayload(r *frameRef) ([]byte, error) {
 	if crc32.Checksum(b, castagnoli) != r.sum {
 		return nil, damaged("payload that matches its checksum", r.payloadAt())
 	}
-	b, err := f.vault.open(noncePayload, r.off, b, nil)
+	b, err := f.vault.open(nonce(noncePayload, r.off), r.off, b)
 	if err != nil {
 		return nil, err
 	}
@@ -244,8 +245,14 @@ func (f *file) seal() error {
 	}
 	f.mu.Unlock()
 	index = append(index, f.metas...)
-	stored := f.vault.seal(nonceIndex, f.end, index, nil)
-	ft := footer{ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw}
+	var random [12]byte
+	if f.vault != nil {
+		if _, err := rand.Read(random[:]); err != nil {
+			return err
+		}
+	}
+	stored := f.vault.seal(random[:], index)
+	ft := footer{Nonce: random, ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw}
 	err := vfs.WriteVec(f.f, [][]byte{stored, ft.encode(f.seed)}, f.end)
 	if err == nil {
 		err = vfs.DataSync(f.f)
@@ -288,7 +295,7 @@ func (f *file) index() (frames []frameRef, metas []byte, err error) {
 	if crc32.Checksum(b, castagnoli) != ft.IndexSum {
 		return nil, nil, f.name(damaged("an index that matches its checksum", ft.IndexOff))
 	}
-	if b, err = f.vault.open(nonceIndex, ft.IndexOff, b, nil); err != nil {
+	if b, err = f.vault.open(ft.Nonce[:], ft.IndexOff, b); err != nil {
 		return nil, nil, f.name(err)
 	}
 	if frames, metas, err = f.parseIndex(b, &ft); err != nil {

@@ -194,8 +194,9 @@ type footer struct {
 	IndexOff int64
 	IndexLen int64 // stored
 	IndexSum uint32
-	Chain    uint32 // of the last frame
-	Raw      uint32 // bytes of payload
+	Chain    uint32   // of the last frame
+	Raw      uint32   // bytes of payload
+	Nonce    [12]byte // of the index, random; zero where nothing is encrypted
 }
 
 func (f *footer) encode(seed uint32) []byte {
@@ -211,6 +212,7 @@ func (f *footer) encode(seed uint32) []byte {
 	le.PutUint64(b[48:], uint64(f.IndexLen))
 	le.PutUint32(b[56:], f.IndexSum)
 	le.PutUint32(b[60:], f.Chain)
+	copy(b[64:], f.Nonce[:])
 	le.PutUint32(b[footerSize-4:], crc32.Update(seed, castagnoli, b[:footerSize-4]))
 	return b
 }
@@ -228,8 +230,8 @@ func parseFooter(b []byte, h *Header, seed uint32, size int64) (f footer, err er
 		return f, fmt.Errorf("history footer format %d: %w", v, block.ErrVersion)
 	}
 	f = footer{ID: le.Uint32(b[12:]), Frames: le.Uint32(b[16:]), Raw: le.Uint32(b[20:]), LastSeq: le.Uint64(b[24:]), LastTime: int64(le.Uint64(b[32:])),
-		IndexOff: int64(le.Uint64(b[40:])), IndexLen: int64(le.Uint64(b[48:])), IndexSum: le.Uint32(b[56:]), Chain: le.Uint32(b[60:])}
-	if f.ID != h.ID || !zeroes(b[64:footerSize-4]) || f.IndexOff < headerSize || f.IndexLen < 0 || f.IndexLen > maxIndex || f.IndexOff+f.IndexLen != at ||
+		IndexOff: int64(le.Uint64(b[40:])), IndexLen: int64(le.Uint64(b[48:])), IndexSum: le.Uint32(b[56:]), Chain: le.Uint32(b[60:]), Nonce: [12]byte(b[64:])}
+	if f.ID != h.ID || !zeroes(b[76:footerSize-4]) || h.KeyID == 0 && f.Nonce != [12]byte{} || f.IndexOff < headerSize || f.IndexLen < 0 || f.IndexLen > maxIndex || f.IndexOff+f.IndexLen != at ||
 		int64(f.Frames)*tableEntry > f.IndexLen || f.Raw > MaxFileRaw || f.LastTime < 0 {
 		return f, damaged("footer in bounds", at+12)
 	}

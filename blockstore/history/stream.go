@@ -162,8 +162,8 @@ func (st *Stream) writeFrame() error {
 			body, h.Codec = st.packed, codecS2
 		}
 	}
-	meta := f.vault.seal(nonceMeta, f.end, st.meta.b, nil)
-	body = f.vault.seal(noncePayload, f.end, body, nil)
+	meta := f.vault.seal(nonce(nonceMeta, f.end), st.meta.b)
+	body = f.vault.seal(nonce(noncePayload, f.end), body)
 	h.MetaStored, h.MetaSum = uint32(len(meta)), crc32.Checksum(meta, castagnoli)
 	h.PayloadStored, h.PayloadSum = uint32(len(body)), crc32.Checksum(body, castagnoli)
 	var head [frameSize]byte
