@@ -19,9 +19,12 @@ func (h *historian) harvest(ctx context.Context, seq uint64, tail bool) error {
 	h.mu.Lock()
 	next, after := h.mu.nextFile, h.mu.seq
 	h.mu.Unlock()
-	p := &copying{h: h, volumes: map[block.VolumeID]*volumeHistory{}}
+	p := &copying{h: h, volumes: map[block.VolumeID]*volumeHistory{}, cuts: map[block.VolumeID][]uint64{}}
 	for _, vh := range h.all() {
 		p.volumes[vh.id] = vh
+		for _, n := range h.rootsOf(vh.v) {
+			p.cuts[vh.id] = append(p.cuts[vh.id], n.closed)
+		}
 	}
 	done := after
 	files := h.s.log.LiveFiles()
@@ -71,6 +74,7 @@ func (h *historian) harvest(ctx context.Context, seq uint64, tail bool) error {
 type copying struct {
 	h       *historian
 	volumes map[block.VolumeID]*volumeHistory
+	cuts    map[block.VolumeID][]uint64 // roots that records come behind, oldest first: files end there, and go with them
 	any     bool
 }
 
@@ -81,7 +85,11 @@ func (p *copying) record(r *journal.Replayed) error {
 		return nil
 	}
 	p.any = true
-	if err := p.barriers(vh, r.Seq-1); err != nil {
+	err := p.barriers(vh, r.Seq-1)
+	if err == nil {
+		err = p.cut(vh, r.Seq)
+	}
+	if err != nil {
 		p.h.gap(vh, err)
 		return nil
 	}
@@ -98,6 +106,20 @@ func (p *copying) record(r *journal.Replayed) error {
 		}
 	}
 	return nil
+}
+
+// cut ends the file that is being filled if a root lies between what is in it and a record.
+func (p *copying) cut(vh *volumeHistory, seq uint64) error {
+	cuts, crossed := p.cuts[vh.id], false
+	for len(cuts) > 0 && cuts[0] <= seq {
+		crossed = crossed || cuts[0] > vh.stream.LastSeq()
+		cuts = cuts[1:]
+	}
+	p.cuts[vh.id] = cuts
+	if !crossed {
+		return nil
+	}
+	return vh.stream.Roll()
 }
 
 // write copies a write, in parts of a frame.

@@ -97,6 +97,7 @@ type volumeHistory struct {
 	rootSeen bool      // there is one of the volume's map epoch
 	// rooted is what written was at the last root.
 	rooted  int64
+	dueAt   atomic.Int64  // of written, at which a root is due
 	written atomic.Int64  // bytes that guests wrote since the open
 	last    atomic.Uint64 // last record of a guest
 
@@ -266,13 +267,16 @@ func (h *historian) step(ctx context.Context) error {
 			all = append(all, h.end(vh))
 		}
 	}
-	seq, _ := h.s.log.Durable()
-	all = append(all, h.harvest(ctx, seq, false))
 	for _, vh := range h.all() {
 		if vh.suspended && h.s.opts.Now().Sub(vh.gapAt) >= historyPause {
 			all = append(all, h.resume(vh))
 		}
-		all = append(all, h.rootIfDue(ctx, vh), h.expire(vh))
+		all = append(all, h.rootIfDue(vh))
+	}
+	seq, _ := h.s.log.Durable()
+	all = append(all, h.harvest(ctx, seq, false))
+	for _, vh := range h.all() {
+		all = append(all, h.expire(vh))
 	}
 	return errors.Join(all...)
 }
@@ -333,18 +337,29 @@ func (h *historian) start(ctx context.Context, v *Volume, p HistoryPolicy) error
 		files := h.s.log.LiveFiles()
 		h.mu.nextFile, h.mu.seq = files[len(files)-1].ID, 0
 	}
-	vh.since, _ = h.s.log.Last()
+	h.mu.Unlock()
+	if vh.since, err = h.durableLast(ctx); err != nil {
+		h.holding.Store(len(h.all()) > 0)
+		return err
+	}
+	h.mu.Lock()
 	h.mu.volumes[v.id] = vh
 	h.mu.Unlock()
 	v.history.Store(vh)
 	err = h.save()
 	if err == nil {
-		err = h.root(ctx, vh)
+		err = h.root(vh)
 	}
 	if err != nil {
 		return errors.Join(err, h.end(vh))
 	}
 	return nil
+}
+
+// durableLast is the number of the last record, which is durable when it returns: none up to it is ever given again, so it can be kept as a bound.
+func (h *historian) durableLast(ctx context.Context) (uint64, error) {
+	last, _ := h.s.log.Last()
+	return last, h.s.log.SyncThrough(ctx, last)
 }
 
 // end gives up all history of a volume. One that somebody reads stays until it is not any more. h.work is held.
@@ -382,7 +397,7 @@ func (h *historian) gap(vh *volumeHistory, cause error) {
 		vh.stream.Abandon()
 	}
 	vh.gapAt = h.s.opts.Now()
-	last, _ := h.s.log.Last()
+	last, failed := h.durableLast(h.s.ctx)
 	h.mu.Lock()
 	vh.since, vh.suspended, vh.why = last, true, cause.Error()
 	vh.gaps++
@@ -395,6 +410,10 @@ func (h *historian) gap(vh *volumeHistory, cause error) {
 	h.dropped.Add(1)
 	if f := h.s.opts.Events.HistoryGap; f != nil {
 		f(vh.name(), cause)
+	}
+	if failed != nil { // the next open finds a state that does not know of it, and makes it anew: nothing after that is released
+		h.s.report("note a gap in the history of a volume", failed)
+		return
 	}
 	h.s.report("note a gap in the history of a volume", h.save())
 }
@@ -413,11 +432,14 @@ func (h *historian) resume(vh *volumeHistory) error {
 	if !vh.suspended || SpaceState(h.s.space.state.Load()) >= SpaceCritical || h.over(vh) {
 		return nil
 	}
+	since, err := h.durableLast(h.s.ctx)
+	if err != nil {
+		return err
+	}
 	h.mu.Lock()
-	vh.since, _ = h.s.log.Last()
-	vh.suspended = false
+	vh.since, vh.suspended = since, false
 	h.mu.Unlock()
-	if err := h.root(h.s.ctx, vh); err != nil {
+	if err := h.root(vh); err != nil {
 		h.mu.Lock()
 		vh.suspended = true
 		h.mu.Unlock()

@@ -76,7 +76,9 @@ func (v *Volume) wrote(seq uint64, bytes int64) {
 	if vh == nil {
 		return
 	}
-	vh.written.Add(max(1, bytes))
+	if now := vh.written.Add(max(1, bytes)); now >= vh.dueAt.Load() && now-bytes < vh.dueAt.Load() {
+		v.s.historian.kick()
+	}
 	for {
 		old := vh.last.Load()
 		if old >= seq || vh.last.CompareAndSwap(old, seq) {

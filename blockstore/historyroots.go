@@ -2,7 +2,6 @@ package blockstore
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"math"
 	"slices"
@@ -39,7 +38,7 @@ func (h *historian) rootsLocked(v *Volume) []*node {
 }
 
 // root freezes the volume as it is, as a snapshot that no user sees. It waits for nothing: an error that wraps errLogFull means later. h.work is held, which what makes room in the log may wait for.
-func (h *historian) root(_ context.Context, vh *volumeHistory) error {
+func (h *historian) root(vh *volumeHistory) error {
 	v := vh.v
 	_, err := h.s.tryOp(v, true, func() (*op, error) {
 		if v.gone.Load() {
@@ -51,11 +50,20 @@ func (h *historian) root(_ context.Context, vh *volumeHistory) error {
 		return err
 	}
 	vh.rootAt, vh.rooted = h.s.opts.Now(), vh.written.Load()
+	vh.dueAt.Store(vh.rooted + h.rootBytes(vh))
 	return nil
 }
 
+// rootBytes is how much may be written until a root is due.
+func (h *historian) rootBytes(vh *volumeHistory) int64 {
+	if n := h.s.opts.historyRootBytes; n > 0 {
+		return n
+	}
+	return min(historyRootBytes, h.budgetOf(vh)/8)
+}
+
 // rootIfDue makes a root of a volume that was written to since the last one, by time or amount. h.work is held.
-func (h *historian) rootIfDue(ctx context.Context, vh *volumeHistory) error {
+func (h *historian) rootIfDue(vh *volumeHistory) error {
 	fresh := vh.written.Load() - vh.rooted
 	if vh.v == nil || vh.suspended || fresh == 0 && vh.rootSeen {
 		return nil
@@ -63,23 +71,16 @@ func (h *historian) rootIfDue(ctx context.Context, vh *volumeHistory) error {
 	if !vh.rootSeen { // a death may have come between a rollback and the root that follows it
 		roots := h.rootsOf(vh.v)
 		vh.rootSeen = true
-		if len(roots) == 0 || roots[len(roots)-1].mapEpoch != vh.v.mapEpoch {
+		if n := len(roots); n == 0 || roots[n-1].mapEpoch != vh.v.mapEpoch || roots[n-1].closed < vh.since {
 			fresh = math.MaxInt64
 		}
 	}
-	every := h.s.opts.historyRootBytes
-	if every == 0 {
-		every = min(historyRootBytes, h.budgetOf(vh)/4)
-	}
-	if fresh < every && h.s.opts.Now().Sub(vh.rootAt) < min(historyRootEvery, max(time.Second, vh.window/4)) {
+	if fresh < h.rootBytes(vh) && h.s.opts.Now().Sub(vh.rootAt) < min(historyRootEvery, max(time.Second, vh.window/4)) {
 		return nil
 	}
-	err := h.root(ctx, vh)
+	err := h.root(vh)
 	if notNow(err) {
 		return nil
-	}
-	if err == nil {
-		err = vh.stream.Roll() // so that files end about where roots are, and go with them
 	}
 	if err != nil {
 		h.gap(vh, err)
@@ -98,7 +99,7 @@ func (h *historian) rootAfterRollback(v *Volume) error {
 	if vh.suspended || h.of(v.id) != vh {
 		return nil
 	}
-	switch err := h.root(h.s.ctx, vh); {
+	switch err := h.root(vh); {
 	case notNow(err):
 		vh.rootSeen = false // the next step makes it
 	case err != nil:
@@ -232,8 +233,8 @@ func (h *historian) letGo(vh *volumeHistory, seq uint64) error {
 	moved := seq > vh.since
 	vh.since = max(vh.since, seq)
 	h.mu.Unlock()
-	if moved { // an open that misses files knows then that they may
-		if err := h.save(); err != nil {
+	if moved { // an open that misses files knows then that they may be missing; and the root that takes their place is there
+		if err := errors.Join(h.s.log.SyncThrough(h.s.ctx, seq), h.save()); err != nil {
 			return err
 		}
 	}
@@ -251,10 +252,7 @@ func (h *historian) shorten(vh *volumeHistory, budget int64) error {
 	if vh.written.Load() == vh.rooted {
 		return nil
 	}
-	err := h.root(h.s.ctx, vh)
-	if err == nil {
-		err = vh.stream.Roll()
-	}
+	err := h.root(vh)
 	if notNow(err) {
 		return nil
 	}
