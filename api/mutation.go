@@ -52,6 +52,29 @@ func (m mutation) ClearVolumeQuota(ctx context.Context, name string) (generated.
 	return volumeOf(v), err
 }
 
+func (m mutation) SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64) (*control.History, error) {
+	if !(windowSeconds >= 0 && windowSeconds <= blockstore.MaxHistoryWindow.Seconds()) {
+		return nil, fmt.Errorf("window of %v seconds: want 0 to %v: %w", windowSeconds, blockstore.MaxHistoryWindow.Seconds(), block.ErrInvalid)
+	}
+	return m.control.SetHistory(ctx, name, time.Duration(windowSeconds*float64(time.Second)), budgetBytes)
+}
+
+func (m mutation) MarkHistory(ctx context.Context, volume, label string) (control.HistoryPoint, error) {
+	return m.control.MarkHistory(ctx, volume, label)
+}
+
+func (m mutation) AttachHistory(ctx context.Context, volume, at string) (control.HistoryMoment, error) {
+	return m.control.AttachMoment(ctx, volume, at)
+}
+
+func (m mutation) DetachHistory(ctx context.Context, export string, force bool) (string, error) {
+	return export, m.control.DetachMoment(ctx, export, force)
+}
+
+func (m mutation) RestoreHistory(ctx context.Context, volume, at, newName string, attach bool) (control.HistoryMoment, error) {
+	return m.control.RestoreMoment(ctx, volume, at, newName, attach)
+}
+
 func (m mutation) DeleteVolume(ctx context.Context, name string) (string, error) {
 	return name, m.control.DeleteVolume(ctx, name)
 }

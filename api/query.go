@@ -66,6 +66,18 @@ func (q query) Attachments(context.Context) ([]control.Attachment, error) {
 	return q.control.Attachments(), nil
 }
 
+func (q query) History(_ context.Context, volume string) (control.History, error) {
+	h, err := q.control.History(volume)
+	if err != nil {
+		return control.History{}, err
+	}
+	return *h, nil
+}
+
+func (q query) HistoryPoints(ctx context.Context, volume string, after uint64, first int, labelled bool) ([]control.HistoryPoint, error) {
+	return q.control.HistoryPoints(ctx, volume, after, first, labelled)
+}
+
 func (q query) SnapshotExport(_ context.Context, volume, snapshot string) (control.Attachment, error) {
 	return q.control.SnapshotExport(volume, snapshot)
 }

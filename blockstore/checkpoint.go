@@ -294,7 +294,7 @@ func (c *checkpointer) note(j *journalRow, gen uint32) error {
 	s.at(afterJournal)
 	err = c.files.remove(s.tiers, gen)
 	if s.log != nil {
-		err = errors.Join(err, s.log.ReleaseBefore(c.releasable(s.watermark())))
+		err = errors.Join(err, s.letLogGo(s.watermark()))
 		s.space.released()
 	}
 	return err

@@ -14,6 +14,8 @@ type Device struct {
 	v *Volume
 	n *node // of a snapshot; nil means the volume's head, whichever that is
 
+	point *point // of a moment of history, else nil
+
 	streams streams // sequential readers that met a device
 }
 
@@ -43,10 +45,13 @@ func (s *Store) OpenDevice(volume, snapshot string) (*Device, error) {
 func (d *Device) Close() error {
 	s := d.v.s
 	d.streams.running.Wait()
+	if d.point != nil {
+		d.point.drop(s)
+	}
 	s.tree.Lock()
 	defer s.tree.Unlock()
 	d.v.users--
-	if d.n != nil {
+	if d.n != nil && d.point == nil {
 		d.n.users--
 	}
 	return nil
@@ -156,7 +161,7 @@ func (d *Device) Flush(ctx context.Context) error {
 	if d.n != nil {
 		return nil
 	}
-	return d.v.s.flush(ctx)
+	return d.v.flush(ctx)
 }
 
 // FlushAhead is Flush for a caller that expects to be asked for one. The log remembers a failure, so the Flush to come reports it.

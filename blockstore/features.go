@@ -29,6 +29,23 @@ var knownFeatures = []Feature{
 	{featureIncompat, 1, "disks", "log and segments may lie on several disks"},
 	{featureIncompat, 2, "encrypted", "log and segments are encrypted"},
 	{featureIncompat, 3, "snapshots", "snapshots may be renamed, protected, taken of several volumes at once, and marked as taken by a schedule"},
+	{featureROCompat, 0, "history", "volumes may have history, which the log is copied to before it is released"},
+}
+
+// addROCompat sets a feature in the superblock, durably, in both copies, before the first byte that needs it.
+func (s *Store) addROCompat(bit uint64) error {
+	s.superMu.Lock()
+	known := s.super.ROCompat&bit != 0
+	s.superMu.Unlock()
+	if known {
+		return nil
+	}
+	for range 2 {
+		if err := s.updateSuper(func(super *superblock) { super.ROCompat |= bit }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // features lists what a superblock says of its store. What this program does not know has no name.

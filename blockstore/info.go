@@ -170,6 +170,8 @@ type Stats struct {
 	DamageMended    uint64
 	DamageLost      uint64
 	InlineRepairs   uint64 // reads that parity or a second copy answered
+	HistoryBytes    uint64 // of the files that history is in; what its roots hold is in the segments
+	HistoryDropped  uint64 // how often history within a window went, for its budget or because it could not go on, since the store was opened
 	SecondCopyBytes uint64 // of the file with frames that very many references lead to
 
 	// Space of the file system, in bytes.

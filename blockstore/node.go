@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"strings"
 	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -80,7 +81,7 @@ func (s *Store) removed(n *node) bool {
 
 // visibleLocked reports whether the node is a snapshot that a user may name. Store.tree is held.
 func (n *node) visibleLocked() bool {
-	return n.flags&nodeClosed != 0 && n.flags&nodeDeleted == 0 && n.name != ""
+	return n.flags&nodeClosed != 0 && n.flags&nodeDeleted == 0 && n.name != "" && !strings.HasPrefix(n.name, rootPrefix)
 }
 
 func (n *node) rowLocked() *nodeRow {

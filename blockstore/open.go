@@ -55,9 +55,15 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("drop hints of an earlier version: %w", err)
 	}
 	s.index.open(rebuilt != nil)
+	if err := s.historian.open(); err != nil {
+		return nil, fmt.Errorf("open history: %w", err)
+	}
 	info, err := s.recover()
 	if err != nil {
 		return nil, err
+	}
+	if err := s.historian.begin(); err != nil {
+		return nil, fmt.Errorf("go on with history: %w", err)
 	}
 	info.Rebuilt = rebuilt
 	info.Unindexed = s.index.state.missing(s.c.NextChunk)
@@ -96,6 +102,7 @@ func newStore(opts Options) *Store {
 	s.keeper = newKeeper(s)
 	s.collector = newCollector(s)
 	s.recuts.budget.s = s
+	s.historian = newHistorian(s)
 	s.checkpoints = newCheckpointer(s)
 	s.logs = newMetaLogs(s.fs, opts.Dir)
 	s.packer.init(s, warmForm)
@@ -129,7 +136,7 @@ func (s *Store) start() {
 	s.cooler.s, s.cooler.pace.s = s, s
 	s.report("read what is known of garbage collection", s.collector.load())
 	s.keeper.openSeconds()
-	for _, run := range []func(context.Context){s.destager.run, s.worker.run, s.checkpoints.run, s.keeper.run, s.cooler.run, s.indexer.run, s.collector.run} {
+	for _, run := range []func(context.Context){s.destager.run, s.worker.run, s.checkpoints.run, s.keeper.run, s.cooler.run, s.indexer.run, s.collector.run, s.historian.run} {
 		s.running.Add(1)
 		go func() {
 			defer s.running.Done()
@@ -145,6 +152,7 @@ func (s *Store) abandon() {
 	if s.log != nil {
 		_ = s.log.Close()
 	}
+	_ = s.historian.close()
 	_ = s.index.close()
 	if s.db != nil {
 		_ = s.db.Close()

@@ -294,6 +294,9 @@ func (s *Store) Rollback(_ context.Context, volume, name string) error {
 			return &op{Kind: opRollback, Volume: v.id, Node: n.id}, nil
 		})
 	}
+	if err == nil {
+		err = s.historian.rootAfterRollback(v)
+	}
 	if err != nil {
 		return fmt.Errorf("roll volume %q back to snapshot %q: %w", volume, name, err)
 	}

@@ -79,6 +79,8 @@ type Options struct {
 	secondEvery time.Duration // of second.go; tests make it short
 	coolLeast   int64         // of cooler.go; tests make it small
 
+	historyRootBytes int64 // of historyroots.go; tests make it small
+
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program
 
 	explainShift uint // of explain.go: at least so rare a sample; tests make a small store a large one
@@ -99,6 +101,10 @@ type Events struct {
 	SpaceState func(state SpaceState, freeBytes int64)
 	// QuotaState reports a change of how full the quota of a volume is. limitBytes is 0 when it was taken away.
 	QuotaState func(volume string, state FillState, usedBytes, limitBytes uint64)
+	// HistoryGap reports that the history of a volume could not go on and begins anew, and why: what lies before cannot be had any more.
+	HistoryGap func(volume string, cause error)
+	// HistoryDropped reports that history within a volume's window went because of its budget, and what it takes now.
+	HistoryDropped func(volume string, bytes int64)
 	// BackgroundError reports that background work failed and will be tried again.
 	BackgroundError func(task string, err error)
 	// Recovered reports what an open replayed.

@@ -3,6 +3,7 @@ package blockstore
 import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
@@ -67,6 +68,9 @@ func (p *prefetcher) layers(n *node, first, count uint64) error {
 
 // fromLog asks for a run of the log, unless it is in memory, or all were of late.
 func (p *prefetcher) fromLog(pos journal.Pos, n int64) {
+	if history.InHistory(uint64(pos)) {
+		return // a frame is read as a whole anyhow
+	}
 	if p.found >= aheadSure && p.found%aheadStep != 0 || p.s.log.Cached(pos, n) {
 		p.found++
 		return

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
@@ -201,6 +202,10 @@ func (r *reader) fromLog(run overlay.Run, scattered bool) error {
 // readLog reads sectors that lie one after the other in the log and checks them, or notes them if they are to be read together with others.
 func (r *reader) readLog(p []byte, pos journal.Pos, sums []uint32, later bool) error {
 	switch {
+	case history.InHistory(uint64(pos)) && r.try:
+		return block.ErrWouldBlock
+	case history.InHistory(uint64(pos)):
+		return r.s.historian.set.ReadAt(p, uint64(pos), sums)
 	case r.try:
 		return r.s.log.TryReadAt(p, pos, sums)
 	case later:

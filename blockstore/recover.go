@@ -71,7 +71,7 @@ func (s *Store) recover() (RecoveryInfo, error) {
 		FS: s.fs, Dir: s.path("log"), Mirrors: s.logMirrors(), StoreID: s.super.StoreID, BootEpoch: s.super.BootEpoch, OwnerEpoch: s.super.OwnerEpoch,
 		Keys:       s.keys.logKeys(),
 		MinSeq:     s.c.AppliedSeq + 1,
-		RetainFrom: s.checkpoints.retain(),
+		RetainFrom: s.historian.retain(s.checkpoints.retain()),
 		FileSize:   s.opts.LogFileBytes, CapBytes: s.opts.LogCapBytes, ReserveBytes: s.opts.LogCapBytes / 32,
 		SyncEvery: s.opts.SyncEvery, Now: s.opts.Now,
 		Events: journal.Events{

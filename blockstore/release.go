@@ -33,11 +33,16 @@ func (s *Store) releaseLog(ctx context.Context) error {
 	if s.checkpoints.deltaDue() {
 		s.checkpoints.kick()
 	}
-	if err := s.log.ReleaseBefore(s.checkpoints.releasable(low)); err != nil {
+	if err := s.letLogGo(low); err != nil {
 		return err
 	}
 	s.space.released()
 	return nil
+}
+
+// letLogGo releases what of the log lies before low, as far as neither checkpoints nor history wait for it. It is the one place that does.
+func (s *Store) letLogGo(low journal.Pos) error {
+	return s.log.ReleaseBefore(s.historian.releasable(s.checkpoints.releasable(low)))
 }
 
 // drainOps returns when every control operation that was between append and apply when it was called has been applied: no row and no layer shows one before.

@@ -52,6 +52,7 @@ func (s *Store) Stats() Stats {
 	}
 	k := &s.keeper.counts
 	st.DamageFound, st.DamageMended, st.DamageLost, st.InlineRepairs = k.found.Load(), k.mended.Load(), k.lost.Load(), k.inline.Load()
+	st.HistoryBytes, st.HistoryDropped = uint64(s.historian.set.Bytes()), s.historian.dropped.Load()
 	st.SecondCopyBytes = s.keeper.seconds.bytes()
 	st.DiskWrittenBytes += uint64(k.written.Load())
 	cool := s.Cooling()
@@ -101,6 +102,7 @@ func (s *Store) memoryStats(st *Stats, pebbleCache, memtables int64) {
 	part("metadata cache", pebbleCache, s.plan.pebble)
 	part("metadata tables", memtables, 3*s.plan.memtbl)
 	part("index filter", int64(s.index.shown.Load().FilterBytes), s.plan.hints)
+	part("moments", s.historian.budget.Used(), s.historian.momentsMost())
 	part("destage buffers", s.destager.buffers.held.Load(), int64(s.plan.regions)*block.RegionSize)
 	st.Caches = append(st.Caches,
 		CacheStats{"frames", frames.Hits, frames.Misses},

@@ -106,6 +106,7 @@ type Store struct {
 	thorough    atomic.Int32 // settles under way: reclaim goes further
 	dueFirst    dueFirst     // what they wait for
 	recuts      recuts
+	historian   *historian
 }
 
 // dirtySet is what of the tree is not yet in rows.
@@ -179,7 +180,7 @@ func (s *Store) Close() error {
 	s.report("last checkpoint of the metadata", s.checkpoints.close()) // without it nothing is lost: the log goes back further
 	err = errors.Join(err, s.packer.close(), s.mover.close(), s.cold.close())
 	clean := err == nil
-	err = errors.Join(err, s.log.Close())
+	err = errors.Join(err, s.historian.close(), s.log.Close())
 	s.report("close the index", s.index.close()) // what it does not have is put in again
 	err = errors.Join(err, s.db.Close())
 	if err == nil && clean {

@@ -33,7 +33,7 @@ func (v *Volume) discard(ctx context.Context, kind journal.Kind, off, n uint64, 
 		}
 	}
 	if sync || WriteMode(v.mode.Load()) == ModeDurable {
-		return v.s.flush(ctx)
+		return v.flush(ctx)
 	}
 	return nil
 }
@@ -98,6 +98,7 @@ func (v *Volume) tryDiscard(kind journal.Kind, first, count uint64) error {
 	}
 	v.s.at(afterAppend)
 	v.s.noteAsked(rec.Seq)
+	v.wrote(rec.Seq, 0)
 	v.head.Load().layer.PublishZero(first, count, uint64(rec.Pos))
 	v.counters.discards.Add(1)
 	return nil

@@ -32,6 +32,8 @@ type Volume struct {
 	limits atomic.Pointer[limiter] // nil: none
 	quota  atomic.Pointer[quota]   // nil: none
 
+	history atomic.Pointer[volumeHistory] // nil: none
+
 	// Guarded by Store.tree.
 	name  string
 	users int              // open devices

@@ -92,7 +92,7 @@ func (v *Volume) write(ctx context.Context, batch []block.Write, sync bool) erro
 		}
 	}
 	if sync || WriteMode(v.mode.Load()) == ModeDurable {
-		return v.s.flush(ctx)
+		return v.flush(ctx)
 	}
 	return nil
 }
@@ -198,6 +198,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	}
 	v.s.at(afterAppend)
 	v.s.noteAsked(recs[len(recs)-1].Seq)
+	v.wrote(recs[len(recs)-1].Seq, bytes)
 	layer := v.head.Load().layer
 	for i := range recs {
 		r := &recs[i]

@@ -98,7 +98,7 @@ func (r *run) all() error {
 	}{
 		{"metadata", r.checkRows}, {"tree", r.checkTree}, {"log", r.checkLog}, {"segments", r.checkSegments}, {"chunks", r.checkChunks},
 		{"maps", r.checkMaps}, {"deadlists", r.checkInheritance}, {"sizes of maps", r.checkMapped}, {"references", r.checkReferences}, {"counters", r.checkCounters},
-		{"checkpoints", r.checkCheckpoints}, {"scrub", r.checkScrub}, {"garbage collection", r.checkGC},
+		{"checkpoints", r.checkCheckpoints}, {"scrub", r.checkScrub}, {"history", r.checkHistory}, {"garbage collection", r.checkGC},
 	} {
 		if err := r.progress(step.name); err != nil {
 			return err

@@ -73,6 +73,8 @@ type Totals struct {
 	LogFiles        int    `json:"logFiles"` // of the log; spare ones are not counted
 	LogRecords      uint64 `json:"logRecords"`
 	LogBytes        int64  `json:"logBytes"` // headers and payload of these records
+	HistoryFiles    int    `json:"historyFiles"`
+	HistoryBytes    uint64 `json:"historyBytes"`
 	Segments        int    `json:"segments"`
 	SegmentBytes    int64  `json:"segmentBytes"`
 	Frames          uint64 `json:"frames"`
@@ -119,6 +121,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	fmt.Fprintf(&b, "store %s in %s, closed in order: %t\n", r.StoreID, r.Dir, r.Clean)
 	fmt.Fprintf(&b, "  %d volumes, %d snapshots, %d nodes\n", t.Volumes, t.Snapshots, t.Nodes)
 	fmt.Fprintf(&b, "  log: %d files, %d records, %d B\n", t.LogFiles, t.LogRecords, t.LogBytes)
+	if t.HistoryFiles > 0 {
+		fmt.Fprintf(&b, "  history: %d files, %d B\n", t.HistoryFiles, t.HistoryBytes)
+	}
 	fmt.Fprintf(&b, "  segments: %d, %d B, %d frames, %d chunks stored\n", t.Segments, t.SegmentBytes, t.Frames, t.StoredChunks)
 	fmt.Fprintf(&b, "  chunks: %d of %d B, %d B of them shared, %d references\n", t.Chunks, t.ChunkBytes, t.SharedBytes, t.References)
 	fmt.Fprintf(&b, "  maps: %d pages, %d nodes, %d extents; %d deadlist entries, %d jobs\n", t.Pages, t.RadixNodes, t.Extents, t.DeadlistEntries, t.Jobs)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -231,6 +232,9 @@ func (c *Control) listenOwn(a *attachment) error {
 // exportsOf names the exports that an attached volume stands for: itself and its snapshots.
 func (c *Control) exportsOf(volume string) []string {
 	exports := []string{volume}
+	if strings.Contains(volume, momentMark) {
+		return exports
+	}
 	snapshots, err := c.engine.Snapshots(volume)
 	if err != nil {
 		c.log.Warn("list the snapshots of a volume that is detached", "volume", volume, "error", err)

@@ -131,7 +131,7 @@ func (c *Control) restoreAttachments() error {
 
 // checkRecord refuses a record whose volume is another one by now, as after a data directory was put together from two.
 func (c *Control) checkRecord(record attachmentRecord) error {
-	info, err := c.visible(record.Volume)
+	info, err := c.visible(record.base())
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,11 @@ func (c *Control) openDevice(a *attachment) (shown, error) {
 	if err := c.checkRecord(record); err != nil {
 		return nil, err
 	}
-	device, err := c.engine.OpenDevice(record.Volume, "")
+	open := c.openVolume
+	if record.isMoment() {
+		open = c.openMoment
+	}
+	device, err := open(record)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +171,11 @@ func (c *Control) openDevice(a *attachment) (shown, error) {
 	}
 	a.device, a.view, a.faults = device, view, faults
 	return view, nil
+}
+
+// openVolume opens the device of an attachment of a volume.
+func (c *Control) openVolume(record attachmentRecord) (Device, error) {
+	return c.engine.OpenDevice(record.Volume, "")
 }
 
 // close closes the device, if it is open. Nobody uses it any more.
@@ -271,6 +280,13 @@ func (c *Control) recordOf(volume string) (attachmentRecord, bool) {
 func (c *Control) refuseAttached(verb, volume string) error {
 	if c.attachmentOf(volume) != nil {
 		return fmt.Errorf("%s volume %q: it is attached: %w", verb, volume, block.ErrInUse)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.mu.attachments {
+		if strings.HasPrefix(name, volume+momentMark) {
+			return fmt.Errorf("%s volume %q: a moment of it is attached, %s: %w", verb, volume, name, block.ErrInUse)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
@@ -94,6 +95,18 @@ type Engine interface {
 	ReplaceDisk(old, path string) error
 	// Explain surveys where the savings of a volume come from, or of all but those that skip names. It ends with ctx. progress must not block.
 	Explain(ctx context.Context, volume string, skip func(name string) bool, progress func(blockstore.ExplainProgress)) (*blockstore.Explanation, error)
+	// SetHistory says how much of a volume's past can be had again, durably; the zero value gives all of it up. ErrInUse while a moment of it is open.
+	SetHistory(ctx context.Context, volume string, policy blockstore.HistoryPolicy) error
+	// History describes the history of a volume; ErrNotFound if it has none.
+	History(volume string) (blockstore.HistoryInfo, error)
+	// HistoryPoints lists moments that have a name, a page at a time.
+	HistoryPoints(ctx context.Context, volume string, q blockstore.PointQuery) ([]blockstore.Point, error)
+	// MarkHistory names the present moment of a volume, durably.
+	MarkHistory(ctx context.Context, volume, label string) (blockstore.Point, error)
+	// OpenPoint opens a moment of a volume, to read it, and tells which it is.
+	OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, uint64, time.Time, error)
+	// RestorePoint makes a volume that begins as an open moment.
+	RestorePoint(ctx context.Context, moment Device, name string) error
 	// Alarms is where the engine tells how full things are.
 	Alarms() *Alarms
 	// Close makes everything durable and lets go of the data directory. All devices are closed before.

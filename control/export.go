@@ -27,6 +27,9 @@ func (s sharedExports) Acquire(name string) (nbd.Export, func(), error) {
 
 func (s sharedExports) acquire(name string, overTCP bool) (nbd.Export, func(), error) {
 	volume, snapshot, ofSnapshot := strings.Cut(name, "@")
+	if strings.Contains(name, momentMark) {
+		volume, snapshot, ofSnapshot = name, "", false // has an attachment of its own
+	}
 	a, err := s.c.use(volume)
 	if err != nil {
 		return nbd.Export{}, nil, err
@@ -41,7 +44,7 @@ func (s sharedExports) acquire(name string, overTCP bool) (nbd.Export, func(), e
 		return nbd.Export{}, nil, err
 	}
 	leave := func() {}
-	if overTCP {
+	if overTCP && !a.record.isMoment() {
 		view, leave = s.c.overTCP(a, view)
 	}
 	return exportOf(name, view), func() { leave(); s.c.unuse(a) }, nil

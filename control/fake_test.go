@@ -593,3 +593,33 @@ func (d *fakeDevice) ChangeBases() []string { return nil }
 func (d *fakeDevice) Changes(_ context.Context, snapshot string, _ block.Range, _ func(uint64, bool) bool) error {
 	return fmt.Errorf("snapshot %q: %w", snapshot, block.ErrNotFound)
 }
+
+// The fake keeps no history: control's own part of it is tested with the real engine (history_test.go).
+
+func noHistory(volume string) error {
+	return fmt.Errorf("volume %q keeps no history: %w", volume, block.ErrNotFound)
+}
+
+func (e *fakeEngine) SetHistory(_ context.Context, volume string, _ blockstore.HistoryPolicy) error {
+	return noHistory(volume)
+}
+
+func (e *fakeEngine) History(volume string) (blockstore.HistoryInfo, error) {
+	return blockstore.HistoryInfo{}, noHistory(volume)
+}
+
+func (e *fakeEngine) HistoryPoints(_ context.Context, volume string, _ blockstore.PointQuery) ([]blockstore.Point, error) {
+	return nil, noHistory(volume)
+}
+
+func (e *fakeEngine) MarkHistory(_ context.Context, volume, _ string) (blockstore.Point, error) {
+	return blockstore.Point{}, noHistory(volume)
+}
+
+func (e *fakeEngine) OpenPoint(_ context.Context, volume string, _ blockstore.Moment) (Device, uint64, time.Time, error) {
+	return nil, 0, time.Time{}, noHistory(volume)
+}
+
+func (e *fakeEngine) RestorePoint(_ context.Context, _ Device, name string) error {
+	return noHistory(name)
+}

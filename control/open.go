@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
@@ -85,6 +86,26 @@ func (s storeEngine) OpenDevice(volume, snapshot string) (Device, error) {
 	return device, nil
 }
 
+// OpenPoint implements Engine.
+func (s storeEngine) OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, uint64, time.Time, error) {
+	device, err := s.Store.OpenPoint(ctx, volume, m)
+	if err != nil {
+		return nil, 0, time.Time{}, err
+	}
+	seq, at, _ := device.Moment()
+	return device, seq, at, nil
+}
+
+// RestorePoint implements Engine.
+func (s storeEngine) RestorePoint(ctx context.Context, moment Device, name string) error {
+	device, ok := moment.(*blockstore.Device)
+	if !ok {
+		return fmt.Errorf("restore a moment that is not of this store: %w", block.ErrInvalid)
+	}
+	_, err := s.Store.RestorePoint(ctx, device, name, nil)
+	return err
+}
+
 // engineEvents logs what an operator should know of the engine. Faults that repeat are told at once, and then once a minute with a count.
 func engineEvents(log *slog.Logger, alarms *Alarms, now func() time.Time) blockstore.Events {
 	repeats := newRepeats(now)
@@ -130,6 +151,12 @@ func engineEvents(log *slog.Logger, alarms *Alarms, now func() time.Time) blocks
 			}
 			log.Log(context.Background(), level, "quota", "volume", volume, "state", state.String(), "usedBytes", used, "limitBytes", limit)
 			alarms.raise(Alarm{At: now().UTC(), Kind: "quota", Volume: volume, State: state.String(), UsedBytes: used, LimitBytes: limit})
+		},
+		HistoryGap: func(volume string, cause error) {
+			fault("the history of a volume could not go on, and begins anew: what it had cannot be had any more", cause, "volume", volume)
+		},
+		HistoryDropped: func(volume string, bytes int64) {
+			log.Warn("history within the window of a volume went, as it is over its budget", "volume", volume, "bytes", bytes)
 		},
 		BackgroundError: func(task string, err error) {
 			fault("background work failed and will be tried again", err, "task", task)

@@ -9,6 +9,15 @@ import (
 	"github.com/Khan/genqlient/graphql"
 )
 
+// AttachHistoryResponse is returned by AttachHistory on success.
+type AttachHistoryResponse struct {
+	// Exports a moment of a volume over NBD, read-only, until detachHistory, across restarts, as long as history has it. at is the number of a record, a time as in RFC 3339, a time ago such as 5m ago, now, or the label of a point.
+	AttachHistory HistoryMoment `json:"attachHistory"`
+}
+
+// GetAttachHistory returns AttachHistoryResponse.AttachHistory, and is useful for accessing the field via an interface.
+func (v *AttachHistoryResponse) GetAttachHistory() HistoryMoment { return v.AttachHistory }
+
 type AttachVolumeInput struct {
 	Name string `json:"name"`
 	// Adds a socket that serves this volume only.
@@ -529,6 +538,15 @@ type DeleteVolumeResponse struct {
 // GetDeleteVolume returns DeleteVolumeResponse.DeleteVolume, and is useful for accessing the field via an interface.
 func (v *DeleteVolumeResponse) GetDeleteVolume() string { return v.DeleteVolume }
 
+// DetachHistoryResponse is returned by DetachHistory on success.
+type DetachHistoryResponse struct {
+	// Ends the export of a moment, or of a volume. Returns its name.
+	DetachHistory string `json:"detachHistory"`
+}
+
+// GetDetachHistory returns DetachHistoryResponse.DetachHistory, and is useful for accessing the field via an interface.
+func (v *DetachHistoryResponse) GetDetachHistory() string { return v.DetachHistory }
+
 // DetachVolumeResponse is returned by DetachVolume on success.
 type DetachVolumeResponse struct {
 	// Ends an export. Connected clients are an error, unless force ends their connections after the requests in flight. Returns the volume's name.
@@ -971,6 +989,15 @@ type GetGarbageResponse struct {
 // GetGarbage returns GetGarbageResponse.Garbage, and is useful for accessing the field via an interface.
 func (v *GetGarbageResponse) GetGarbage() Garbage { return v.Garbage }
 
+// GetHistoryResponse is returned by GetHistory on success.
+type GetHistoryResponse struct {
+	// The history of a volume. NOT_FOUND where none is kept.
+	History History `json:"history"`
+}
+
+// GetHistory returns GetHistoryResponse.History, and is useful for accessing the field via an interface.
+func (v *GetHistoryResponse) GetHistory() History { return v.History }
+
 // GetIndexResponse is returned by GetIndex on success.
 type GetIndexResponse struct {
 	// How far the index of chunks by their hash is.
@@ -1037,6 +1064,117 @@ func (v *Held) GetRawBytes() uint64 { return v.RawBytes }
 
 // GetStoredBytes returns Held.StoredBytes, and is useful for accessing the field via an interface.
 func (v *Held) GetStoredBytes() uint64 { return v.StoredBytes }
+
+// History includes the GraphQL fields of History requested by the fragment History.
+// The GraphQL type's documentation follows.
+//
+// What a volume was in the past, as far as that can be had.
+type History struct {
+	Volume        string  `json:"volume"`
+	WindowSeconds float64 `json:"windowSeconds"`
+	// What it may take on disk now: half while the disk is near full.
+	BudgetBytes uint64 `json:"budgetBytes"`
+	// What it takes on disk. What its roots hold in segments is not in it.
+	Bytes uint64 `json:"bytes"`
+	// The oldest moment that can be had: the number of a record; 0: none yet.
+	FirstSeq uint64 `json:"firstSeq"`
+	// Its time; null: none yet.
+	First time.Time `json:"first"`
+	// The newest record of the store.
+	LastSeq uint64 `json:"lastSeq"`
+	// Automatic roots, which bound how far back a moment has to look.
+	Roots int `json:"roots"`
+	// How often it had to begin anew since the daemon started.
+	Gaps uint64 `json:"gaps"`
+	// Why it last had to; else empty.
+	LastGap string `json:"lastGap"`
+	// Nothing is kept at the moment.
+	Stopped bool `json:"stopped"`
+}
+
+// GetVolume returns History.Volume, and is useful for accessing the field via an interface.
+func (v *History) GetVolume() string { return v.Volume }
+
+// GetWindowSeconds returns History.WindowSeconds, and is useful for accessing the field via an interface.
+func (v *History) GetWindowSeconds() float64 { return v.WindowSeconds }
+
+// GetBudgetBytes returns History.BudgetBytes, and is useful for accessing the field via an interface.
+func (v *History) GetBudgetBytes() uint64 { return v.BudgetBytes }
+
+// GetBytes returns History.Bytes, and is useful for accessing the field via an interface.
+func (v *History) GetBytes() uint64 { return v.Bytes }
+
+// GetFirstSeq returns History.FirstSeq, and is useful for accessing the field via an interface.
+func (v *History) GetFirstSeq() uint64 { return v.FirstSeq }
+
+// GetFirst returns History.First, and is useful for accessing the field via an interface.
+func (v *History) GetFirst() time.Time { return v.First }
+
+// GetLastSeq returns History.LastSeq, and is useful for accessing the field via an interface.
+func (v *History) GetLastSeq() uint64 { return v.LastSeq }
+
+// GetRoots returns History.Roots, and is useful for accessing the field via an interface.
+func (v *History) GetRoots() int { return v.Roots }
+
+// GetGaps returns History.Gaps, and is useful for accessing the field via an interface.
+func (v *History) GetGaps() uint64 { return v.Gaps }
+
+// GetLastGap returns History.LastGap, and is useful for accessing the field via an interface.
+func (v *History) GetLastGap() string { return v.LastGap }
+
+// GetStopped returns History.Stopped, and is useful for accessing the field via an interface.
+func (v *History) GetStopped() bool { return v.Stopped }
+
+// HistoryMoment includes the GraphQL fields of HistoryMoment requested by the fragment HistoryMoment.
+// The GraphQL type's documentation follows.
+//
+// A moment that was opened or restored.
+type HistoryMoment struct {
+	// Of the export, or of the new volume.
+	Volume string    `json:"volume"`
+	Seq    uint64    `json:"seq"`
+	At     time.Time `json:"at"`
+	// Null: it is not attached.
+	Attachment *Attachment `json:"attachment"`
+}
+
+// GetVolume returns HistoryMoment.Volume, and is useful for accessing the field via an interface.
+func (v *HistoryMoment) GetVolume() string { return v.Volume }
+
+// GetSeq returns HistoryMoment.Seq, and is useful for accessing the field via an interface.
+func (v *HistoryMoment) GetSeq() uint64 { return v.Seq }
+
+// GetAt returns HistoryMoment.At, and is useful for accessing the field via an interface.
+func (v *HistoryMoment) GetAt() time.Time { return v.At }
+
+// GetAttachment returns HistoryMoment.Attachment, and is useful for accessing the field via an interface.
+func (v *HistoryMoment) GetAttachment() *Attachment { return v.Attachment }
+
+// HistoryPoint includes the GraphQL fields of HistoryPoint requested by the fragment HistoryPoint.
+// The GraphQL type's documentation follows.
+//
+// A moment of a volume that has a name of its own.
+type HistoryPoint struct {
+	// The last record that belongs to it.
+	Seq uint64    `json:"seq"`
+	At  time.Time `json:"at"`
+	// flush, snapshot, mark, resize or rollback.
+	Kind string `json:"kind"`
+	// Of a snapshot or a mark; else empty.
+	Label string `json:"label"`
+}
+
+// GetSeq returns HistoryPoint.Seq, and is useful for accessing the field via an interface.
+func (v *HistoryPoint) GetSeq() uint64 { return v.Seq }
+
+// GetAt returns HistoryPoint.At, and is useful for accessing the field via an interface.
+func (v *HistoryPoint) GetAt() time.Time { return v.At }
+
+// GetKind returns HistoryPoint.Kind, and is useful for accessing the field via an interface.
+func (v *HistoryPoint) GetKind() string { return v.Kind }
+
+// GetLabel returns HistoryPoint.Label, and is useful for accessing the field via an interface.
+func (v *HistoryPoint) GetLabel() string { return v.Label }
 
 // Index includes the GraphQL fields of Index requested by the fragment Index.
 // The GraphQL type's documentation follows.
@@ -1155,6 +1293,15 @@ type ListDamagesResponse struct {
 // GetDamages returns ListDamagesResponse.Damages, and is useful for accessing the field via an interface.
 func (v *ListDamagesResponse) GetDamages() []Damage { return v.Damages }
 
+// ListHistoryPointsResponse is returned by ListHistoryPoints on success.
+type ListHistoryPointsResponse struct {
+	// Moments of a volume that have a name of their own, oldest first, a page at a time: at most first (1 to 1000) of them, behind the record number after. Every write is a moment, too.
+	HistoryPoints []HistoryPoint `json:"historyPoints"`
+}
+
+// GetHistoryPoints returns ListHistoryPointsResponse.HistoryPoints, and is useful for accessing the field via an interface.
+func (v *ListHistoryPointsResponse) GetHistoryPoints() []HistoryPoint { return v.HistoryPoints }
+
 // ListSchedulesResponse is returned by ListSchedules on success.
 type ListSchedulesResponse struct {
 	// Schedules of snapshots, those of volumes first, ordered by target.
@@ -1198,6 +1345,15 @@ type ListVolumesResponse struct {
 
 // GetVolumes returns ListVolumesResponse.Volumes, and is useful for accessing the field via an interface.
 func (v *ListVolumesResponse) GetVolumes() []Volume { return v.Volumes }
+
+// MarkHistoryResponse is returned by MarkHistory on success.
+type MarkHistoryResponse struct {
+	// Names the present moment of a volume.
+	MarkHistory HistoryPoint `json:"markHistory"`
+}
+
+// GetMarkHistory returns MarkHistoryResponse.MarkHistory, and is useful for accessing the field via an interface.
+func (v *MarkHistoryResponse) GetMarkHistory() HistoryPoint { return v.MarkHistory }
 
 // MemoryPart includes the requested fields of the GraphQL type MemoryPart.
 type MemoryPart struct {
@@ -1338,6 +1494,15 @@ type ResizeVolumeResponse struct {
 
 // GetResizeVolume returns ResizeVolumeResponse.ResizeVolume, and is useful for accessing the field via an interface.
 func (v *ResizeVolumeResponse) GetResizeVolume() Volume { return v.ResizeVolume }
+
+// RestoreHistoryResponse is returned by RestoreHistory on success.
+type RestoreHistoryResponse struct {
+	// Makes a volume that begins as a moment of another one. It answers when the volume is whole and durable; with attach it exports it, too.
+	RestoreHistory HistoryMoment `json:"restoreHistory"`
+}
+
+// GetRestoreHistory returns RestoreHistoryResponse.RestoreHistory, and is useful for accessing the field via an interface.
+func (v *RestoreHistoryResponse) GetRestoreHistory() HistoryMoment { return v.RestoreHistory }
 
 // ResumeGarbageResponse is returned by ResumeGarbage on success.
 type ResumeGarbageResponse struct {
@@ -1513,6 +1678,15 @@ type SetVolumeGroupResponse struct {
 
 // GetSetVolumeGroup returns SetVolumeGroupResponse.SetVolumeGroup, and is useful for accessing the field via an interface.
 func (v *SetVolumeGroupResponse) GetSetVolumeGroup() VolumeGroup { return v.SetVolumeGroup }
+
+// SetVolumeHistoryResponse is returned by SetVolumeHistory on success.
+type SetVolumeHistoryResponse struct {
+	// Keeps what a volume was at every moment of a window, across restarts; nothing before the call. A window of 0 ends that, gives all of it up, and answers null. budgetBytes bounds what it takes on disk; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest goes first.
+	SetVolumeHistory *History `json:"setVolumeHistory"`
+}
+
+// GetSetVolumeHistory returns SetVolumeHistoryResponse.SetVolumeHistory, and is useful for accessing the field via an interface.
+func (v *SetVolumeHistoryResponse) GetSetVolumeHistory() *History { return v.SetVolumeHistory }
 
 // SetVolumeLimitsResponse is returned by SetVolumeLimits on success.
 type SetVolumeLimitsResponse struct {
@@ -1718,6 +1892,10 @@ type Stats struct {
 	InlineRepairs uint64 `json:"inlineRepairs"`
 	// Second copies of frames that very many references lead to.
 	SecondCopyBytes uint64 `json:"secondCopyBytes"`
+	// Files that history is in. What its roots hold counts as stored.
+	HistoryBytes uint64 `json:"historyBytes"`
+	// How often history within a window went, for its budget or because it could not go on, since the store was opened.
+	HistoryDropped uint64 `json:"historyDropped"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
 	DedupRatio float64 `json:"dedupRatio"`
 	// uniqueBytes per storedBytes; 0 while there is nothing.
@@ -1814,6 +1992,12 @@ func (v *Stats) GetInlineRepairs() uint64 { return v.InlineRepairs }
 
 // GetSecondCopyBytes returns Stats.SecondCopyBytes, and is useful for accessing the field via an interface.
 func (v *Stats) GetSecondCopyBytes() uint64 { return v.SecondCopyBytes }
+
+// GetHistoryBytes returns Stats.HistoryBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetHistoryBytes() uint64 { return v.HistoryBytes }
+
+// GetHistoryDropped returns Stats.HistoryDropped, and is useful for accessing the field via an interface.
+func (v *Stats) GetHistoryDropped() uint64 { return v.HistoryDropped }
 
 // GetDedupRatio returns Stats.DedupRatio, and is useful for accessing the field via an interface.
 func (v *Stats) GetDedupRatio() float64 { return v.DedupRatio }
@@ -2151,6 +2335,18 @@ var AllWriteMode = []WriteMode{
 	WriteModeDurable,
 }
 
+// __AttachHistoryInput is used internally by genqlient
+type __AttachHistoryInput struct {
+	Volume string `json:"volume"`
+	At     string `json:"at"`
+}
+
+// GetVolume returns __AttachHistoryInput.Volume, and is useful for accessing the field via an interface.
+func (v *__AttachHistoryInput) GetVolume() string { return v.Volume }
+
+// GetAt returns __AttachHistoryInput.At, and is useful for accessing the field via an interface.
+func (v *__AttachHistoryInput) GetAt() string { return v.At }
+
 // __AttachVolumeInput is used internally by genqlient
 type __AttachVolumeInput struct {
 	Input AttachVolumeInput `json:"input"`
@@ -2275,6 +2471,18 @@ type __DeleteVolumeInput struct {
 // GetName returns __DeleteVolumeInput.Name, and is useful for accessing the field via an interface.
 func (v *__DeleteVolumeInput) GetName() string { return v.Name }
 
+// __DetachHistoryInput is used internally by genqlient
+type __DetachHistoryInput struct {
+	Export string `json:"export"`
+	Force  bool   `json:"force"`
+}
+
+// GetExport returns __DetachHistoryInput.Export, and is useful for accessing the field via an interface.
+func (v *__DetachHistoryInput) GetExport() string { return v.Export }
+
+// GetForce returns __DetachHistoryInput.Force, and is useful for accessing the field via an interface.
+func (v *__DetachHistoryInput) GetForce() bool { return v.Force }
+
 // __DetachVolumeInput is used internally by genqlient
 type __DetachVolumeInput struct {
 	Name  string `json:"name"`
@@ -2287,6 +2495,14 @@ func (v *__DetachVolumeInput) GetName() string { return v.Name }
 // GetForce returns __DetachVolumeInput.Force, and is useful for accessing the field via an interface.
 func (v *__DetachVolumeInput) GetForce() bool { return v.Force }
 
+// __GetHistoryInput is used internally by genqlient
+type __GetHistoryInput struct {
+	Volume string `json:"volume"`
+}
+
+// GetVolume returns __GetHistoryInput.Volume, and is useful for accessing the field via an interface.
+func (v *__GetHistoryInput) GetVolume() string { return v.Volume }
+
 // __GetVolumeInput is used internally by genqlient
 type __GetVolumeInput struct {
 	Name string `json:"name"`
@@ -2295,6 +2511,26 @@ type __GetVolumeInput struct {
 // GetName returns __GetVolumeInput.Name, and is useful for accessing the field via an interface.
 func (v *__GetVolumeInput) GetName() string { return v.Name }
 
+// __ListHistoryPointsInput is used internally by genqlient
+type __ListHistoryPointsInput struct {
+	Volume   string `json:"volume"`
+	After    uint64 `json:"after"`
+	First    int    `json:"first"`
+	Labelled bool   `json:"labelled"`
+}
+
+// GetVolume returns __ListHistoryPointsInput.Volume, and is useful for accessing the field via an interface.
+func (v *__ListHistoryPointsInput) GetVolume() string { return v.Volume }
+
+// GetAfter returns __ListHistoryPointsInput.After, and is useful for accessing the field via an interface.
+func (v *__ListHistoryPointsInput) GetAfter() uint64 { return v.After }
+
+// GetFirst returns __ListHistoryPointsInput.First, and is useful for accessing the field via an interface.
+func (v *__ListHistoryPointsInput) GetFirst() int { return v.First }
+
+// GetLabelled returns __ListHistoryPointsInput.Labelled, and is useful for accessing the field via an interface.
+func (v *__ListHistoryPointsInput) GetLabelled() bool { return v.Labelled }
+
 // __ListSnapshotsInput is used internally by genqlient
 type __ListSnapshotsInput struct {
 	Volume string `json:"volume"`
@@ -2302,6 +2538,18 @@ type __ListSnapshotsInput struct {
 
 // GetVolume returns __ListSnapshotsInput.Volume, and is useful for accessing the field via an interface.
 func (v *__ListSnapshotsInput) GetVolume() string { return v.Volume }
+
+// __MarkHistoryInput is used internally by genqlient
+type __MarkHistoryInput struct {
+	Volume string `json:"volume"`
+	Label  string `json:"label"`
+}
+
+// GetVolume returns __MarkHistoryInput.Volume, and is useful for accessing the field via an interface.
+func (v *__MarkHistoryInput) GetVolume() string { return v.Volume }
+
+// GetLabel returns __MarkHistoryInput.Label, and is useful for accessing the field via an interface.
+func (v *__MarkHistoryInput) GetLabel() string { return v.Label }
 
 // __ProtectSnapshotInput is used internally by genqlient
 type __ProtectSnapshotInput struct {
@@ -2367,6 +2615,26 @@ func (v *__ResizeVolumeInput) GetName() string { return v.Name }
 // GetInput returns __ResizeVolumeInput.Input, and is useful for accessing the field via an interface.
 func (v *__ResizeVolumeInput) GetInput() ResizeVolumeInput { return v.Input }
 
+// __RestoreHistoryInput is used internally by genqlient
+type __RestoreHistoryInput struct {
+	Volume  string `json:"volume"`
+	At      string `json:"at"`
+	NewName string `json:"newName"`
+	Attach  bool   `json:"attach"`
+}
+
+// GetVolume returns __RestoreHistoryInput.Volume, and is useful for accessing the field via an interface.
+func (v *__RestoreHistoryInput) GetVolume() string { return v.Volume }
+
+// GetAt returns __RestoreHistoryInput.At, and is useful for accessing the field via an interface.
+func (v *__RestoreHistoryInput) GetAt() string { return v.At }
+
+// GetNewName returns __RestoreHistoryInput.NewName, and is useful for accessing the field via an interface.
+func (v *__RestoreHistoryInput) GetNewName() string { return v.NewName }
+
+// GetAttach returns __RestoreHistoryInput.Attach, and is useful for accessing the field via an interface.
+func (v *__RestoreHistoryInput) GetAttach() bool { return v.Attach }
+
 // __RetentionInput is used internally by genqlient
 type __RetentionInput struct {
 	Target string         `json:"target"`
@@ -2426,6 +2694,22 @@ func (v *__SetVolumeGroupInput) GetName() string { return v.Name }
 
 // GetVolumes returns __SetVolumeGroupInput.Volumes, and is useful for accessing the field via an interface.
 func (v *__SetVolumeGroupInput) GetVolumes() []string { return v.Volumes }
+
+// __SetVolumeHistoryInput is used internally by genqlient
+type __SetVolumeHistoryInput struct {
+	Name          string  `json:"name"`
+	WindowSeconds float64 `json:"windowSeconds"`
+	BudgetBytes   uint64  `json:"budgetBytes"`
+}
+
+// GetName returns __SetVolumeHistoryInput.Name, and is useful for accessing the field via an interface.
+func (v *__SetVolumeHistoryInput) GetName() string { return v.Name }
+
+// GetWindowSeconds returns __SetVolumeHistoryInput.WindowSeconds, and is useful for accessing the field via an interface.
+func (v *__SetVolumeHistoryInput) GetWindowSeconds() float64 { return v.WindowSeconds }
+
+// GetBudgetBytes returns __SetVolumeHistoryInput.BudgetBytes, and is useful for accessing the field via an interface.
+func (v *__SetVolumeHistoryInput) GetBudgetBytes() uint64 { return v.BudgetBytes }
 
 // __SetVolumeLimitsInput is used internally by genqlient
 type __SetVolumeLimitsInput struct {
@@ -2510,6 +2794,64 @@ func (v *__UnprotectSnapshotInput) GetVolume() string { return v.Volume }
 
 // GetName returns __UnprotectSnapshotInput.Name, and is useful for accessing the field via an interface.
 func (v *__UnprotectSnapshotInput) GetName() string { return v.Name }
+
+// The mutation executed by AttachHistory.
+const AttachHistory_Operation = `
+mutation AttachHistory ($volume: String!, $at: String!) {
+	attachHistory(volume: $volume, at: $at) {
+		... HistoryMoment
+	}
+}
+fragment HistoryMoment on HistoryMoment {
+	volume
+	seq
+	at
+	attachment {
+		... Attachment
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+`
+
+func AttachHistory(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	at string,
+) (data_ *AttachHistoryResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "AttachHistory",
+		Query:  AttachHistory_Operation,
+		Variables: &__AttachHistoryInput{
+			Volume: volume,
+			At:     at,
+		},
+	}
+
+	data_ = &AttachHistoryResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
 
 // The mutation executed by AttachVolume.
 const AttachVolume_Operation = `
@@ -3575,6 +3917,40 @@ func DeleteVolumeGroup(
 	return data_, err_
 }
 
+// The mutation executed by DetachHistory.
+const DetachHistory_Operation = `
+mutation DetachHistory ($export: String!, $force: Boolean!) {
+	detachHistory(export: $export, force: $force)
+}
+`
+
+func DetachHistory(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	export string,
+	force bool,
+) (data_ *DetachHistoryResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "DetachHistory",
+		Query:  DetachHistory_Operation,
+		Variables: &__DetachHistoryInput{
+			Export: export,
+			Force:  force,
+		},
+	}
+
+	data_ = &DetachHistoryResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by DetachVolume.
 const DetachVolume_Operation = `
 mutation DetachVolume ($name: String!, $force: Boolean!) {
@@ -3829,6 +4205,53 @@ func GetGarbage(
 	return data_, err_
 }
 
+// The query executed by GetHistory.
+const GetHistory_Operation = `
+query GetHistory ($volume: String!) {
+	history(volume: $volume) {
+		... History
+	}
+}
+fragment History on History {
+	volume
+	windowSeconds
+	budgetBytes
+	bytes
+	firstSeq
+	first
+	lastSeq
+	roots
+	gaps
+	lastGap
+	stopped
+}
+`
+
+func GetHistory(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+) (data_ *GetHistoryResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "GetHistory",
+		Query:  GetHistory_Operation,
+		Variables: &__GetHistoryInput{
+			Volume: volume,
+		},
+	}
+
+	data_ = &GetHistoryResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The query executed by GetIndex.
 const GetIndex_Operation = `
 query GetIndex {
@@ -3980,6 +4403,8 @@ query GetStats {
 		damageLost
 		inlineRepairs
 		secondCopyBytes
+		historyBytes
+		historyDropped
 		dedupRatio
 		compressionRatio
 		space
@@ -4192,6 +4617,52 @@ func ListDamages(
 	}
 
 	data_ = &ListDamagesResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by ListHistoryPoints.
+const ListHistoryPoints_Operation = `
+query ListHistoryPoints ($volume: String!, $after: Count!, $first: Int!, $labelled: Boolean!) {
+	historyPoints(volume: $volume, after: $after, first: $first, labelled: $labelled) {
+		... HistoryPoint
+	}
+}
+fragment HistoryPoint on HistoryPoint {
+	seq
+	at
+	kind
+	label
+}
+`
+
+func ListHistoryPoints(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	after uint64,
+	first int,
+	labelled bool,
+) (data_ *ListHistoryPointsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ListHistoryPoints",
+		Query:  ListHistoryPoints_Operation,
+		Variables: &__ListHistoryPointsInput{
+			Volume:   volume,
+			After:    after,
+			First:    first,
+			Labelled: labelled,
+		},
+	}
+
+	data_ = &ListHistoryPointsResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -4427,6 +4898,48 @@ func ListVolumes(
 	}
 
 	data_ = &ListVolumesResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by MarkHistory.
+const MarkHistory_Operation = `
+mutation MarkHistory ($volume: String!, $label: String!) {
+	markHistory(volume: $volume, label: $label) {
+		... HistoryPoint
+	}
+}
+fragment HistoryPoint on HistoryPoint {
+	seq
+	at
+	kind
+	label
+}
+`
+
+func MarkHistory(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	label string,
+) (data_ *MarkHistoryResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "MarkHistory",
+		Query:  MarkHistory_Operation,
+		Variables: &__MarkHistoryInput{
+			Volume: volume,
+			Label:  label,
+		},
+	}
+
+	data_ = &MarkHistoryResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -4963,6 +5476,68 @@ func ResizeVolume(
 	return data_, err_
 }
 
+// The mutation executed by RestoreHistory.
+const RestoreHistory_Operation = `
+mutation RestoreHistory ($volume: String!, $at: String!, $newName: String!, $attach: Boolean!) {
+	restoreHistory(volume: $volume, at: $at, newName: $newName, attach: $attach) {
+		... HistoryMoment
+	}
+}
+fragment HistoryMoment on HistoryMoment {
+	volume
+	seq
+	at
+	attachment {
+		... Attachment
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+`
+
+func RestoreHistory(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	at string,
+	newName string,
+	attach bool,
+) (data_ *RestoreHistoryResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "RestoreHistory",
+		Query:  RestoreHistory_Operation,
+		Variables: &__RestoreHistoryInput{
+			Volume:  volume,
+			At:      at,
+			NewName: newName,
+			Attach:  attach,
+		},
+	}
+
+	data_ = &RestoreHistoryResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by ResumeGarbage.
 const ResumeGarbage_Operation = `
 mutation ResumeGarbage {
@@ -5336,6 +5911,57 @@ func SetVolumeGroup(
 	}
 
 	data_ = &SetVolumeGroupResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by SetVolumeHistory.
+const SetVolumeHistory_Operation = `
+mutation SetVolumeHistory ($name: String!, $windowSeconds: Float!, $budgetBytes: Bytes!) {
+	setVolumeHistory(name: $name, windowSeconds: $windowSeconds, budgetBytes: $budgetBytes) {
+		... History
+	}
+}
+fragment History on History {
+	volume
+	windowSeconds
+	budgetBytes
+	bytes
+	firstSeq
+	first
+	lastSeq
+	roots
+	gaps
+	lastGap
+	stopped
+}
+`
+
+func SetVolumeHistory(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	name string,
+	windowSeconds float64,
+	budgetBytes uint64,
+) (data_ *SetVolumeHistoryResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "SetVolumeHistory",
+		Query:  SetVolumeHistory_Operation,
+		Variables: &__SetVolumeHistoryInput{
+			Name:          name,
+			WindowSeconds: windowSeconds,
+			BudgetBytes:   budgetBytes,
+		},
+	}
+
+	data_ = &SetVolumeHistoryResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

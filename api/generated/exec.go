@@ -218,6 +218,34 @@ type ComplexityRoot struct {
 		StoredBytes func(childComplexity int) int
 	}
 
+	History struct {
+		BudgetBytes   func(childComplexity int) int
+		Bytes         func(childComplexity int) int
+		First         func(childComplexity int) int
+		FirstSeq      func(childComplexity int) int
+		Gaps          func(childComplexity int) int
+		LastGap       func(childComplexity int) int
+		LastSeq       func(childComplexity int) int
+		Roots         func(childComplexity int) int
+		Stopped       func(childComplexity int) int
+		Volume        func(childComplexity int) int
+		WindowSeconds func(childComplexity int) int
+	}
+
+	HistoryMoment struct {
+		At         func(childComplexity int) int
+		Attachment func(childComplexity int) int
+		Seq        func(childComplexity int) int
+		Volume     func(childComplexity int) int
+	}
+
+	HistoryPoint struct {
+		At    func(childComplexity int) int
+		Kind  func(childComplexity int) int
+		Label func(childComplexity int) int
+		Seq   func(childComplexity int) int
+	}
+
 	Index struct {
 		Chunks      func(childComplexity int) int
 		DiskBytes   func(childComplexity int) int
@@ -246,6 +274,7 @@ type ComplexityRoot struct {
 	}
 
 	Mutation struct {
+		AttachHistory       func(childComplexity int, volume string, at string) int
 		AttachVolume        func(childComplexity int, input AttachVolumeInput) int
 		AuditGarbage        func(childComplexity int) int
 		CancelExplain       func(childComplexity int) int
@@ -264,8 +293,10 @@ type ComplexityRoot struct {
 		DeleteSnapshot      func(childComplexity int, volume string, name string) int
 		DeleteVolume        func(childComplexity int, name string) int
 		DeleteVolumeGroup   func(childComplexity int, name string) int
+		DetachHistory       func(childComplexity int, export string, force bool) int
 		DetachVolume        func(childComplexity int, name string, force bool) int
 		Explain             func(childComplexity int, volume *string) int
+		MarkHistory         func(childComplexity int, volume string, label string) int
 		PauseGarbage        func(childComplexity int) int
 		PauseScrub          func(childComplexity int) int
 		ProtectSnapshot     func(childComplexity int, volume string, name string) int
@@ -275,12 +306,14 @@ type ComplexityRoot struct {
 		Repair              func(childComplexity int) int
 		ReplaceDisk         func(childComplexity int, old string, path string) int
 		ResizeVolume        func(childComplexity int, name string, input control.ResizeSpec) int
+		RestoreHistory      func(childComplexity int, volume string, at string, newName string, attach bool) int
 		ResumeGarbage       func(childComplexity int) int
 		ResumeScrub         func(childComplexity int) int
 		RevokeToken         func(childComplexity int, name string) int
 		Rollback            func(childComplexity int, volume string, snapshot string) int
 		SetSchedule         func(childComplexity int, target string, everySeconds uint64, keep retention.Rules) int
 		SetVolumeGroup      func(childComplexity int, name string, volumes []string) int
+		SetVolumeHistory    func(childComplexity int, name string, windowSeconds float64, budgetBytes uint64) int
 		SetVolumeLimits     func(childComplexity int, name string, limits control.LimitsChange) int
 		SetVolumeQuota      func(childComplexity int, name string, quota control.QuotaChange) int
 		Settle              func(childComplexity int, cold bool) int
@@ -301,6 +334,8 @@ type ComplexityRoot struct {
 		Disks          func(childComplexity int) int
 		Explaining     func(childComplexity int) int
 		Garbage        func(childComplexity int) int
+		History        func(childComplexity int, volume string) int
+		HistoryPoints  func(childComplexity int, volume string, after uint64, first int, labelled bool) int
 		Index          func(childComplexity int) int
 		Retention      func(childComplexity int, target string, keep retention.Rules) int
 		Schedules      func(childComplexity int) int
@@ -384,6 +419,8 @@ type ComplexityRoot struct {
 		GuestReadBytes     func(childComplexity int) int
 		GuestWrittenBytes  func(childComplexity int) int
 		HeldUnusedBytes    func(childComplexity int) int
+		HistoryBytes       func(childComplexity int) int
+		HistoryDropped     func(childComplexity int) int
 		InlineRepairs      func(childComplexity int) int
 		LogCapBytes        func(childComplexity int) int
 		LogFill            func(childComplexity int) int
@@ -484,6 +521,11 @@ type MutationResolver interface {
 	ClearVolumeLimits(ctx context.Context, name string) (Volume, error)
 	SetVolumeQuota(ctx context.Context, name string, quota control.QuotaChange) (Volume, error)
 	ClearVolumeQuota(ctx context.Context, name string) (Volume, error)
+	SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64) (*control.History, error)
+	MarkHistory(ctx context.Context, volume string, label string) (control.HistoryPoint, error)
+	AttachHistory(ctx context.Context, volume string, at string) (control.HistoryMoment, error)
+	DetachHistory(ctx context.Context, export string, force bool) (string, error)
+	RestoreHistory(ctx context.Context, volume string, at string, newName string, attach bool) (control.HistoryMoment, error)
 	DeleteVolume(ctx context.Context, name string) (string, error)
 	CloneVolume(ctx context.Context, name string, snapshot *string, newName string) (Volume, error)
 	AttachVolume(ctx context.Context, input AttachVolumeInput) (Attached, error)
@@ -528,6 +570,8 @@ type QueryResolver interface {
 	Retention(ctx context.Context, target string, keep retention.Rules) ([]control.Verdict, error)
 	VolumeGroups(ctx context.Context) ([]control.VolumeGroup, error)
 	Attachments(ctx context.Context) ([]control.Attachment, error)
+	History(ctx context.Context, volume string) (control.History, error)
+	HistoryPoints(ctx context.Context, volume string, after uint64, first int, labelled bool) ([]control.HistoryPoint, error)
 	SnapshotExport(ctx context.Context, volume string, snapshot string) (control.Attachment, error)
 	Stats(ctx context.Context) (Stats, error)
 	Settling(ctx context.Context) (control.Settling, error)
@@ -1371,6 +1415,123 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.HeldBytes.StoredBytes(childComplexity), true
 
+	case "History.budgetBytes":
+		if e.ComplexityRoot.History.BudgetBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.BudgetBytes(childComplexity), true
+	case "History.bytes":
+		if e.ComplexityRoot.History.Bytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.Bytes(childComplexity), true
+	case "History.first":
+		if e.ComplexityRoot.History.First == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.First(childComplexity), true
+	case "History.firstSeq":
+		if e.ComplexityRoot.History.FirstSeq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.FirstSeq(childComplexity), true
+	case "History.gaps":
+		if e.ComplexityRoot.History.Gaps == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.Gaps(childComplexity), true
+	case "History.lastGap":
+		if e.ComplexityRoot.History.LastGap == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.LastGap(childComplexity), true
+	case "History.lastSeq":
+		if e.ComplexityRoot.History.LastSeq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.LastSeq(childComplexity), true
+	case "History.roots":
+		if e.ComplexityRoot.History.Roots == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.Roots(childComplexity), true
+	case "History.stopped":
+		if e.ComplexityRoot.History.Stopped == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.Stopped(childComplexity), true
+	case "History.volume":
+		if e.ComplexityRoot.History.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.Volume(childComplexity), true
+	case "History.windowSeconds":
+		if e.ComplexityRoot.History.WindowSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.WindowSeconds(childComplexity), true
+
+	case "HistoryMoment.at":
+		if e.ComplexityRoot.HistoryMoment.At == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryMoment.At(childComplexity), true
+	case "HistoryMoment.attachment":
+		if e.ComplexityRoot.HistoryMoment.Attachment == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryMoment.Attachment(childComplexity), true
+	case "HistoryMoment.seq":
+		if e.ComplexityRoot.HistoryMoment.Seq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryMoment.Seq(childComplexity), true
+	case "HistoryMoment.volume":
+		if e.ComplexityRoot.HistoryMoment.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryMoment.Volume(childComplexity), true
+
+	case "HistoryPoint.at":
+		if e.ComplexityRoot.HistoryPoint.At == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryPoint.At(childComplexity), true
+	case "HistoryPoint.kind":
+		if e.ComplexityRoot.HistoryPoint.Kind == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryPoint.Kind(childComplexity), true
+	case "HistoryPoint.label":
+		if e.ComplexityRoot.HistoryPoint.Label == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryPoint.Label(childComplexity), true
+	case "HistoryPoint.seq":
+		if e.ComplexityRoot.HistoryPoint.Seq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryPoint.Seq(childComplexity), true
+
 	case "Index.chunks":
 		if e.ComplexityRoot.Index.Chunks == nil {
 			break
@@ -1482,6 +1643,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.MemoryPart.UsedBytes(childComplexity), true
 
+	case "Mutation.attachHistory":
+		if e.ComplexityRoot.Mutation.AttachHistory == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_attachHistory_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.AttachHistory(childComplexity, args["volume"].(string), args["at"].(string)), true
 	case "Mutation.attachVolume":
 		if e.ComplexityRoot.Mutation.AttachVolume == nil {
 			break
@@ -1655,6 +1827,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.DeleteVolumeGroup(childComplexity, args["name"].(string)), true
+	case "Mutation.detachHistory":
+		if e.ComplexityRoot.Mutation.DetachHistory == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_detachHistory_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.DetachHistory(childComplexity, args["export"].(string), args["force"].(bool)), true
 	case "Mutation.detachVolume":
 		if e.ComplexityRoot.Mutation.DetachVolume == nil {
 			break
@@ -1677,6 +1860,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.Explain(childComplexity, args["volume"].(*string)), true
+	case "Mutation.markHistory":
+		if e.ComplexityRoot.Mutation.MarkHistory == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_markHistory_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.MarkHistory(childComplexity, args["volume"].(string), args["label"].(string)), true
 	case "Mutation.pauseGarbage":
 		if e.ComplexityRoot.Mutation.PauseGarbage == nil {
 			break
@@ -1756,6 +1950,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.ResizeVolume(childComplexity, args["name"].(string), args["input"].(control.ResizeSpec)), true
+	case "Mutation.restoreHistory":
+		if e.ComplexityRoot.Mutation.RestoreHistory == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_restoreHistory_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.RestoreHistory(childComplexity, args["volume"].(string), args["at"].(string), args["newName"].(string), args["attach"].(bool)), true
 	case "Mutation.resumeGarbage":
 		if e.ComplexityRoot.Mutation.ResumeGarbage == nil {
 			break
@@ -1812,6 +2017,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.SetVolumeGroup(childComplexity, args["name"].(string), args["volumes"].([]string)), true
+	case "Mutation.setVolumeHistory":
+		if e.ComplexityRoot.Mutation.SetVolumeHistory == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_setVolumeHistory_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.SetVolumeHistory(childComplexity, args["name"].(string), args["windowSeconds"].(float64), args["budgetBytes"].(uint64)), true
 	case "Mutation.setVolumeLimits":
 		if e.ComplexityRoot.Mutation.SetVolumeLimits == nil {
 			break
@@ -1923,6 +2139,28 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Query.Garbage(childComplexity), true
+	case "Query.history":
+		if e.ComplexityRoot.Query.History == nil {
+			break
+		}
+
+		args, err := ec.field_Query_history_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Query.History(childComplexity, args["volume"].(string)), true
+	case "Query.historyPoints":
+		if e.ComplexityRoot.Query.HistoryPoints == nil {
+			break
+		}
+
+		args, err := ec.field_Query_historyPoints_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Query.HistoryPoints(childComplexity, args["volume"].(string), args["after"].(uint64), args["first"].(int), args["labelled"].(bool)), true
 	case "Query.index":
 		if e.ComplexityRoot.Query.Index == nil {
 			break
@@ -2345,6 +2583,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.HeldUnusedBytes(childComplexity), true
+	case "Stats.historyBytes":
+		if e.ComplexityRoot.Stats.HistoryBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.HistoryBytes(childComplexity), true
+	case "Stats.historyDropped":
+		if e.ComplexityRoot.Stats.HistoryDropped == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.HistoryDropped(childComplexity), true
 	case "Stats.inlineRepairs":
 		if e.ComplexityRoot.Stats.InlineRepairs == nil {
 			break
@@ -2890,6 +3140,10 @@ type Query {
   "Groups of volumes, ordered by name."
   volumeGroups: [VolumeGroup!]! @scope(needs: READ)
   attachments: [Attachment!]! @scope(needs: READ)
+  "The history of a volume. NOT_FOUND where none is kept."
+  history(volume: String!): History! @scope(needs: READ)
+  "Moments of a volume that have a name of their own, oldest first, a page at a time: at most first (1 to 1000) of them, behind the record number after. Every write is a moment, too."
+  historyPoints(volume: String!, after: Count! = 0, first: Int! = 100, labelled: Boolean! = false): [HistoryPoint!]! @scope(needs: READ)
   "The export VOLUME@SNAPSHOT of a snapshot, which is there while the volume is attached."
   snapshotExport(volume: String!, snapshot: String!): Attachment! @scope(needs: READ)
   "Sizes and counters of the store."
@@ -2922,6 +3176,16 @@ type Mutation {
   "Bounds how much data a volume may refer to, and keeps room for it, at once and across restarts. NO_SPACE when so much cannot be kept."
   setVolumeQuota(name: String!, quota: VolumeQuotaInput!): Volume! @scope(needs: OPERATE)
   clearVolumeQuota(name: String!): Volume! @scope(needs: OPERATE)
+  "Keeps what a volume was at every moment of a window, across restarts; nothing before the call. A window of 0 ends that, gives all of it up, and answers null. budgetBytes bounds what it takes on disk; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest goes first."
+  setVolumeHistory(name: String!, windowSeconds: Float!, budgetBytes: Bytes! = 0): History @scope(needs: OPERATE)
+  "Names the present moment of a volume."
+  markHistory(volume: String!, label: String!): HistoryPoint! @scope(needs: OPERATE)
+  "Exports a moment of a volume over NBD, read-only, until detachHistory, across restarts, as long as history has it. at is the number of a record, a time as in RFC 3339, a time ago such as 5m ago, now, or the label of a point."
+  attachHistory(volume: String!, at: String!): HistoryMoment! @scope(needs: OPERATE)
+  "Ends the export of a moment, or of a volume. Returns its name."
+  detachHistory(export: String!, force: Boolean! = false): String! @scope(needs: OPERATE)
+  "Makes a volume that begins as a moment of another one. It answers when the volume is whole and durable; with attach it exports it, too."
+  restoreHistory(volume: String!, at: String!, newName: String!, attach: Boolean! = false): HistoryMoment! @scope(needs: OPERATE)
   "Deletes a volume that is not attached, with its snapshots, none of which is protected. Returns its name."
   deleteVolume(name: String!): String! @scope(needs: OPERATE)
   "Makes a volume from a snapshot, or from the volume as it is."
@@ -3124,6 +3388,51 @@ type Volume {
   referencedBytes: Bytes!
   "Null when there is none."
   quota: VolumeQuota
+}
+
+"What a volume was in the past, as far as that can be had."
+type History {
+  volume: String!
+  windowSeconds: Float!
+  "What it may take on disk now: half while the disk is near full."
+  budgetBytes: Bytes!
+  "What it takes on disk. What its roots hold in segments is not in it."
+  bytes: Bytes!
+  "The oldest moment that can be had: the number of a record; 0: none yet."
+  firstSeq: Count!
+  "Its time; null: none yet."
+  first: Time
+  "The newest record of the store."
+  lastSeq: Count!
+  "Automatic roots, which bound how far back a moment has to look."
+  roots: Int!
+  "How often it had to begin anew since the daemon started."
+  gaps: Count!
+  "Why it last had to; else empty."
+  lastGap: String!
+  "Nothing is kept at the moment."
+  stopped: Boolean!
+}
+
+"A moment of a volume that has a name of its own."
+type HistoryPoint {
+  "The last record that belongs to it."
+  seq: Count!
+  at: Time!
+  "flush, snapshot, mark, resize or rollback."
+  kind: String!
+  "Of a snapshot or a mark; else empty."
+  label: String!
+}
+
+"A moment that was opened or restored."
+type HistoryMoment {
+  "Of the export, or of the new volume."
+  volume: String!
+  seq: Count!
+  at: Time!
+  "Null: it is not attached."
+  attachment: Attachment
 }
 
 type VolumeQuota {
@@ -3578,6 +3887,10 @@ type Stats {
   damageLost: Count!
   "Reads that were answered by parity or a second copy since the store was opened."
   inlineRepairs: Count!
+  "Files that history is in. What its roots hold counts as stored."
+  historyBytes: Bytes!
+  "How often history within a window went, for its budget or because it could not go on, since the store was opened."
+  historyDropped: Count!
   "Second copies of frames that very many references lead to."
   secondCopyBytes: Bytes!
   "nonZeroBytes per uniqueBytes; 0 while there is nothing."
@@ -3990,6 +4303,62 @@ func (ec *executionContext) childFields_HeldBytes(ctx context.Context, field gra
 	return nil, fmt.Errorf("no field named %q was found under type HeldBytes", field.Name)
 }
 
+func (ec *executionContext) childFields_History(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "volume":
+		return ec.fieldContext_History_volume(ctx, field)
+	case "windowSeconds":
+		return ec.fieldContext_History_windowSeconds(ctx, field)
+	case "budgetBytes":
+		return ec.fieldContext_History_budgetBytes(ctx, field)
+	case "bytes":
+		return ec.fieldContext_History_bytes(ctx, field)
+	case "firstSeq":
+		return ec.fieldContext_History_firstSeq(ctx, field)
+	case "first":
+		return ec.fieldContext_History_first(ctx, field)
+	case "lastSeq":
+		return ec.fieldContext_History_lastSeq(ctx, field)
+	case "roots":
+		return ec.fieldContext_History_roots(ctx, field)
+	case "gaps":
+		return ec.fieldContext_History_gaps(ctx, field)
+	case "lastGap":
+		return ec.fieldContext_History_lastGap(ctx, field)
+	case "stopped":
+		return ec.fieldContext_History_stopped(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type History", field.Name)
+}
+
+func (ec *executionContext) childFields_HistoryMoment(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "volume":
+		return ec.fieldContext_HistoryMoment_volume(ctx, field)
+	case "seq":
+		return ec.fieldContext_HistoryMoment_seq(ctx, field)
+	case "at":
+		return ec.fieldContext_HistoryMoment_at(ctx, field)
+	case "attachment":
+		return ec.fieldContext_HistoryMoment_attachment(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type HistoryMoment", field.Name)
+}
+
+func (ec *executionContext) childFields_HistoryPoint(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "seq":
+		return ec.fieldContext_HistoryPoint_seq(ctx, field)
+	case "at":
+		return ec.fieldContext_HistoryPoint_at(ctx, field)
+	case "kind":
+		return ec.fieldContext_HistoryPoint_kind(ctx, field)
+	case "label":
+		return ec.fieldContext_HistoryPoint_label(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type HistoryPoint", field.Name)
+}
+
 func (ec *executionContext) childFields_Index(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "whole":
@@ -4204,6 +4573,10 @@ func (ec *executionContext) childFields_Stats(ctx context.Context, field graphql
 		return ec.fieldContext_Stats_damageLost(ctx, field)
 	case "inlineRepairs":
 		return ec.fieldContext_Stats_inlineRepairs(ctx, field)
+	case "historyBytes":
+		return ec.fieldContext_Stats_historyBytes(ctx, field)
+	case "historyDropped":
+		return ec.fieldContext_Stats_historyDropped(ctx, field)
 	case "secondCopyBytes":
 		return ec.fieldContext_Stats_secondCopyBytes(ctx, field)
 	case "dedupRatio":
@@ -4496,6 +4869,28 @@ func (ec *executionContext) dir_scope_args(ctx context.Context, rawArgs map[stri
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_attachHistory_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "at",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["at"] = arg1
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_attachVolume_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4718,6 +5113,28 @@ func (ec *executionContext) field_Mutation_deleteVolume_args(ctx context.Context
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_detachHistory_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "export",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["export"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "force",
+		func(ctx context.Context, v any) (bool, error) {
+			return ec.unmarshalNBoolean2bool(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["force"] = arg1
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_detachVolume_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4751,6 +5168,28 @@ func (ec *executionContext) field_Mutation_explain_args(ctx context.Context, raw
 		return nil, err
 	}
 	args["volume"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_markHistory_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "label",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["label"] = arg1
 	return args, nil
 }
 
@@ -4872,6 +5311,44 @@ func (ec *executionContext) field_Mutation_resizeVolume_args(ctx context.Context
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_restoreHistory_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "at",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["at"] = arg1
+	arg2, err := graphql.ProcessArgField(ctx, rawArgs, "newName",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["newName"] = arg2
+	arg3, err := graphql.ProcessArgField(ctx, rawArgs, "attach",
+		func(ctx context.Context, v any) (bool, error) {
+			return ec.unmarshalNBoolean2bool(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["attach"] = arg3
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_revokeToken_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -4957,6 +5434,36 @@ func (ec *executionContext) field_Mutation_setVolumeGroup_args(ctx context.Conte
 		return nil, err
 	}
 	args["volumes"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_setVolumeHistory_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "windowSeconds",
+		func(ctx context.Context, v any) (float64, error) {
+			return ec.unmarshalNFloat2float64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["windowSeconds"] = arg1
+	arg2, err := graphql.ProcessArgField(ctx, rawArgs, "budgetBytes",
+		func(ctx context.Context, v any) (uint64, error) {
+			return ec.unmarshalNBytes2uint64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["budgetBytes"] = arg2
 	return args, nil
 }
 
@@ -5065,6 +5572,58 @@ func (ec *executionContext) field_Query___type_args(ctx context.Context, rawArgs
 		return nil, err
 	}
 	args["name"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Query_historyPoints_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "after",
+		func(ctx context.Context, v any) (uint64, error) {
+			return ec.unmarshalNCount2uint64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["after"] = arg1
+	arg2, err := graphql.ProcessArgField(ctx, rawArgs, "first",
+		func(ctx context.Context, v any) (int, error) {
+			return ec.unmarshalNInt2int(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["first"] = arg2
+	arg3, err := graphql.ProcessArgField(ctx, rawArgs, "labelled",
+		func(ctx context.Context, v any) (bool, error) {
+			return ec.unmarshalNBoolean2bool(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["labelled"] = arg3
+	return args, nil
+}
+
+func (ec *executionContext) field_Query_history_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
 	return args, nil
 }
 
@@ -8412,6 +8971,452 @@ func (ec *executionContext) fieldContext_HeldBytes_storedBytes(_ context.Context
 	return graphql.NewScalarFieldContext("HeldBytes", field, false, false, "Bytes")
 }
 
+func (ec *executionContext) _History_volume(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "String")
+}
+
+func (ec *executionContext) _History_windowSeconds(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_windowSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WindowSeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_windowSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Float")
+}
+
+func (ec *executionContext) _History_budgetBytes(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_budgetBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.BudgetBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_budgetBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _History_bytes(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_bytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Bytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_bytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _History_firstSeq(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_firstSeq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FirstSeq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_firstSeq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Count")
+}
+
+func (ec *executionContext) _History_first(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_first(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.First, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *time.Time) graphql.Marshaler {
+			return ec.marshalOTime2ᚖtimeᚐTime(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_History_first(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Time")
+}
+
+func (ec *executionContext) _History_lastSeq(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_lastSeq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.LastSeq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_lastSeq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Count")
+}
+
+func (ec *executionContext) _History_roots(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_roots(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Roots, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_roots(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Int")
+}
+
+func (ec *executionContext) _History_gaps(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_gaps(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Gaps, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_gaps(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Count")
+}
+
+func (ec *executionContext) _History_lastGap(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_lastGap(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.LastGap, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_lastGap(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "String")
+}
+
+func (ec *executionContext) _History_stopped(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_stopped(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Stopped, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_stopped(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _HistoryMoment_volume(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryMoment_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryMoment_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryMoment", field, false, false, "String")
+}
+
+func (ec *executionContext) _HistoryMoment_seq(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryMoment_seq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Seq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryMoment_seq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryMoment", field, false, false, "Count")
+}
+
+func (ec *executionContext) _HistoryMoment_at(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryMoment_at(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.At, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryMoment_at(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryMoment", field, false, false, "Time")
+}
+
+func (ec *executionContext) _HistoryMoment_attachment(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryMoment_attachment(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Attachment, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *control.Attachment) graphql.Marshaler {
+			return ec.marshalOAttachment2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐAttachment(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryMoment_attachment(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "HistoryMoment",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Attachment(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _HistoryPoint_seq(ctx context.Context, field graphql.CollectedField, obj *control.HistoryPoint) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryPoint_seq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Seq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryPoint_seq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryPoint", field, false, false, "Count")
+}
+
+func (ec *executionContext) _HistoryPoint_at(ctx context.Context, field graphql.CollectedField, obj *control.HistoryPoint) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryPoint_at(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.At, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryPoint_at(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryPoint", field, false, false, "Time")
+}
+
+func (ec *executionContext) _HistoryPoint_kind(ctx context.Context, field graphql.CollectedField, obj *control.HistoryPoint) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryPoint_kind(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Kind, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryPoint_kind(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryPoint", field, false, false, "String")
+}
+
+func (ec *executionContext) _HistoryPoint_label(ctx context.Context, field graphql.CollectedField, obj *control.HistoryPoint) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryPoint_label(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Label, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryPoint_label(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryPoint", field, false, false, "String")
+}
+
 func (ec *executionContext) _Index_whole(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -9254,6 +10259,316 @@ func (ec *executionContext) fieldContext_Mutation_clearVolumeQuota(ctx context.C
 	}()
 	ctx = graphql.WithFieldContext(ctx, fc)
 	if fc.Args, err = ec.field_Mutation_clearVolumeQuota_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_setVolumeHistory(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_setVolumeHistory(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().SetVolumeHistory(ctx, fc.Args["name"].(string), fc.Args["windowSeconds"].(float64), fc.Args["budgetBytes"].(uint64))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal *control.History
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal *control.History
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v *control.History) graphql.Marshaler {
+			return ec.marshalOHistory2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistory(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_setVolumeHistory(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_History(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_setVolumeHistory_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_markHistory(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_markHistory(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().MarkHistory(ctx, fc.Args["volume"].(string), fc.Args["label"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.HistoryPoint
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.HistoryPoint
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.HistoryPoint) graphql.Marshaler {
+			return ec.marshalNHistoryPoint2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryPoint(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_markHistory(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HistoryPoint(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_markHistory_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_attachHistory(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_attachHistory(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().AttachHistory(ctx, fc.Args["volume"].(string), fc.Args["at"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.HistoryMoment
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.HistoryMoment
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.HistoryMoment) graphql.Marshaler {
+			return ec.marshalNHistoryMoment2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryMoment(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_attachHistory(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HistoryMoment(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_attachHistory_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_detachHistory(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_detachHistory(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().DetachHistory(ctx, fc.Args["export"].(string), fc.Args["force"].(bool))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal string
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal string
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_detachHistory(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return nil, errors.New("field of type String does not have child fields")
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_detachHistory_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_restoreHistory(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_restoreHistory(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().RestoreHistory(ctx, fc.Args["volume"].(string), fc.Args["at"].(string), fc.Args["newName"].(string), fc.Args["attach"].(bool))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.HistoryMoment
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.HistoryMoment
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.HistoryMoment) graphql.Marshaler {
+			return ec.marshalNHistoryMoment2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryMoment(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_restoreHistory(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HistoryMoment(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_restoreHistory_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
 		ec.Error(ctx, err)
 		return fc, err
 	}
@@ -11764,6 +13079,130 @@ func (ec *executionContext) fieldContext_Query_attachments(_ context.Context, fi
 	return fc, nil
 }
 
+func (ec *executionContext) _Query_history(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_history(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Query().History(ctx, fc.Args["volume"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal control.History
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.History
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.History) graphql.Marshaler {
+			return ec.marshalNHistory2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistory(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_history(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_History(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Query_history_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_historyPoints(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_historyPoints(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Query().HistoryPoints(ctx, fc.Args["volume"].(string), fc.Args["after"].(uint64), fc.Args["first"].(int), fc.Args["labelled"].(bool))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal []control.HistoryPoint
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.HistoryPoint
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.HistoryPoint) graphql.Marshaler {
+			return ec.marshalNHistoryPoint2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryPointᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_historyPoints(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HistoryPoint(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Query_historyPoints_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Query_snapshotExport(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -13678,6 +15117,52 @@ func (ec *executionContext) _Stats_inlineRepairs(ctx context.Context, field grap
 	)
 }
 func (ec *executionContext) fieldContext_Stats_inlineRepairs(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Stats_historyBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_historyBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_historyBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_historyDropped(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_historyDropped(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryDropped, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_historyDropped(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Stats", field, false, false, "Count")
 }
 
@@ -17895,6 +19380,185 @@ func (ec *executionContext) _HeldBytes(ctx context.Context, sel ast.SelectionSet
 	return out
 }
 
+var historyImplementors = []string{"History"}
+
+func (ec *executionContext) _History(ctx context.Context, sel ast.SelectionSet, obj *control.History) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, historyImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("History")
+		case "volume":
+			out.Values[i] = ec._History_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "windowSeconds":
+			out.Values[i] = ec._History_windowSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "budgetBytes":
+			out.Values[i] = ec._History_budgetBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "bytes":
+			out.Values[i] = ec._History_bytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "firstSeq":
+			out.Values[i] = ec._History_firstSeq(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "first":
+			out.Values[i] = ec._History_first(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "lastSeq":
+			out.Values[i] = ec._History_lastSeq(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "roots":
+			out.Values[i] = ec._History_roots(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "gaps":
+			out.Values[i] = ec._History_gaps(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "lastGap":
+			out.Values[i] = ec._History_lastGap(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "stopped":
+			out.Values[i] = ec._History_stopped(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var historyMomentImplementors = []string{"HistoryMoment"}
+
+func (ec *executionContext) _HistoryMoment(ctx context.Context, sel ast.SelectionSet, obj *control.HistoryMoment) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, historyMomentImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("HistoryMoment")
+		case "volume":
+			out.Values[i] = ec._HistoryMoment_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "seq":
+			out.Values[i] = ec._HistoryMoment_seq(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "at":
+			out.Values[i] = ec._HistoryMoment_at(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "attachment":
+			out.Values[i] = ec._HistoryMoment_attachment(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var historyPointImplementors = []string{"HistoryPoint"}
+
+func (ec *executionContext) _HistoryPoint(ctx context.Context, sel ast.SelectionSet, obj *control.HistoryPoint) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, historyPointImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("HistoryPoint")
+		case "seq":
+			out.Values[i] = ec._HistoryPoint_seq(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "at":
+			out.Values[i] = ec._HistoryPoint_at(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "kind":
+			out.Values[i] = ec._HistoryPoint_kind(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "label":
+			out.Values[i] = ec._HistoryPoint_label(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var indexImplementors = []string{"Index"}
 
 func (ec *executionContext) _Index(ctx context.Context, sel ast.SelectionSet, obj *control.Index) graphql.Marshaler {
@@ -18133,6 +19797,41 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 		case "clearVolumeQuota":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_clearVolumeQuota(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "setVolumeHistory":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_setVolumeHistory(ctx, field)
+			})
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "markHistory":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_markHistory(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "attachHistory":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_attachHistory(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "detachHistory":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_detachHistory(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "restoreHistory":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_restoreHistory(ctx, field)
 			})
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
@@ -18505,6 +20204,18 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 				true, true,
 				func(ctx context.Context) graphql.Marshaler {
 					return ec._Query_attachments(ctx, field)
+				})
+		case "history":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_history(ctx, field)
+				})
+		case "historyPoints":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_historyPoints(ctx, field)
 				})
 		case "snapshotExport":
 			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
@@ -19030,6 +20741,16 @@ func (ec *executionContext) _Stats(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "inlineRepairs":
 			out.Values[i] = ec._Stats_inlineRepairs(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "historyBytes":
+			out.Values[i] = ec._Stats_historyBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "historyDropped":
+			out.Values[i] = ec._Stats_historyDropped(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -20112,6 +21833,34 @@ func (ec *executionContext) marshalNHeldBytes2githubᚗcomᚋhyperᚑnixosᚋhyp
 	return ec._HeldBytes(ctx, sel, &v)
 }
 
+func (ec *executionContext) marshalNHistory2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistory(ctx context.Context, sel ast.SelectionSet, v control.History) graphql.Marshaler {
+	return ec._History(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNHistoryMoment2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryMoment(ctx context.Context, sel ast.SelectionSet, v control.HistoryMoment) graphql.Marshaler {
+	return ec._HistoryMoment(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNHistoryPoint2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryPoint(ctx context.Context, sel ast.SelectionSet, v control.HistoryPoint) graphql.Marshaler {
+	return ec._HistoryPoint(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNHistoryPoint2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryPointᚄ(ctx context.Context, sel ast.SelectionSet, v []control.HistoryPoint) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNHistoryPoint2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistoryPoint(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
 func (ec *executionContext) marshalNIndex2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐIndex(ctx context.Context, sel ast.SelectionSet, v control.Index) graphql.Marshaler {
 	return ec._Index(ctx, sel, &v)
 }
@@ -20692,6 +22441,13 @@ func (ec *executionContext) marshalOFloat2ᚖfloat64(ctx context.Context, sel as
 	_ = sel
 	res := graphql.MarshalFloatContext(*v)
 	return graphql.WrapContextMarshaler(ctx, res)
+}
+
+func (ec *executionContext) marshalOHistory2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐHistory(ctx context.Context, sel ast.SelectionSet, v *control.History) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._History(ctx, sel, v)
 }
 
 func (ec *executionContext) unmarshalOString2ᚕstringᚄ(ctx context.Context, v any) ([]string, error) {

@@ -149,6 +149,10 @@ type Stats struct {
 	DamageLost   uint64 `json:"damageLost"`
 	// Reads that were answered by parity or a second copy since the store was opened.
 	InlineRepairs uint64 `json:"inlineRepairs"`
+	// Files that history is in. What its roots hold counts as stored.
+	HistoryBytes uint64 `json:"historyBytes"`
+	// How often history within a window went, for its budget or because it could not go on, since the store was opened.
+	HistoryDropped uint64 `json:"historyDropped"`
 	// Second copies of frames that very many references lead to.
 	SecondCopyBytes uint64 `json:"secondCopyBytes"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.

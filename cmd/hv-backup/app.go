@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -73,9 +74,12 @@ func run(ctx context.Context, a *app, args []string) int {
 // judge returns the exit code of an error, and what to do next.
 func judge(command *cobra.Command, err error) (code int, hint string) {
 	var usage *console.UsageError
+	var said *client.Error
 	switch {
 	case errors.As(err, &usage), errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
+	case errors.As(err, &said):
+		return saidCode(said.Code), ""
 	case errors.Is(err, errProblems):
 		return exitDamaged, ""
 	case errors.Is(err, repository.ErrUnreadableMark):
@@ -96,6 +100,19 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitNotFound, ""
 	}
 	return exitFailed, ""
+}
+
+// saidCode is the exit code of what hvd said.
+func saidCode(code string) int {
+	switch code {
+	case client.CodeInvalid:
+		return exitUsage
+	case client.CodeNotFound:
+		return exitNotFound
+	case client.CodeExists, client.CodeInUse, client.CodeRefused, client.CodeReadOnly, client.CodeForbidden, client.CodeUnauthenticated, client.CodeBusy:
+		return exitRefused
+	}
+	return exitFailed
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -136,7 +153,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newCDP(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root

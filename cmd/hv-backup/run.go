@@ -12,10 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
-	"github.com/hyper-nixos/hyper-nixos/control/config"
 	"github.com/hyper-nixos/hyper-nixos/control/transfer"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
@@ -83,7 +81,7 @@ func (a *app) source(ctx context.Context, name string, file bool, m *repository.
 		return f, f.Close, nil
 	}
 	volume, snapshot, _ := strings.Cut(name, "@")
-	api, err := client.New(config.Endpoint(a.endpoint, a.getenv), a.getenv("HV_TOKEN"))
+	api, err := a.hvd()
 	if err != nil {
 		return nil, nil, err
 	}

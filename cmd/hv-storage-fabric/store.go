@@ -52,6 +52,7 @@ func (a *app) statsTable(s client.Stats) {
 		{"metadata", human(s.MetadataBytes)},
 		{"parity", fmt.Sprintf("%s for %s of segments, %s have none yet", human(s.ParityBytes), human(s.GuardedBytes), human(s.UnguardedBytes))},
 		{"damage", fmt.Sprintf("%d columns found, %d mended, %d lost, %d reads answered by parity or a second copy", s.DamageFound, s.DamageMended, s.DamageLost, s.InlineRepairs)},
+		{"history", human(s.HistoryBytes) + " of files"},
 		{"second copies", human(s.SecondCopyBytes) + " of what very many references lead to"},
 		{"space", fmt.Sprintf("%s, %s free, %s in reserve", s.Space, human(s.FreeBytes), human(s.ReserveBytes))},
 		{"log", fmt.Sprintf("%s of %s (%.0f %%)", human(s.LogUsedBytes), human(s.LogCapBytes), 100*s.LogFill)},

@@ -101,6 +101,18 @@ func newStoreDump(a *app) *cobra.Command {
 				return a.showDump(d, d)
 			},
 		},
+		&cobra.Command{
+			Use: "history FILE", Short: "A file of a volume's history; it needs neither its store nor a key",
+			Example: "  hv-storage-fabric store dump history /var/lib/hyper-nixos/history/0000000000000001/00000001.hist",
+			Args:    exactly("FILE"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				d, err := check.DumpHistory(args[0])
+				if err != nil {
+					return err
+				}
+				return a.showDump(d, d)
+			},
+		},
 		a.dump("index", "", "The index of chunks by their hash, in short", "", func(dir, _ string) error {
 			d, err := check.DumpIndex(dir)
 			if err != nil {

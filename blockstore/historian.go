@@ -1,0 +1,457 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
+)
+
+const (
+	historyDir = "history"
+	// MaxHistoryWindow is the longest window of history.
+	MaxHistoryWindow = 366 * 24 * time.Hour
+	// MinHistoryBudget is the least budget of a volume's history, in bytes: below, a file would be more than all of it.
+	MinHistoryBudget = 64 << 20
+
+	historyRootBytes = 4 << 30 // of a volume's log, after which a root is made
+	historyRootEvery = 15 * time.Minute
+	historyTick      = 250 * time.Millisecond
+	historyPause     = 10 * time.Second // after a gap
+	orphansEvery     = 64               // steps
+)
+
+// HistoryPolicy says how much of a volume's past can be had again; the zero value is none.
+type HistoryPolicy struct {
+	// Window is how far back, at most MaxHistoryWindow.
+	Window time.Duration
+	// BudgetBytes bounds what history takes on disk, at least MinHistoryBudget; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest history goes first.
+	BudgetBytes uint64
+}
+
+// None reports whether nothing is kept.
+func (p HistoryPolicy) None() bool { return p == HistoryPolicy{} }
+
+// Validate reports the first value that is out of bounds.
+func (p HistoryPolicy) Validate() error {
+	switch {
+	case p.None():
+		return nil
+	case p.Window < time.Second || p.Window > MaxHistoryWindow:
+		return fmt.Errorf("window of %v: want 1 s to %v: %w", p.Window, MaxHistoryWindow, block.ErrInvalid)
+	case p.BudgetBytes != 0 && p.BudgetBytes < MinHistoryBudget:
+		return fmt.Errorf("budget of %d B: want at least %d: %w", p.BudgetBytes, uint64(MinHistoryBudget), block.ErrInvalid)
+	}
+	return nil
+}
+
+// historian copies what volumes under history did out of the log before it is released, makes the roots that bound how far back a moment has to look, and lets go what is too old or too much.
+//
+// A moment (Store.OpenPoint) is the newest root before it and, over that, a layer of the records since. The historian never makes a guest's write fail or wait for long: where it cannot go on, history has a gap, and what
+// lies before the gap cannot be had any more.
+//
+// Locks: work, held over a whole pass, before Store.ops and Volume.mu; mu for instructions only.
+type historian struct {
+	s       *Store
+	set     *history.Set
+	wake    chan struct{}
+	budget  *overlay.Budget // of the layers of moments that are open
+	work    sync.Mutex
+	holding atomic.Bool // some volume has history: the log waits
+	dropped atomic.Uint64
+	buf     []byte // of work
+	steps   int    // of work
+
+	mu struct {
+		sync.Mutex
+		volumes  map[block.VolumeID]*volumeHistory
+		nextFile uint32
+		seq      uint64
+	}
+}
+
+// volumeHistory is the history of one volume.
+type volumeHistory struct {
+	id     block.VolumeID
+	v      *Volume
+	stream *history.Stream
+
+	window time.Duration // guarded by historian.mu, with the rest up to gaps
+	budget uint64        // as the user gave it; 0: default
+	since  uint64        // nothing up to that sequence number can be had
+	// lastSeq is durable in the stream.
+	lastSeq   uint64
+	suspended bool   // no room, or nobody may have it: records are let go
+	why       string // of the last gap
+	gaps      uint64
+
+	rootAt   time.Time // of work, as the next ones
+	gapAt    time.Time // of the last gap
+	rootSeen bool      // there is one of the volume's map epoch
+	// rooted is what written was at the last root.
+	rooted  int64
+	dueAt   atomic.Int64  // of written, at which a root is due
+	written atomic.Int64  // bytes that guests wrote since the open
+	last    atomic.Uint64 // last record of a guest
+
+	barriers barriers
+}
+
+func newHistorian(s *Store) *historian {
+	h := &historian{s: s, wake: make(chan struct{}, 1)}
+	h.mu.volumes = map[block.VolumeID]*volumeHistory{}
+	h.budget = overlay.NewBudget(h.momentsMost())
+	return h
+}
+
+// open reads what an earlier run left, before the log is opened.
+func (h *historian) open() error {
+	st, err := h.readState()
+	if errors.Is(err, block.ErrVersion) {
+		return err
+	}
+	if err != nil { // whose history is whose is not known any more
+		h.s.reportCorruption(fmt.Errorf("history cannot be had any more: %w", err))
+		st = historyState{}
+	}
+	set, bad, err := history.Open(history.Options{FS: h.s.fs, Dir: h.s.path(historyDir), StoreID: h.s.super.StoreID, Keys: h.s.keys.logKeys(), Now: h.s.opts.Now})
+	if err != nil {
+		return err
+	}
+	h.set = set
+	h.mu.nextFile, h.mu.seq = st.NextFile, st.Seq
+	for _, row := range st.Volumes {
+		v := &volumeHistory{id: row.ID, window: row.Window, budget: row.Budget, since: row.Since, lastSeq: row.LastSeq, stream: set.Stream(row.ID), rootAt: h.s.opts.Now()}
+		switch {
+		case bad[row.ID] != nil:
+			v.why = bad[row.ID].Error()
+		case row.LastSeq > row.Since && (v.stream == nil || v.stream.LastSeq() < row.LastSeq):
+			v.why = fmt.Sprintf("its history ends before record %d, which was synced", row.LastSeq)
+		}
+		h.mu.volumes[row.ID] = v
+	}
+	h.holding.Store(len(st.Volumes) > 0)
+	for _, id := range set.Volumes() {
+		if h.mu.volumes[id] == nil { // a death came before the files of an ended history were gone
+			h.s.report("remove the files of a history that has ended", set.Remove(id))
+		}
+	}
+	return nil
+}
+
+// retain bounds from below the position that the log must be kept from; 0: no bound.
+func (h *historian) retain(from journal.Pos) journal.Pos {
+	if !h.holding.Load() || h.mu.nextFile == 0 {
+		return from
+	}
+	pos := max(1, journal.Pos(h.mu.nextFile)<<32)
+	if from == 0 {
+		return pos
+	}
+	return min(from, pos)
+}
+
+// releasable bounds a position before which log files may go.
+func (h *historian) releasable(low journal.Pos) journal.Pos {
+	if !h.holding.Load() {
+		return low
+	}
+	h.mu.Lock()
+	pos := journal.Pos(h.mu.nextFile) << 32
+	h.mu.Unlock()
+	if pos < low {
+		h.kick()
+	}
+	return min(low, pos)
+}
+
+func (h *historian) kick() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// begin finds the volumes, when the log has been replayed.
+func (h *historian) begin() error {
+	h.work.Lock()
+	defer h.work.Unlock()
+	for _, vh := range h.all() {
+		h.s.tree.RLock()
+		vh.v = h.s.volumes[vh.id]
+		h.s.tree.RUnlock()
+		if vh.v == nil {
+			h.s.report("give up the history of a volume that is gone", h.end(vh))
+			continue
+		}
+		vh.v.history.Store(vh)
+		if vh.why != "" {
+			why := vh.why
+			h.s.reportCorruption(fmt.Errorf("the history of volume %q begins anew: %s: %w", vh.name(), why, block.ErrCorrupt))
+			if vh.stream == nil || vh.stream.LastSeq() < vh.lastSeq {
+				if err := h.set.Remove(vh.id); err != nil {
+					return err
+				}
+				vh.stream = nil
+			}
+			h.gap(vh, errors.New(why))
+		}
+		if vh.stream == nil {
+			stream, err := h.set.Create(vh.id)
+			if err != nil {
+				return err
+			}
+			vh.stream = stream
+		}
+		h.mu.Lock()
+		vh.lastSeq = vh.stream.LastSeq() // more may be durable than the state says
+		h.mu.Unlock()
+	}
+	return nil
+}
+
+// all lists the volumes that have history.
+func (h *historian) all() []*volumeHistory {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*volumeHistory, 0, len(h.mu.volumes))
+	for _, v := range h.mu.volumes {
+		all = append(all, v)
+	}
+	return all
+}
+
+func (h *historian) of(id block.VolumeID) *volumeHistory {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.mu.volumes[id]
+}
+
+// run works until ctx ends.
+func (h *historian) run(ctx context.Context) {
+	tick := time.NewTicker(historyTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.wake:
+		case <-tick.C:
+		}
+		if err := h.step(ctx); err != nil && !errors.Is(err, block.ErrClosed) {
+			h.s.report("keep history", err)
+		}
+	}
+}
+
+// step copies the files of the log that are full, makes the roots that are due, and lets go what is due.
+func (h *historian) step(ctx context.Context) error {
+	h.work.Lock()
+	defer h.work.Unlock()
+	if !h.holding.Load() {
+		return h.dropOrphans()
+	}
+	var all []error
+	if h.steps++; h.steps%orphansEvery == 0 {
+		all = append(all, h.dropOrphans())
+	}
+	for _, vh := range h.all() {
+		if vh.v == nil || vh.v.gone.Load() {
+			all = append(all, h.end(vh))
+		}
+	}
+	for _, vh := range h.all() {
+		if vh.suspended && h.s.opts.Now().Sub(vh.gapAt) >= historyPause {
+			all = append(all, h.resume(vh))
+		}
+		all = append(all, h.rootIfDue(vh))
+	}
+	seq, _ := h.s.log.Durable()
+	all = append(all, h.harvest(ctx, seq, false))
+	for _, vh := range h.all() {
+		all = append(all, h.expire(vh))
+	}
+	return errors.Join(all...)
+}
+
+// SetHistory says how much of a volume's past can be had again, durably. What is there already and within the new bounds stays; none gives all of it up. Nothing before the call can be had.
+func (s *Store) SetHistory(ctx context.Context, volume string, p HistoryPolicy) error {
+	err := p.Validate()
+	if err == nil {
+		err = s.historian.setPolicy(ctx, volume, p)
+	}
+	if err != nil {
+		return fmt.Errorf("set the history of volume %q: %w", volume, err)
+	}
+	return nil
+}
+
+func (h *historian) setPolicy(ctx context.Context, volume string, p HistoryPolicy) error {
+	v, err := h.s.lookupVolume(volume)
+	if err != nil {
+		return err
+	}
+	h.work.Lock()
+	defer h.work.Unlock()
+	vh := h.of(v.id)
+	switch {
+	case p.None() && vh == nil:
+		return nil
+	case p.None():
+		return h.end(vh)
+	case vh != nil:
+		h.mu.Lock()
+		vh.window, vh.budget = p.Window, p.BudgetBytes
+		h.mu.Unlock()
+		if err := h.save(); err != nil {
+			return err
+		}
+		return h.expire(vh)
+	}
+	return h.start(ctx, v, p)
+}
+
+// start begins the history of a volume: from the moment that the log waits for it, and with a root.
+func (h *historian) start(ctx context.Context, v *Volume, p HistoryPolicy) error {
+	if len(h.all()) >= maxHistories {
+		return fmt.Errorf("%d volumes have history, at most %d: %w", maxHistories, maxHistories, block.ErrInvalid)
+	}
+	if err := h.s.addROCompat(roCompatHistory); err != nil {
+		return err
+	}
+	stream, err := h.set.Create(v.id)
+	if err != nil {
+		return err
+	}
+	vh := &volumeHistory{id: v.id, v: v, stream: stream, window: p.Window, budget: p.BudgetBytes, lastSeq: stream.LastSeq(), rootAt: h.s.opts.Now()}
+	h.mu.Lock()
+	if !h.holding.Load() {
+		h.holding.Store(true) // from here on nothing is released that could have a record after the next line
+		files := h.s.log.LiveFiles()
+		h.mu.nextFile, h.mu.seq = files[len(files)-1].ID, 0
+	}
+	h.mu.Unlock()
+	if vh.since, err = h.durableLast(ctx); err != nil {
+		h.holding.Store(len(h.all()) > 0)
+		return err
+	}
+	h.mu.Lock()
+	h.mu.volumes[v.id] = vh
+	h.mu.Unlock()
+	v.history.Store(vh)
+	err = h.save()
+	if err == nil {
+		err = h.root(vh)
+	}
+	if err != nil {
+		return errors.Join(err, h.end(vh))
+	}
+	return nil
+}
+
+// durableLast is the number of the last record, which is durable when it returns: none up to it is ever given again, so it can be kept as a bound.
+func (h *historian) durableLast(ctx context.Context) (uint64, error) {
+	last, _ := h.s.log.Last()
+	return last, h.s.log.SyncThrough(ctx, last)
+}
+
+// end gives up all history of a volume. One that somebody reads stays until it is not any more. h.work is held.
+func (h *historian) end(vh *volumeHistory) error {
+	if vh.stream != nil && vh.stream.InUse() {
+		return fmt.Errorf("somebody reads it; detach that first: %w", block.ErrInUse)
+	}
+	if err := h.forget(vh); err != nil { // before the files go, or the next open would miss them
+		return err
+	}
+	var err error
+	if vh.v != nil {
+		vh.v.history.Store(nil)
+		err = h.dropRoots(vh.v, ^uint64(0))
+	}
+	return errors.Join(err, h.set.Remove(vh.id))
+}
+
+// forget takes a volume out of the state.
+func (h *historian) forget(vh *volumeHistory) error {
+	h.mu.Lock()
+	delete(h.mu.volumes, vh.id)
+	left := len(h.mu.volumes)
+	h.mu.Unlock()
+	err := h.save()
+	if left == 0 {
+		h.holding.Store(false)
+	}
+	return err
+}
+
+// gap gives up what there is of a volume's history, because it cannot be continued. Nobody who reads it is disturbed. h.work is held.
+func (h *historian) gap(vh *volumeHistory, cause error) {
+	if vh.stream != nil {
+		vh.stream.Abandon()
+	}
+	vh.gapAt = h.s.opts.Now()
+	last, failed := h.durableLast(h.s.ctx)
+	h.mu.Lock()
+	vh.since, vh.suspended, vh.why = last, true, cause.Error()
+	vh.gaps++
+	if vh.stream != nil {
+		vh.lastSeq = min(vh.lastSeq, vh.stream.LastSeq())
+	} else {
+		vh.lastSeq = 0
+	}
+	h.mu.Unlock()
+	h.dropped.Add(1)
+	if f := h.s.opts.Events.HistoryGap; f != nil {
+		f(vh.name(), cause)
+	}
+	if failed != nil { // the next open finds a state that does not know of it, and makes it anew: nothing after that is released
+		h.s.report("note a gap in the history of a volume", failed)
+		return
+	}
+	h.s.report("note a gap in the history of a volume", h.save())
+}
+
+func (vh *volumeHistory) name() string {
+	if vh.v == nil {
+		return fmt.Sprint(vh.id)
+	}
+	vh.v.s.tree.RLock()
+	defer vh.v.s.tree.RUnlock()
+	return vh.v.name
+}
+
+// resume goes on with history after a gap, when there is room.
+func (h *historian) resume(vh *volumeHistory) error {
+	if !vh.suspended || SpaceState(h.s.space.state.Load()) >= SpaceCritical || h.over(vh) {
+		return nil
+	}
+	since, err := h.durableLast(h.s.ctx)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	vh.since, vh.suspended = since, false
+	h.mu.Unlock()
+	if err := h.root(vh); err != nil {
+		h.mu.Lock()
+		vh.suspended = true
+		h.mu.Unlock()
+		return err
+	}
+	return h.save()
+}
+
+// close ends history with the store.
+func (h *historian) close() error {
+	if h.set == nil {
+		return nil
+	}
+	return h.set.Close()
+}

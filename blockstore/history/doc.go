@@ -1,0 +1,19 @@
+// Package history holds the history of volumes under continuous data protection: every change of a volume, copied out of the log before the log lets it go.
+//
+// It owns the directory history/ of a store: for each volume a row of files (docs/format/history.md), each a row of frames that are chained by checksums, compressed where that pays, and encrypted when the
+// store is. A file that is full is sealed with an index, so that an open reads its end alone, and a question about a time reads indexes and no payload.
+//
+//	+--------+-------+-------+- - -+-------+--------+
+//	| header | frame | frame |     | index | footer |
+//	+--------+-------+-------+- - -+-------+--------+
+//
+//	frame: header (64) | what each record did (meta) | payload of the writes
+//
+// It never looks into the log, knows nothing of maps, and starts no goroutine. A position (Stream.Append) names a sector of payload by file and offset in the file's raw payload; positions grow with the order
+// of records, as those of the log do, and have their highest bit set, so that an overlay can point at either.
+//
+// Durability: a record is durable when Stream.Sync has returned. What was not synced may be lost from the end; recovery ends a file at its first frame that is not whole. A record that was split over frames counts
+// as there only when all of it is: Stream.LastSeq is the last such one.
+//
+// Locks: Stream.mu, held by one appender at a time over its write, before Set.mu, which is held for instructions only.
+package history

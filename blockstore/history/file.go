@@ -1,0 +1,387 @@
+package history
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/s2"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// Codecs of a payload. The values are part of the format.
+const (
+	codecNone uint8 = 0
+	codecS2   uint8 = 1
+)
+
+const fileSuffix = ".hist"
+
+// file is one file of a volume's history.
+type file struct {
+	f      vfs.File
+	path   string
+	header Header
+	seed   uint32
+	vault  *vault
+
+	mu struct {
+		sync.Mutex
+		frames []frameRef // nil in a sealed file until it is asked for
+		loaded bool
+		pins   int
+		gone   bool
+	}
+
+	// Of the one appender; fixed once the file is sealed, but readers take them under mu.
+	sealed   bool
+	end      int64 // bytes
+	raw      uint32
+	chain    uint32
+	count    uint32 // frames
+	lastSeq  uint64 // of the last whole record here or before
+	lastTime int64
+	metas    []byte // of all frames, for the index; nil once it is sealed
+	spent    bool   // a write failed: nothing more is put where it may have left something
+	unsynced bool
+}
+
+func (f *file) source() string { return "history file " + f.path }
+
+// name puts the file into an error of this package.
+func (f *file) name(err error) error {
+	var c *block.CorruptError
+	if errors.As(err, &c) && c.Source == "" {
+		return fmt.Errorf("%w", &block.CorruptError{Source: f.source(), Offset: c.Offset, Want: c.Want, Got: c.Got})
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.source(), err)
+	}
+	return nil
+}
+
+func fileName(id uint32) string { return fmt.Sprintf("%08x%s", id, fileSuffix) }
+
+func parseFileName(name string) (uint32, bool) {
+	digits, ok := strings.CutSuffix(name, fileSuffix)
+	n, err := strconv.ParseUint(digits, 16, 32)
+	return uint32(n), ok && err == nil && n > 0 && n <= maxFileID && fileName(uint32(n)) == name
+}
+
+// openFile reads head and end of a file. A file without a footer is read as a whole and then sealed, so that nothing is ever appended to what an earlier run wrote.
+func openFile(fsys vfs.FS, path string, store block.UUID, volume block.VolumeID, id uint32, keys *keyring.Ring) (_ *file, err error) {
+	f := &file{path: path}
+	if f.f, err = vfs.OpenUpdate(fsys, path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.f.Close()
+		}
+	}()
+	info, err := f.f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.readHeader(keys); err != nil {
+		return nil, f.name(err)
+	}
+	if f.header.StoreID != store || f.header.Volume != volume || f.header.ID != id {
+		return nil, f.name(damaged("a file of this store and volume, of the id in its name", 16))
+	}
+	found, err := f.readFooter(info.Size())
+	if err != nil || found {
+		return f, f.name(err)
+	}
+	if err := f.scan(info.Size(), true); err != nil {
+		return nil, f.name(err)
+	}
+	f.end = max(f.end, info.Size()) // what lies behind the last whole frame stays where it is: the index goes behind it
+	return f, f.seal()
+}
+
+func (f *file) readHeader(keys *keyring.Ring) error {
+	page := make([]byte, headerSize)
+	if err := vfs.ReadFull(f.f, page, 0); err != nil {
+		return damaged("a header", 0)
+	}
+	var err error
+	if f.header, f.seed, err = ParseHeader(page); err != nil {
+		return err
+	}
+	f.vault, err = openVault(keys, &f.header, page)
+	f.chain, f.end, f.lastSeq = f.seed, headerSize, f.header.After
+	return err
+}
+
+// readFooter takes over what the footer of a sealed file says.
+func (f *file) readFooter(size int64) (bool, error) {
+	if size < headerSize+footerSize {
+		return false, nil
+	}
+	b := make([]byte, footerSize)
+	if err := vfs.ReadFull(f.f, b, size-footerSize); err != nil {
+		return false, err
+	}
+	ft, err := parseFooter(b, &f.header, f.seed, size)
+	if errors.Is(err, block.ErrCorrupt) {
+		return false, nil // where it was cut off, or damaged: the frames tell
+	}
+	if err != nil {
+		return false, err
+	}
+	f.sealed, f.end, f.raw, f.chain, f.count, f.lastSeq, f.lastTime = true, size, ft.Raw, ft.Chain, ft.Frames, ft.LastSeq, ft.LastTime
+	return true, nil
+}
+
+// scan reads the frames one after the other up to the first that is not whole, with their payload if deep.
+func (f *file) scan(size int64, deep bool) error {
+	head := make([]byte, frameSize)
+	f.mu.loaded = true
+	for f.end+frameSize <= size && f.end < 1<<32-1 {
+		if err := vfs.ReadFull(f.f, head, f.end); err != nil {
+			return err
+		}
+		h, err := parseFrame(head, f.count, f.chain)
+		if err != nil || f.end+frameSize+int64(h.MetaStored)+int64(h.PayloadStored) > size || uint64(f.raw)+uint64(h.PayloadRaw) > MaxFileRaw {
+			return nil
+		}
+		ref := frameRef{off: f.end, raw: f.raw, rawLen: h.PayloadRaw, stored: h.PayloadStored, metaRaw: h.MetaRaw, metaLen: h.MetaStored, sum: h.PayloadSum, codec: h.Codec}
+		meta, err := f.readMeta(&ref, h.MetaSum)
+		if errors.Is(err, block.ErrCorrupt) && !errors.Is(err, errForged) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if deep {
+			if _, err := f.readPayload(&ref); errors.Is(err, block.ErrCorrupt) && !errors.Is(err, errForged) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+		f.took(&ref, &h, meta)
+	}
+	return nil
+}
+
+// took accounts for a frame that is at the end of the file.
+func (f *file) took(ref *frameRef, h *frameHeader, meta []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.frames = append(f.mu.frames, *ref)
+	f.metas = append(f.metas, meta...)
+	f.end += frameSize + int64(h.MetaStored) + int64(h.PayloadStored)
+	f.raw += h.PayloadRaw
+	f.chain, f.lastSeq, f.lastTime = h.Chain, h.LastSeq, h.LastTime
+	f.count++
+}
+
+// readMeta reads what the records of a frame did.
+func (f *file) readMeta(r *frameRef, sum uint32) ([]byte, error) {
+	b := make([]byte, r.metaLen)
+	if err := vfs.ReadFull(f.f, b, r.off+frameSize); err != nil {
+		return nil, err
+	}
+	if crc32.Checksum(b, castagnoli) != sum {
+		return nil, damaged("records that match their checksum", r.off)
+	}
+	b, err := f.vault.open(nonce(nonceMeta, r.off), r.off, b)
+	if err == nil && len(b) != int(r.metaRaw) {
+		err = damaged("records of the length promised", r.off)
+	}
+	return b, err
+}
+
+// readPayload reads and decompresses the payload of a frame.
+func (f *file) readPayload(r *frameRef) ([]byte, error) {
+	if r.rawLen == 0 {
+		return nil, nil
+	}
+	b := make([]byte, r.stored)
+	if err := vfs.ReadFull(f.f, b, r.payloadAt()); err != nil {
+		return nil, err
+	}
+	if crc32.Checksum(b, castagnoli) != r.sum {
+		return nil, damaged("payload that matches its checksum", r.payloadAt())
+	}
+	b, err := f.vault.open(nonce(noncePayload, r.off), r.off, b)
+	if err != nil {
+		return nil, err
+	}
+	if r.codec == codecS2 {
+		n, err := s2.DecodedLen(b)
+		if err != nil || n != int(r.rawLen) {
+			return nil, damaged("payload of the length promised", r.payloadAt())
+		}
+		if b, err = s2.Decode(nil, b); err != nil {
+			return nil, damaged("payload that decompresses", r.payloadAt())
+		}
+	}
+	if len(b) != int(r.rawLen) {
+		return nil, damaged("payload of the length promised", r.payloadAt())
+	}
+	return b, nil
+}
+
+// seal writes index and footer behind the frames and makes them durable.
+func (f *file) seal() error {
+	if f.sealed {
+		return nil
+	}
+	f.mu.Lock()
+	index := make([]byte, int(f.count)*tableEntry, int(f.count)*tableEntry+len(f.metas))
+	for i := range f.mu.frames {
+		f.mu.frames[i].encode(index[i*tableEntry:])
+	}
+	f.mu.Unlock()
+	index = append(index, f.metas...)
+	var random [12]byte
+	if f.vault != nil {
+		if _, err := rand.Read(random[:]); err != nil {
+			return err
+		}
+	}
+	stored := f.vault.seal(random[:], index)
+	ft := footer{Nonce: random, ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw}
+	err := vfs.WriteVec(f.f, [][]byte{stored, ft.encode(f.seed)}, f.end)
+	if err == nil {
+		err = vfs.DataSync(f.f)
+	}
+	if err != nil {
+		f.spent = true
+		return f.name(fmt.Errorf("seal: %w", err))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.end += int64(len(stored)) + footerSize
+	f.sealed, f.metas, f.unsynced = true, nil, false
+	f.mu.frames, f.mu.loaded = nil, false
+	return nil
+}
+
+// index returns the frames of a file and what all their records did.
+func (f *file) index() (frames []frameRef, metas []byte, err error) {
+	f.mu.Lock()
+	sealed, end := f.sealed, f.end
+	if !sealed {
+		frames, metas = slices.Clone(f.mu.frames), slices.Clone(f.metas)
+	}
+	f.mu.Unlock()
+	if !sealed {
+		return frames, metas, nil
+	}
+	foot := make([]byte, footerSize)
+	if err := vfs.ReadFull(f.f, foot, end-footerSize); err != nil {
+		return nil, nil, f.name(err)
+	}
+	ft, err := parseFooter(foot, &f.header, f.seed, end)
+	if err != nil {
+		return nil, nil, f.name(err)
+	}
+	b := make([]byte, ft.IndexLen)
+	if err := vfs.ReadFull(f.f, b, ft.IndexOff); err != nil {
+		return nil, nil, f.name(err)
+	}
+	if crc32.Checksum(b, castagnoli) != ft.IndexSum {
+		return nil, nil, f.name(damaged("an index that matches its checksum", ft.IndexOff))
+	}
+	if b, err = f.vault.open(ft.Nonce[:], ft.IndexOff, b); err != nil {
+		return nil, nil, f.name(err)
+	}
+	if frames, metas, err = f.parseIndex(b, &ft); err != nil {
+		return nil, nil, f.name(err)
+	}
+	f.mu.Lock()
+	f.mu.frames, f.mu.loaded = frames, true
+	f.mu.Unlock()
+	return frames, metas, nil
+}
+
+// parseIndex checks that the frames of an index lie one behind the other.
+func (f *file) parseIndex(b []byte, ft *footer) (frames []frameRef, metas []byte, err error) {
+	if len(b) < int(ft.Frames)*tableEntry {
+		return nil, nil, damaged("an index as long as its table", ft.IndexOff)
+	}
+	frames = make([]frameRef, ft.Frames)
+	at, raw, meta := int64(headerSize), uint32(0), uint64(0)
+	for i := range frames {
+		r := parseFrameRef(b[i*tableEntry:])
+		if r.off != at || r.raw != raw || r.rawLen > maxFrameRaw || r.stored > maxFrameRaw+tagSize || r.metaRaw > maxFrameMeta || r.metaLen > maxFrameMeta+tagSize || r.codec > codecS2 {
+			return nil, nil, damaged("frames that follow one another", ft.IndexOff+int64(i)*tableEntry)
+		}
+		at, raw, meta = r.payloadAt()+int64(r.stored), raw+r.rawLen, meta+uint64(r.metaRaw)
+		frames[i] = r
+	}
+	metas = b[int(ft.Frames)*tableEntry:]
+	if at > ft.IndexOff || raw != ft.Raw || meta != uint64(len(metas)) {
+		return nil, nil, damaged("an index that fits its footer", ft.IndexOff)
+	}
+	return frames, metas, nil
+}
+
+// frame returns the frame that holds a byte of the raw payload.
+func (f *file) frame(raw uint32) (frameRef, bool, error) {
+	f.mu.Lock()
+	frames, loaded := f.mu.frames, f.mu.loaded || !f.sealed
+	f.mu.Unlock()
+	if !loaded {
+		var err error
+		if frames, _, err = f.index(); err != nil {
+			return frameRef{}, false, err
+		}
+	}
+	i, found := slices.BinarySearchFunc(frames, raw, func(r frameRef, raw uint32) int {
+		switch {
+		case r.raw+r.rawLen <= raw:
+			return -1
+		case r.raw > raw:
+			return 1
+		}
+		return 0
+	})
+	if !found {
+		return frameRef{}, false, nil
+	}
+	return frames[i], true, nil
+}
+
+// each calls visit for the records of the file in order.
+func (f *file) each(visit func(*Record) error) error {
+	frames, metas, err := f.index()
+	if err != nil {
+		return err
+	}
+	m, end := metaReader{file: f.header.ID}, uint32(0)
+	for i := range frames {
+		r := &frames[i]
+		if m.raw != r.raw {
+			return f.name(damaged("records that fill their frames", r.off))
+		}
+		m.rest, m.end = metas[:r.metaRaw], r.raw+r.rawLen
+		end = m.end
+		metas = metas[r.metaRaw:]
+		m.rec.Seq, m.rec.Time = 0, 0
+		for len(m.rest) > 0 {
+			if !m.next() {
+				return f.name(damaged("records in bounds", r.off))
+			}
+			if err := visit(&m.rec); err != nil {
+				return err
+			}
+		}
+	}
+	if m.raw != end {
+		return f.name(damaged("records that fill the file", frames[len(frames)-1].off))
+	}
+	return nil
+}

@@ -1,0 +1,333 @@
+package history
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync"
+
+	"github.com/klauspost/compress/s2"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/dedup"
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// Stream is the history of one volume. Its methods may be called from any number of goroutines.
+type Stream struct {
+	s      *Set
+	volume block.VolumeID
+
+	mu    sync.Mutex
+	files []*file // oldest first; the last one may be open
+
+	// What goes into the next frame.
+	meta    metaWriter
+	payload []byte
+	sums    []uint32
+	void    int    // changes without payload since the last sector, in the open file
+	part    bool   // the last record goes on
+	whole   uint64 // last record that is whole, in the frame or before it
+	packed  []byte // scratch
+}
+
+// LastSeq is the sequence number of the last record that is whole; 0: there is none.
+func (st *Stream) LastSeq() uint64 {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.lastLocked()
+}
+
+func (st *Stream) lastLocked() uint64 {
+	if st.meta.n > 0 {
+		return st.whole
+	}
+	if n := len(st.files); n > 0 {
+		return st.files[n-1].lastSeq
+	}
+	return 0
+}
+
+// Bytes is what the stream takes on disk.
+func (st *Stream) Bytes() (n int64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		n += f.end
+	}
+	return n
+}
+
+// Append adds a record behind all others; its sequence number is not below theirs. It is durable after Sync. An error leaves the stream as if the record had not come, but for parts that went into earlier frames.
+func (st *Stream) Append(r *Record) error {
+	if err := checkLabel(r.Label); err != nil {
+		return err
+	}
+	if r.Kind == Write && (r.Off%sectorSize != 0 || r.Len == 0 || r.Len != uint64(len(r.Payload)) || r.Len%sectorSize != 0 || r.Len > FrameRaw) {
+		return fmt.Errorf("append a write of %d bytes at %d to history: %w", r.Len, r.Off, block.ErrInvalid)
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if last := st.lastLocked(); r.Seq < last {
+		return fmt.Errorf("append record %d to history behind %d: %w", r.Seq, last, block.ErrInvalid)
+	}
+	if err := st.makeRoom(r); err != nil {
+		return err
+	}
+	st.sums = append(st.sums[:0], r.Sums...)
+	if len(r.Sums)*sectorSize != len(r.Payload) {
+		st.sums = st.sums[:0]
+		for p := r.Payload; len(p) > 0; p = p[sectorSize:] {
+			st.sums = append(st.sums, crc32.Checksum(p[:sectorSize], castagnoli))
+		}
+	}
+	if st.meta.n == 0 {
+		st.whole = st.lastLocked()
+	}
+	st.meta.add(r, st.sums)
+	st.payload = append(st.payload, r.Payload...)
+	switch {
+	case r.Kind == Write:
+		st.void = 0
+	case !r.Kind.point():
+		st.void++
+	}
+	if st.part = r.Part; !r.Part {
+		st.whole = r.Seq
+	}
+	return nil
+}
+
+// makeRoom writes the frame that is being filled if a record does not fit into it, and begins a file where one is needed.
+func (st *Stream) makeRoom(r *Record) error {
+	if len(st.payload)+len(r.Payload) > FrameRaw || len(st.meta.b) > maxFrameMeta-4096 {
+		if err := st.writeFrame(); err != nil {
+			return err
+		}
+	}
+	f := st.open()
+	full := f != nil && (f.end >= maxFileStored || int64(f.raw) > MaxFileRaw-longestRecord || st.void >= maxVoid-2)
+	if full && !st.part { // no record lies in two files
+		if err := st.rollLocked(); err != nil {
+			return err
+		}
+		f = nil
+	}
+	if f != nil {
+		return nil
+	}
+	f, err := st.s.newFile(st.volume, st.lastLocked())
+	if err != nil {
+		return err
+	}
+	if len(st.files) > 0 {
+		f.lastTime = st.files[len(st.files)-1].lastTime
+	}
+	st.files, st.void = append(st.files, f), 0
+	return nil
+}
+
+// open returns the file that is being filled, or nil.
+func (st *Stream) open() *file {
+	if n := len(st.files); n > 0 && !st.files[n-1].sealed && !st.files[n-1].spent {
+		return st.files[n-1]
+	}
+	return nil
+}
+
+// Abandon gives up what was appended and is in no frame yet, and the file that is being filled as far as more could be appended to it. Frames that were written stay. It is how an owner goes on after an error, with a gap.
+func (st *Stream) Abandon() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.meta.reset()
+	st.payload, st.part = st.payload[:0], false
+	if f := st.open(); f != nil && f.seal() != nil {
+		f.spent = true // an open reads it frame by frame
+	}
+}
+
+// writeFrame appends what was gathered to the open file.
+func (st *Stream) writeFrame() error {
+	if st.meta.n == 0 {
+		return nil
+	}
+	f := st.open()
+	if f == nil {
+		return fmt.Errorf("history of volume %d: %w", st.volume, errSpent)
+	}
+	h := frameHeader{Ordinal: f.count, Records: st.meta.n, MetaRaw: uint32(len(st.meta.b)), PayloadRaw: uint32(len(st.payload)), LastSeq: st.whole, LastTime: max(f.lastTime, st.meta.time)}
+	body := st.payload
+	if len(body) > 0 && !dedup.Incompressible(body) {
+		if st.packed = s2.Encode(st.packed[:cap(st.packed)], body); len(st.packed) < len(body)-len(body)/20 {
+			body, h.Codec = st.packed, codecS2
+		}
+	}
+	meta := f.vault.seal(nonce(nonceMeta, f.end), st.meta.b)
+	body = f.vault.seal(nonce(noncePayload, f.end), body)
+	h.MetaStored, h.MetaSum = uint32(len(meta)), crc32.Checksum(meta, castagnoli)
+	h.PayloadStored, h.PayloadSum = uint32(len(body)), crc32.Checksum(body, castagnoli)
+	var head [frameSize]byte
+	h.encode(head[:], f.chain)
+	if err := vfs.WriteVec(f.f, [][]byte{head[:], meta, body}, f.end); err != nil {
+		f.spent = true
+		return f.name(fmt.Errorf("append: %w", err))
+	}
+	f.unsynced = true
+	f.took(&frameRef{off: f.end, raw: f.raw, rawLen: h.PayloadRaw, stored: h.PayloadStored, metaRaw: h.MetaRaw, metaLen: h.MetaStored, sum: h.PayloadSum, codec: h.Codec}, &h, st.meta.b)
+	st.meta.reset()
+	st.payload = st.payload[:0]
+	return nil
+}
+
+// errSpent says that a write to the file that was being filled has failed: Abandon comes first.
+var errSpent = errors.New("an earlier write failed")
+
+// Sync makes all records durable whose Append had returned.
+func (st *Stream) Sync() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if err := st.writeFrame(); err != nil {
+		return err
+	}
+	f := st.open()
+	if f == nil || !f.unsynced {
+		return nil
+	}
+	if err := vfs.DataSync(f.f); err != nil {
+		f.spent = true
+		return f.name(fmt.Errorf("sync: %w", err))
+	}
+	f.unsynced = false
+	return nil
+}
+
+// Roll seals the file that is being filled, durably; the next record begins another one.
+func (st *Stream) Roll() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if err := st.writeFrame(); err != nil {
+		return err
+	}
+	return st.rollLocked()
+}
+
+func (st *Stream) rollLocked() error {
+	f := st.open()
+	if f == nil {
+		return nil
+	}
+	if err := st.writeFrame(); err != nil {
+		return err
+	}
+	return f.seal()
+}
+
+// Pin keeps files with records of [from, to] until the returned release is called. It does not read them.
+func (st *Stream) Pin(from, to uint64) (release func()) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	var held []*file
+	for _, f := range st.files {
+		if f.header.After < to && f.lastSeq >= from || !f.sealed {
+			f.mu.Lock()
+			f.mu.pins++
+			f.mu.Unlock()
+			held = append(held, f)
+		}
+	}
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			for _, f := range held {
+				f.mu.Lock()
+				f.mu.pins--
+				f.mu.Unlock()
+			}
+		})
+	}
+}
+
+// Each calls visit for the records with from ≤ seq ≤ to in order. It reads indexes only; the caller has pinned the range. What was appended and not synced is not there yet.
+func (st *Stream) Each(from, to uint64, visit func(*Record) error) error {
+	st.mu.Lock()
+	files := append([]*file(nil), st.files...)
+	last := make([]uint64, len(files))
+	for i, f := range files {
+		last[i] = f.lastSeq
+	}
+	st.mu.Unlock()
+	for i, f := range files {
+		if f.header.After >= to || last[i] < from { // what of a record was left behind by a death comes again, whole, in the next file
+			continue
+		}
+		err := f.each(func(r *Record) error {
+			if r.Seq < from || r.Seq > to {
+				return nil
+			}
+			return visit(r)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Expire removes the oldest files that hold nothing after seq, up to the first one that somebody reads or that is being filled. It returns what that gave back, in bytes.
+func (st *Stream) Expire(seq uint64) (freed int64, err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for len(st.files) > 0 {
+		f := st.files[0]
+		f.mu.Lock()
+		keep := f.mu.pins > 0 || !f.sealed && !f.spent || f.lastSeq > seq
+		f.mu.Unlock()
+		if keep {
+			return freed, err
+		}
+		freed += f.end
+		if e := st.s.drop(f); e != nil {
+			err = errors.Join(err, f.name(e))
+		}
+		st.files = st.files[1:]
+	}
+	return freed, err
+}
+
+// InUse reports whether somebody reads the stream.
+func (st *Stream) InUse() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		f.mu.Lock()
+		pins := f.mu.pins
+		f.mu.Unlock()
+		if pins > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// remove drops every file, unless somebody reads one.
+func (st *Stream) remove() (err error) {
+	if st.InUse() {
+		return fmt.Errorf("history of volume %d: somebody reads it: %w", st.volume, block.ErrInUse)
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		err = errors.Join(err, st.s.drop(f))
+	}
+	st.files, st.payload = nil, nil
+	st.meta.reset()
+	return err
+}
+
+func (st *Stream) closeFiles() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		_ = f.f.Close()
+	}
+}

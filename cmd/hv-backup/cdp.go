@@ -1,0 +1,231 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+)
+
+// momentsAre says what --at takes.
+const momentsAre = "TIME (2026-11-29T06:00:00.123456789Z, \"5m ago\", now), the number of a record, or the label of a mark or snapshot"
+
+// momentView is a moment with -o json. Its fields are part of the interface.
+type momentView struct {
+	URI    string    `json:"uri,omitempty"`
+	Volume string    `json:"volume"`
+	At     time.Time `json:"at"`
+	Seq    uint64    `json:"seq"`
+}
+
+func viewMoment(m client.HistoryMoment) momentView {
+	v := momentView{Volume: m.Volume, At: m.At, Seq: m.Seq}
+	if m.Attachment != nil {
+		v.URI = m.Attachment.Uri
+	}
+	return v
+}
+
+// hvd returns a client of the daemon.
+func (a *app) hvd() (*client.Client, error) {
+	return client.New(config.Endpoint(a.endpoint, a.getenv), a.getenv("HV_TOKEN"))
+}
+
+func newCDP(a *app) *cobra.Command {
+	c := console.Group(&cobra.Command{
+		Use:   "cdp",
+		Short: "Go back to any write of a volume that keeps history",
+		Long: `Go back to any write of a volume that keeps history. "hv-storage-fabric volume history set VOLUME --window 1h" has hvd keep it; from then on what the volume was after each write of that
+window can be attached, or restored to another volume. No repository is needed.`,
+	})
+	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a))
+	return c
+}
+
+func newCDPPoints(a *app) *cobra.Command {
+	var after uint64
+	var limit int
+	var labelled bool
+	c := &cobra.Command{
+		Use:   "points VOLUME",
+		Short: "List the moments of a volume that have a name: flushes, snapshots, marks",
+		Long: `List the moments of a volume that have a name, oldest first: what its guest flushed, snapshots, marks, resizes and rollbacks. Every other write is a moment, too: by its time, or by the number of a record.
+A page has --limit of them; --after NUMBER goes on behind the last.`,
+		Example: `  hv-backup cdp points web1
+  hv-backup cdp points web1 --labelled
+  hv-backup cdp points web1 --after 123456 --limit 1000 -o json`,
+		Args: console.Exactly("VOLUME"),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.hvd()
+			if err != nil {
+				return err
+			}
+			info, err := client.GetHistory(c.Context(), api, args[0])
+			if err != nil {
+				return err
+			}
+			reply, err := client.ListHistoryPoints(c.Context(), api, args[0], after, limit, labelled)
+			if err != nil {
+				return err
+			}
+			h := info.History
+			points := append([]client.HistoryPoint{}, reply.HistoryPoints...)
+			return a.show(map[string]any{"history": h, "points": points}, func() { a.tellPoints(h, points, limit) })
+		},
+	}
+	f := c.Flags()
+	f.Uint64Var(&after, "after", 0, "only what is behind the record of that number")
+	f.IntVar(&limit, "limit", 100, "at most so many, 1 to 1000")
+	f.BoolVar(&labelled, "labelled", false, "without flushes")
+	return c
+}
+
+// tellPoints prints a page of points.
+func (a *app) tellPoints(h client.History, points []client.HistoryPoint, limit int) {
+	if h.FirstSeq == 0 {
+		a.say("volume %s has no moment yet", h.Volume)
+	} else {
+		a.say("every write of volume %s from record %d (%s) on", h.Volume, h.FirstSeq, h.First.Format(time.RFC3339Nano))
+	}
+	if h.Stopped {
+		a.say("nothing is kept at the moment: %s", h.LastGap)
+	}
+	for _, p := range points {
+		a.say("%12d  %-30s  %-8s  %s", p.Seq, p.At.Format(time.RFC3339Nano), p.Kind, p.Label)
+	}
+	if len(points) >= limit && len(points) > 0 {
+		a.say("there may be more: --after %d", points[len(points)-1].Seq)
+	}
+}
+
+func newCDPAttach(a *app) *cobra.Command {
+	var at, as string
+	var writable bool
+	c := &cobra.Command{
+		Use:   "attach VOLUME --at MOMENT",
+		Short: "Export a volume as it was at a moment, over NBD, and print its URI",
+		Long: `Export a volume as it was after a write of its past, and print the URI. It is read-only, there at once whatever the age of the moment, and until "cdp detach"; meanwhile history does not let go what it
+needs. With --writable a volume of its own is made of the moment (as "cdp restore" does, which takes as long as writing what was written since the automatic root before it), attached, and stays until it is deleted.`,
+		Example: `  hv-backup cdp attach web1 --at "5m ago"
+  hv-backup cdp attach web1 --at 2026-11-29T06:00:00.5Z -o json
+  hv-backup cdp attach web1 --at before-upgrade --writable --as web1-check`,
+		Args: console.Exactly("VOLUME"),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case at == "":
+				return console.Usagef("which moment? give --at: %s", momentsAre)
+			case as != "" && !writable:
+				return console.Usagef("--as goes with --writable")
+			}
+			api, err := a.hvd()
+			if err != nil {
+				return err
+			}
+			var moment client.HistoryMoment
+			if writable {
+				if as == "" {
+					as = args[0] + "-" + time.Now().UTC().Format("20060102t150405.000z")
+				}
+				reply, err := client.RestoreHistory(c.Context(), api, args[0], at, as, true)
+				if err != nil {
+					return err
+				}
+				moment = reply.RestoreHistory
+			} else {
+				reply, err := client.AttachHistory(c.Context(), api, args[0], at)
+				if err != nil {
+					return err
+				}
+				moment = reply.AttachHistory
+			}
+			v := viewMoment(moment)
+			a.note("%s is record %d of %s", v.Volume, v.Seq, v.At.Format(time.RFC3339Nano))
+			return a.show(v, func() { a.say("%s", v.URI) })
+		},
+	}
+	c.Flags().StringVar(&at, "at", "", "the moment: "+momentsAre)
+	c.Flags().BoolVar(&writable, "writable", false, "make a volume of it that can be written")
+	c.Flags().StringVar(&as, "as", "", "name of that volume (default: the old name and the present time)")
+	return c
+}
+
+func newCDPDetach(a *app) *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use:   "detach EXPORT",
+		Short: "End the export of a moment",
+		Long: `End the export of a moment, by the name that "cdp attach" printed: VOLUME@seq:NUMBER, or the name of a volume that was made with --writable, which stays. Refused while clients are connected, unless --force
+ends their connections after the requests in flight.`,
+		Example: `  hv-backup cdp detach web1@seq:123456`,
+		Args:    console.Exactly("EXPORT"),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.hvd()
+			if err != nil {
+				return err
+			}
+			if _, err := client.DetachHistory(c.Context(), api, args[0], force); err != nil {
+				return err
+			}
+			return a.show(map[string]any{"export": args[0], "detached": true}, func() { a.say("detached %s", args[0]) })
+		},
+	}
+	c.Flags().BoolVar(&force, "force", false, "end the connections of clients")
+	return c
+}
+
+func newCDPRestore(a *app) *cobra.Command {
+	var at, to string
+	c := &cobra.Command{
+		Use:   "restore VOLUME --at MOMENT --to-volume NAME",
+		Short: "Make a volume that begins as another one was at a moment",
+		Long: `Make a volume that begins as another one was after a write of its past. What lies below the automatic root before the moment is shared, what was written since is written anew. The new volume appears
+under its name when it is whole and durable; an interrupt leaves nothing of it.`,
+		Example: `  hv-backup cdp restore web1 --at "90s ago" --to-volume web1-rescued`,
+		Args:    console.Exactly("VOLUME"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if at == "" || to == "" {
+				return console.Usagef("give --at MOMENT (%s) and --to-volume NAME", momentsAre)
+			}
+			api, err := a.hvd()
+			if err != nil {
+				return err
+			}
+			reply, err := client.RestoreHistory(c.Context(), api, args[0], at, to, false)
+			if err != nil {
+				return err
+			}
+			v := viewMoment(reply.RestoreHistory)
+			return a.show(v, func() {
+				a.say("volume %s is %s at record %d of %s", v.Volume, args[0], v.Seq, v.At.Format(time.RFC3339Nano))
+			})
+		},
+	}
+	c.Flags().StringVar(&at, "at", "", "the moment: "+momentsAre)
+	c.Flags().StringVar(&to, "to-volume", "", "name of the new volume")
+	return c
+}
+
+func newCDPMark(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "mark VOLUME LABEL",
+		Short:   "Name the present moment of a volume",
+		Long:    `Name the present moment of a volume, durably, so that "--at LABEL" finds it. Of a label that was given twice the newer counts.`,
+		Example: `  hv-backup cdp mark web1 before-upgrade`,
+		Args:    console.Exactly("VOLUME", "LABEL"),
+		RunE: func(c *cobra.Command, args []string) error {
+			api, err := a.hvd()
+			if err != nil {
+				return err
+			}
+			reply, err := client.MarkHistory(c.Context(), api, args[0], args[1])
+			if err != nil {
+				return err
+			}
+			p := reply.MarkHistory
+			return a.show(p, func() { a.say("record %d of volume %s is %q", p.Seq, args[0], p.Label) })
+		},
+	}
+}

@@ -1,0 +1,256 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
+)
+
+// momentMark stands in the name of an export between a volume and the number of a record: VOLUME@seq:NUMBER. No snapshot has such a name.
+const momentMark = "@seq:"
+
+// History is what a user sees of the history of a volume.
+type History struct {
+	Volume        string
+	WindowSeconds float64
+	BudgetBytes   uint64
+	Bytes         uint64 // on disk
+	FirstSeq      uint64
+	First         *time.Time // nil: none can be had yet
+	LastSeq       uint64
+	Roots         int
+	Gaps          uint64 // since the daemon started
+	LastGap       string // why; else empty
+	Stopped       bool
+}
+
+// HistoryPoint is a moment that has a name of its own.
+type HistoryPoint struct {
+	Seq   uint64
+	At    time.Time
+	Kind  string
+	Label string
+}
+
+// HistoryMoment is a moment that was opened or restored.
+type HistoryMoment struct {
+	Volume     string // of the export, or the new volume
+	Seq        uint64
+	At         time.Time
+	Attachment *Attachment // nil: it is not attached
+}
+
+// SetHistory says how much of a volume's past can be had again, for good; a window of 0 ends its history and gives all of it up.
+func (c *Control) SetHistory(ctx context.Context, name string, window time.Duration, budgetBytes uint64) (*History, error) {
+	err := c.change(ctx, "set the history of", name, nil, func() error {
+		if _, err := c.visible(name); err != nil {
+			return err
+		}
+		policy := blockstore.HistoryPolicy{Window: window, BudgetBytes: budgetBytes}
+		if window == 0 {
+			policy = blockstore.HistoryPolicy{}
+		}
+		return c.engine.SetHistory(ctx, name, policy)
+	})
+	if err != nil || window == 0 {
+		return nil, err
+	}
+	return c.History(name)
+}
+
+// History describes the history of a volume; block.ErrNotFound if it has none.
+func (c *Control) History(name string) (*History, error) {
+	if _, err := c.visible(name); err != nil {
+		return nil, err
+	}
+	i, err := c.engine.History(name)
+	if err != nil {
+		return nil, err
+	}
+	h := &History{
+		Volume: name, WindowSeconds: i.Policy.Window.Seconds(), BudgetBytes: i.Policy.BudgetBytes, Bytes: uint64(i.Bytes), FirstSeq: i.FirstSeq, LastSeq: i.LastSeq,
+		Roots: i.Roots, Gaps: i.Gaps, LastGap: i.LastGap, Stopped: i.Stopped,
+	}
+	if i.FirstSeq > 0 {
+		h.First = &i.First
+	}
+	return h, nil
+}
+
+// HistoryPoints lists moments of a volume that have a name, oldest first, from behind a number on, at most first of them.
+func (c *Control) HistoryPoints(ctx context.Context, name string, after uint64, first int, labelled bool) ([]HistoryPoint, error) {
+	if _, err := c.visible(name); err != nil {
+		return nil, err
+	}
+	found, err := c.engine.HistoryPoints(ctx, name, blockstore.PointQuery{After: after, Limit: first, Labelled: labelled})
+	if err != nil {
+		return nil, err
+	}
+	points := make([]HistoryPoint, 0, len(found))
+	for _, p := range found {
+		points = append(points, HistoryPoint(p))
+	}
+	return points, nil
+}
+
+// MarkHistory names the present moment of a volume.
+func (c *Control) MarkHistory(ctx context.Context, name, label string) (HistoryPoint, error) {
+	if _, err := c.visible(name); err != nil {
+		return HistoryPoint{}, err
+	}
+	m, err := c.parseMoment(label)
+	if err == nil && m.Label == "" {
+		err = fmt.Errorf("label %q could be taken for a time or the number of a record: %w", label, block.ErrInvalid)
+	}
+	if err != nil {
+		return HistoryPoint{}, err
+	}
+	p, err := c.engine.MarkHistory(ctx, name, label)
+	return HistoryPoint(p), err
+}
+
+// parseMoment reads what a user calls a moment: the number of a record, a time as in RFC 3339, a time ago such as "5m ago", "now", or the label of a point.
+func (c *Control) parseMoment(text string) (m blockstore.Moment, err error) {
+	bad := func(why string) (blockstore.Moment, error) {
+		return m, fmt.Errorf("moment %q: %s; give the number of a record, a time as 2026-11-29T06:00:00.5Z, a time ago as \"5m ago\", or the label of a point: %w", text, why, block.ErrInvalid)
+	}
+	text = strings.TrimSpace(text)
+	switch {
+	case text == "" || len(text) > maxName:
+		return bad("it is empty or too long")
+	case text == "now":
+		return blockstore.Moment{At: c.opts.Now()}, nil
+	}
+	if seq, err := strconv.ParseUint(text, 10, 64); err == nil {
+		if seq == 0 {
+			return bad("records are counted from 1")
+		}
+		return blockstore.Moment{Seq: seq}, nil
+	}
+	if ago, ok := strings.CutSuffix(text, " ago"); ok {
+		d, err := time.ParseDuration(strings.ReplaceAll(ago, " ", ""))
+		if err != nil || d < 0 {
+			return bad("that is no span of time")
+		}
+		return blockstore.Moment{At: c.opts.Now().Add(-d)}, nil
+	}
+	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return blockstore.Moment{At: at}, nil
+	}
+	return blockstore.Moment{Label: text}, nil
+}
+
+// AttachMoment exports a moment of a volume, read-only, now and after every restart, as long as history has it.
+func (c *Control) AttachMoment(ctx context.Context, name, at string) (HistoryMoment, error) {
+	var got HistoryMoment
+	err := c.change(ctx, "attach a moment of", name, nil, func() error {
+		info, err := c.visible(name)
+		if err != nil {
+			return err
+		}
+		m, err := c.parseMoment(at)
+		if err != nil {
+			return err
+		}
+		device, seq, when, err := c.engine.OpenPoint(ctx, name, m)
+		if err != nil {
+			return err
+		}
+		key := name + momentMark + strconv.FormatUint(seq, 10)
+		got = HistoryMoment{Volume: key, Seq: seq, At: when}
+		if c.attachmentOf(key) != nil {
+			return device.Close()
+		}
+		a := newAttachment(attachmentRecord{Volume: key, UUID: info.UUID.String(), AttachedAt: c.opts.Now().UTC(), way: way{ReadOnly: true}})
+		a.device, a.view = device, reporting{device}
+		if err := c.enter(ctx, a); err != nil {
+			return fmt.Errorf("attach a moment of volume %q: %w", name, err)
+		}
+		return nil
+	})
+	if err == nil {
+		got.Attachment = c.attachmentOf(got.Volume)
+	}
+	return got, err
+}
+
+// DetachMoment ends the export of a moment, as Detach does that of a volume.
+func (c *Control) DetachMoment(ctx context.Context, export string, force bool) error {
+	volume, _, ok := strings.Cut(export, momentMark)
+	if !ok {
+		return c.Detach(ctx, export, force)
+	}
+	return c.change(ctx, "detach a moment of", volume, nil, func() error {
+		if err := c.detach(ctx, export, force); err != nil {
+			return fmt.Errorf("detach %q: %w", export, err)
+		}
+		return nil
+	})
+}
+
+// RestoreMoment makes a volume that begins as a moment of another one was, and attaches it if asked to. It appears under its name when it is whole and durable.
+func (c *Control) RestoreMoment(ctx context.Context, name, at, newName string, attach bool) (HistoryMoment, error) {
+	var got HistoryMoment
+	if err := checkVolume(newName); err != nil {
+		return got, fmt.Errorf("restore a moment: %w", err)
+	}
+	err := c.change(ctx, "restore a moment of", name, []string{newName}, func() (err error) {
+		if _, err := c.visible(name); err != nil {
+			return err
+		}
+		if _, err := c.engine.Volume(newName); err == nil {
+			return fmt.Errorf("volume %q: %w", newName, block.ErrExists)
+		}
+		m, err := c.parseMoment(at)
+		if err != nil {
+			return err
+		}
+		device, seq, when, err := c.engine.OpenPoint(ctx, name, m)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, device.Close()) }()
+		hiddenName := importPrefix + strings.ToLower(rand.Text())
+		if err := c.engine.RestorePoint(ctx, device, hiddenName); err != nil {
+			return err
+		}
+		if err := c.engine.RenameVolume(ctx, hiddenName, newName); err != nil {
+			return errors.Join(err, c.engine.DeleteVolume(context.WithoutCancel(ctx), hiddenName))
+		}
+		got = HistoryMoment{Volume: newName, Seq: seq, At: when}
+		return nil
+	})
+	if err != nil || !attach {
+		return got, err
+	}
+	attached, _, err := c.Attach(ctx, AttachSpec{Volume: newName})
+	got.Attachment = &attached
+	return got, err
+}
+
+// openMoment opens the device of an attachment of a moment again.
+func (c *Control) openMoment(record attachmentRecord) (Device, error) {
+	_, number, _ := strings.Cut(record.Volume, momentMark)
+	seq, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || seq == 0 {
+		return nil, fmt.Errorf("attachment %q: no number of a record: %w", record.Volume, block.ErrInvalid)
+	}
+	device, _, _, err := c.engine.OpenPoint(c.background, record.base(), blockstore.Moment{Seq: seq})
+	return device, err
+}
+
+// base is the volume that the attachment is of.
+func (r *attachmentRecord) base() string {
+	volume, _, _ := strings.Cut(r.Volume, momentMark)
+	return volume
+}
+
+// isMoment reports whether a moment is attached.
+func (r *attachmentRecord) isMoment() bool { return strings.Contains(r.Volume, momentMark) }
