@@ -75,11 +75,14 @@ func run(ctx context.Context, a *app, args []string) int {
 func judge(command *cobra.Command, err error) (code int, hint string) {
 	var usage *console.UsageError
 	var said *client.Error
+	var step *stepError
 	switch {
 	case errors.As(err, &usage), errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.As(err, &said):
 		return saidCode(said.Code), ""
+	case errors.As(err, &step):
+		return step.code, ""
 	case errors.Is(err, errProblems):
 		return exitDamaged, ""
 	case errors.Is(err, repository.ErrUnreadableMark):
@@ -153,7 +156,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newCDP(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newCDP(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root
