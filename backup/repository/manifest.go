@@ -25,7 +25,7 @@ type Manifest struct {
 	Time        time.Time `json:"time"` // that the content is of
 	Source      Source    `json:"source"`
 	Tags        []string  `json:"tags,omitempty"`
-	Consistency string    `json:"consistency"` // how the content came to rest: "offline" nobody wrote, "crash" as after a power loss
+	Consistency string    `json:"consistency"` // how the content came to rest: "offline" nobody wrote, "frozen" the guest's agent held its file systems, "crash" as after a power loss
 	SizeBytes   uint64    `json:"sizeBytes"`
 	NonZero     uint64    `json:"nonZeroBytes"`
 	NewBytes    uint64    `json:"newBytes"`    // of chunks that were not there before

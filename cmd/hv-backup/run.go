@@ -21,7 +21,7 @@ import (
 )
 
 func newRun(a *app) *cobra.Command {
-	var tags []string
+	var tags, agents []string
 	var file, full bool
 	c := &cobra.Command{
 		Use:   "run VOLUME[@SNAPSHOT]... | run @GROUP | run --file IMAGE",
@@ -30,13 +30,17 @@ func newRun(a *app) *cobra.Command {
 device. Only what the repository does not have yet is stored. An interrupt leaves the repository as it was; the next run does not store again what is there.
 
 hvd keeps a snapshot of each volume for each repository, named backup-REPOSITORY-TIME, and tells the next run what has changed since: only that is read. The backup is the same, and as
-much on its own, as one that reads everything, which is what happens the first time, with --full, when that snapshot or its backup is gone, and with keys that can only write.`,
+much on its own, as one that reads everything, which is what happens the first time, with --full, when that snapshot or its backup is gone, and with keys that can only write.
+
+A backup is as after a power loss, which file systems and databases survive. With --guest-agent the guest flushes and holds its writes for the moment of the snapshot, by the qemu-guest-agent that listens at a
+socket of QEMU; if that does not answer within 10 s, the backup is made all the same, and says which it is.`,
 		Example: `  hv-backup run web1 --tag daily --repo /mnt/backup/vms
   hv-backup run @shop --tag nightly --repo /mnt/backup/vms
+  hv-backup run db1 --guest-agent db1=/run/vms/db1/agent.sock --repo /mnt/backup/vms
   hv-backup run --file old-disk.raw --repo /mnt/backup/vms`,
 		Args: console.Between(1, 1000, "VOLUME, @GROUP or IMAGE"),
 		RunE: func(c *cobra.Command, args []string) error {
-			work, err := a.planRun(args, file, full)
+			work, err := a.planRun(args, file, full, agents)
 			if err != nil {
 				return err
 			}
@@ -55,6 +59,7 @@ much on its own, as one that reads everything, which is what happens the first t
 	f := c.Flags()
 	f.StringArrayVar(&tags, "tag", nil, "a word to find the backup by; may be repeated")
 	f.BoolVar(&file, "file", false, "the argument is a raw image or a block device")
+	f.StringArrayVar(&agents, "guest-agent", nil, "`VOLUME=SOCKET` of the guest's agent, which brings its file systems to rest; may be repeated")
 	f.BoolVar(&full, "full", false, "read whole volumes, not only what has changed since their last backup")
 	return c
 }
@@ -66,15 +71,23 @@ type runWork struct {
 	tags []string
 	full bool
 
-	group   string   // or
-	volumes []string // to freeze at one moment, or
-	alone   string   // VOLUME@SNAPSHOT, or a file
+	agents  map[string]string // sockets of guests' agents, by volume
+	group   string            // or
+	volumes []string          // to freeze at one moment, or
+	alone   string            // VOLUME@SNAPSHOT, or a file
 	file    bool
 }
 
 // planRun reads the arguments.
-func (a *app) planRun(args []string, file, full bool) (*runWork, error) {
-	w := &runWork{a: a, full: full, file: file}
+func (a *app) planRun(args []string, file, full bool, agents []string) (*runWork, error) {
+	w := &runWork{a: a, full: full, file: file, agents: make(map[string]string)}
+	for _, agent := range agents {
+		volume, socket, ok := strings.Cut(agent, "=")
+		if !ok || volume == "" || socket == "" {
+			return nil, console.Usagef("--guest-agent %q: want VOLUME=SOCKET", agent)
+		}
+		w.agents[volume] = socket
+	}
 	if len(args) > 1 && (file || slices.ContainsFunc(args, func(arg string) bool { return strings.Contains(arg, "@") })) {
 		return nil, console.Usagef("several arguments: only volumes are backed up together, not groups, snapshots or files")
 	}
@@ -91,6 +104,11 @@ func (a *app) planRun(args []string, file, full bool) (*runWork, error) {
 		slices.Sort(w.volumes)
 		w.volumes = slices.Compact(w.volumes)
 	}
+	for volume := range w.agents {
+		if w.alone != "" || w.group == "" && !slices.Contains(w.volumes, volume) {
+			return nil, console.Usagef("--guest-agent %s=…: that volume is not frozen", volume)
+		}
+	}
 	return w, nil
 }
 
@@ -104,6 +122,7 @@ type doneRun struct {
 	StoredBytes uint64  `json:"storedBytes"`
 	Parent      string  `json:"parent,omitempty"`    // what did not change since was not read
 	ReadBytes   *uint64 `json:"readBytes,omitempty"` // with a parent
+	Consistency string  `json:"consistency"`         // "offline", "frozen" or "crash"
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -120,11 +139,10 @@ func (w *runWork) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	frozen, at, err := w.a.freeze(ctx, api, w.r, w.volumes, w.group)
-	if err != nil {
-		return err
+	frozen, at, failed := w.a.freeze(ctx, api, w.r, w.volumes, w.group, w.agents)
+	if len(frozen) == 0 {
+		return failed
 	}
-	var failed error
 	all := []*doneRun{}
 	for _, v := range frozen {
 		done, err := w.one(ctx, v.snapshot.Volume, at, func(m *repository.Manifest) error { return v.backUp(ctx, m, w.full) })
@@ -133,10 +151,10 @@ func (w *runWork) all(ctx context.Context) error {
 		}
 	}
 	if w.group == "" && len(w.volumes) == 1 {
-		if failed != nil {
+		if len(all) == 0 {
 			return failed
 		}
-		return w.a.show(all[0], func() {})
+		return errors.Join(w.a.show(all[0], func() {}), failed)
 	}
 	return errors.Join(w.a.show(all, func() {}), failed)
 }
@@ -149,7 +167,7 @@ func (w *runWork) one(ctx context.Context, name string, at time.Time, do func(*r
 	if err := do(m); err != nil {
 		return nil, fmt.Errorf("back up %s: %w", name, err)
 	}
-	done := &doneRun{m.Name, m.Source.Name, m.SizeBytes, m.NonZero, m.NewBytes, m.StoredBytes, m.Parent, nil, time.Since(began).Seconds()}
+	done := &doneRun{m.Name, m.Source.Name, m.SizeBytes, m.NonZero, m.NewBytes, m.StoredBytes, m.Parent, nil, m.Consistency, time.Since(began).Seconds()}
 	read := ""
 	if m.Parent != "" {
 		done.ReadBytes = &m.ReadBytes

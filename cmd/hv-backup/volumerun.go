@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/hypervisor/guestagent"
 )
 
 // abandonedAfter is when a snapshot of a run that left no backup was surely abandoned.
@@ -28,6 +30,7 @@ type frozenVolume struct {
 	r        *repository.Repository
 	snapshot client.Snapshot
 	uuid     string
+	atRest   bool           // its guest's file systems were frozen
 	earlier  []keptSnapshot // the youngest first
 }
 
@@ -37,8 +40,31 @@ type keptSnapshot struct {
 	backup *repository.Manifest // nil: none that can be used
 }
 
-// freeze takes the snapshots of volumes, or of a group if group is not "", at one moment, which it returns.
-func (a *app) freeze(ctx context.Context, api *client.Client, r *repository.Repository, volumes []string, group string) (all []*frozenVolume, at time.Time, err error) {
+// freeze takes the snapshots of volumes, or of a group if group is not "", at one moment, which it returns. agents are the sockets of the agents of guests, by their volumes: these are brought to rest meanwhile, if they can be.
+// An error with snapshots is about a guest that may still be frozen.
+func (a *app) freeze(ctx context.Context, api *client.Client, r *repository.Repository, volumes []string, group string, agents map[string]string) (all []*frozenVolume, at time.Time, err error) {
+	if len(agents) == 0 {
+		return a.freezeNow(ctx, api, r, volumes, group)
+	}
+	var doErr error
+	called := false
+	err = guestagent.AtRest(ctx, slices.Compact(slices.Sorted(maps.Values(agents))), func() error {
+		called = true
+		all, at, doErr = a.freezeNow(ctx, api, r, volumes, group)
+		return nil
+	})
+	if !called && ctx.Err() == nil {
+		a.note("hv-backup: %s; back up as after a power loss", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return a.freezeNow(ctx, api, r, volumes, group)
+	}
+	for _, v := range all {
+		v.atRest = agents[v.snapshot.Volume] != ""
+	}
+	return all, at, errors.Join(doErr, err)
+}
+
+// freezeNow takes the snapshots.
+func (a *app) freezeNow(ctx context.Context, api *client.Client, r *repository.Repository, volumes []string, group string) (all []*frozenVolume, at time.Time, err error) {
 	for {
 		at = time.Now().UTC().Truncate(time.Second)
 		taken, err := takeSnapshots(ctx, api, keptPrefix(r)+repository.FormatTime(at), volumes, group)
@@ -113,6 +139,9 @@ func (v *frozenVolume) backUp(ctx context.Context, m *repository.Manifest, full 
 		return err
 	}
 	m.Source.Kind, m.Source.Name, m.Consistency = "volume", v.snapshot.Volume, "crash"
+	if v.atRest {
+		m.Consistency = "frozen"
+	}
 	m.Frozen = &repository.Frozen{Volume: v.uuid, Sequence: v.snapshot.Sequence}
 	for _, kept := range v.earlier {
 		if full || kept.backup == nil {
