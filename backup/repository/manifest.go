@@ -110,10 +110,15 @@ func (m *Manifest) validate() error {
 
 // commit stores a manifest and gives it its name. Everything that it refers to must be durable: the backup exists when this returns.
 func (r *Repository) commit(ctx context.Context, m *Manifest) error {
-	m.Version = manifestVersion
 	if err := r.vouchFrozen(m); err != nil {
 		return err
 	}
+	return r.store(ctx, m)
+}
+
+// store stores a manifest as it is.
+func (r *Repository) store(ctx context.Context, m *Manifest) error {
+	m.Version = manifestVersion
 	if err := m.validate(); err != nil {
 		return err
 	}
