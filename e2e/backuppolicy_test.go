@@ -69,7 +69,7 @@ func TestBackupPolicy(t *testing.T) {
 	other := newRepo(t)
 	set := func(repo string) {
 		t.Helper()
-		got := execute(t, nil, backupPath, "policy", "set", "nightly", "web1", "--every", "1d", "--keep-last", "2", "--prune-every", "1d", "--verify-every", "1w", "--verify-data", "100",
+		got := execute(t, nil, backupPath, "policy", "set", "nightly", "web1", "--every", "1d", "--keep-last", "2", "--prune-every", "1d", "--verify-every", "1w", "--verify-data", "100", "--files", "web1.conf="+r.passwords,
 			"--copy-to", other.dir, "--copy-password-file", other.passwords, "--webhook-file", writeFile(t, "hook", hook.URL+"/secret\n"), "--mail-to", "ops@example.org",
 			"--repo", repo, "--password-file", r.passwords, "--endpoint", "unix:"+d.dir+"/hvd.sock")
 		if got.code != 0 {
@@ -89,7 +89,7 @@ func TestBackupPolicy(t *testing.T) {
 	}
 	set(r.dir)
 	first := run(0, "--due")
-	if len(first) != 1 || len(first[0].State.Backups) != 1 || first[0].State.LastPrune.IsZero() || first[0].State.Damage != "" {
+	if len(first) != 1 || len(first[0].State.Backups) != 2 || first[0].State.LastPrune.IsZero() || first[0].State.Damage != "" {
 		t.Errorf("the first run: %+v", first)
 	}
 	if again := run(0, "--due"); len(again) != 0 {
@@ -100,8 +100,8 @@ func TestBackupPolicy(t *testing.T) {
 		run(0, "nightly")
 	}
 	var left, copies []backedUp
-	r.json(&left, "list", "--tag", "policy:nightly")
-	other.json(&copies, "list")
+	r.json(&left, "list", "web1", "--tag", "policy:nightly")
+	other.json(&copies, "list", "web1")
 	if len(left) != 2 || len(copies) != 3 {
 		t.Errorf("%d backups are kept instead of 2, and there are %d copies instead of 3", len(left), len(copies))
 	}

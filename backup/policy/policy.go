@@ -13,13 +13,14 @@ import (
 
 // Policy says what to back up, when, and what to keep. The names of its fields are those of its file.
 type Policy struct {
-	Name         string   `json:"name"`
-	Volumes      []string `json:"volumes,omitempty"` // or
-	Group        string   `json:"group,omitempty"`
-	Endpoint     string   `json:"endpoint,omitempty"` // of hvd; empty: as without a policy
-	Repository   string   `json:"repository"`
-	PasswordFile string   `json:"passwordFile,omitempty"`
-	Identities   []string `json:"identities,omitempty"` // files
+	Name         string              `json:"name"`
+	Volumes      []string            `json:"volumes,omitempty"` // or
+	Group        string              `json:"group,omitempty"`
+	Files        map[string][]string `json:"files,omitempty"`    // besides: files and folders, by what their backup is called
+	Endpoint     string              `json:"endpoint,omitempty"` // of hvd; empty: as without a policy
+	Repository   string              `json:"repository"`
+	PasswordFile string              `json:"passwordFile,omitempty"`
+	Identities   []string            `json:"identities,omitempty"` // files
 
 	Every Seconds         `json:"everySeconds"`
 	At    string          `json:"at,omitempty"` // "HH:MM", local; with whole days only
@@ -73,6 +74,12 @@ func (p *Policy) Validate() error {
 		return bad("it needs volumes, or a group")
 	}
 	texts := append([]string{p.Group, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, append(p.Volumes, p.Identities...)...)
+	for name, paths := range p.Files {
+		if name == "" || len(name) > 200 || len(paths) == 0 || len(paths) > maxVolumes {
+			return bad("files %q: want a name and paths", name)
+		}
+		texts = append(append(texts, name), paths...)
+	}
 	for _, text := range texts {
 		if len(text) > maxText {
 			return bad("%q… is longer than %d B", text[:40], maxText)

@@ -165,17 +165,18 @@ func TestBadFiles(t *testing.T) {
 		}
 	}
 	for what, change := range map[string]func(*Policy){
-		"nothing to back up": func(p *Policy) { p.Volumes = nil },
-		"both":               func(p *Policy) { p.Group = "shop" },
-		"no repository":      func(p *Policy) { p.Repository = "" },
-		"too often":          func(p *Policy) { p.Every, p.At = 59, "" },
-		"odd days":           func(p *Policy) { p.Every = day + 1 },
-		"no such time":       func(p *Policy) { p.At = "25:00" },
-		"percent":            func(p *Policy) { p.VerifyPercent = 101 },
-		"prune":              func(p *Policy) { p.PruneEvery = -1 },
-		"keep":               func(p *Policy) { p.Keep.Daily = -1 },
-		"a header of mail":   func(p *Policy) { p.MailTo = "ops@example.org\nBcc: x@example.org" },
-		"long":               func(p *Policy) { p.Endpoint = strings.Repeat("x", maxText+1) },
+		"nothing to back up":  func(p *Policy) { p.Volumes = nil },
+		"both":                func(p *Policy) { p.Group = "shop" },
+		"no repository":       func(p *Policy) { p.Repository = "" },
+		"too often":           func(p *Policy) { p.Every, p.At = 59, "" },
+		"odd days":            func(p *Policy) { p.Every = day + 1 },
+		"no such time":        func(p *Policy) { p.At = "25:00" },
+		"percent":             func(p *Policy) { p.VerifyPercent = 101 },
+		"prune":               func(p *Policy) { p.PruneEvery = -1 },
+		"files without paths": func(p *Policy) { p.Files = map[string][]string{"etc": nil} },
+		"keep":                func(p *Policy) { p.Keep.Daily = -1 },
+		"a header of mail":    func(p *Policy) { p.MailTo = "ops@example.org\nBcc: x@example.org" },
+		"long":                func(p *Policy) { p.Endpoint = strings.Repeat("x", maxText+1) },
 	} {
 		p := nightly()
 		change(p)

@@ -25,7 +25,7 @@ type Manifest struct {
 	Time        time.Time `json:"time"` // that the content is of
 	Source      Source    `json:"source"`
 	Tags        []string  `json:"tags,omitempty"`
-	Consistency string    `json:"consistency"` // how the content came to rest: "offline" nobody wrote, "frozen" the guest's agent held its file systems, "crash" as after a power loss
+	Consistency string    `json:"consistency"` // how the content came to rest: "offline" nobody wrote, "loose" each file as it was when it was read, "frozen" the guest's agent held its file systems, "crash" as after a power loss
 	SizeBytes   uint64    `json:"sizeBytes"`
 	NonZero     uint64    `json:"nonZeroBytes"`
 	NewBytes    uint64    `json:"newBytes"`    // of chunks that were not there before
@@ -68,8 +68,8 @@ func (h *Hashes) UnmarshalJSON(text []byte) error {
 
 // Source says what a backup is of.
 type Source struct {
-	Kind string `json:"kind"` // "file" or "volume"
-	Name string `json:"name"` // of the volume, or the path of the file
+	Kind string `json:"kind"` // "file", "volume" or "files", an archive (package files)
+	Name string `json:"name"` // of the volume, the path of the file, or what the files were called
 	Host string `json:"host,omitempty"`
 }
 

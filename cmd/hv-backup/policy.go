@@ -60,6 +60,7 @@ func (p *policies) in() (policy.Folder, error) {
 func newPolicySet(p *policies) *cobra.Command {
 	var want policy.Policy
 	var every, prune, verify units.Span
+	var withFiles []string
 	c := &cobra.Command{
 		Use:   "set NAME VOLUME...|@GROUP --every TIME",
 		Short: "Make a policy, or replace it",
@@ -83,6 +84,17 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 					want.Volumes = append(want.Volumes, target)
 				}
 			}
+			for _, one := range withFiles {
+				name, path, ok := strings.Cut(one, "=")
+				path, err := filepath.Abs(path)
+				if !ok || err != nil {
+					return console.Usagef("--files %q: want NAME=PATH", one)
+				}
+				if want.Files == nil {
+					want.Files = make(map[string][]string)
+				}
+				want.Files[name] = append(want.Files[name], path)
+			}
 			return p.set(&want)
 		},
 	}
@@ -93,6 +105,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	for name, to := range map[string]*int{"hourly": &want.Keep.Hourly, "daily": &want.Keep.Daily, "weekly": &want.Keep.Weekly, "monthly": &want.Keep.Monthly, "yearly": &want.Keep.Yearly} {
 		f.IntVar(to, "keep-"+name, 0, "keep the youngest of each of `N` "+map[string]string{"hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months", "yearly": "years"}[name])
 	}
+	f.StringArrayVar(&withFiles, "files", nil, "besides, files or a folder: `NAME=PATH`, as in host1.conf=/etc/hyper-nixos; may be repeated, also with one name")
 	f.Var(&prune, "prune-every", "how often to prune the repository")
 	f.Var(&verify, "verify-every", "how often to verify the repository")
 	f.IntVar(&want.VerifyPercent, "verify-data", 0, "how many `PERCENT` of the packs to read when it is verified")

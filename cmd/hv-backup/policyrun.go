@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,17 +160,13 @@ func (p *policies) do(ctx context.Context, is *policy.Policy, s *policy.State, n
 }
 
 func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.State) error {
-	args := append([]string{"run"}, strings.Fields(targets(is))...)
-	text, err := p.step(ctx, is, append(args, "--tag", is.Tag(), "-o", "json")...)
+	all, err := p.backUpOne(ctx, is, append([]string{"run"}, strings.Fields(targets(is))...))
+	for _, name := range slices.Sorted(maps.Keys(is.Files)) {
+		files, filesErr := p.backUpOne(ctx, is, append([]string{"run", "--files", name}, is.Files[name]...))
+		all, err = append(all, files...), errors.Join(err, filesErr)
+	}
 	if err != nil {
 		return err
-	}
-	var all []doneRun
-	if text = bytes.TrimSpace(text); len(text) > 0 && text[0] == '{' {
-		text = slices.Concat([]byte("["), text, []byte("]"))
-	}
-	if err := json.Unmarshal(text, &all); err != nil {
-		return fmt.Errorf("what the backup says: %w", err)
 	}
 	s.Backups = nil
 	for _, one := range all {
@@ -179,6 +176,21 @@ func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.Stat
 		}
 	}
 	return nil
+}
+
+// backUpOne is one run, of one or several backups.
+func (p *policies) backUpOne(ctx context.Context, is *policy.Policy, args []string) (all []doneRun, err error) {
+	text, err := p.step(ctx, is, append(args, "--tag", is.Tag(), "-o", "json")...)
+	if err != nil {
+		return nil, err
+	}
+	if text = bytes.TrimSpace(text); len(text) > 0 && text[0] == '{' {
+		text = slices.Concat([]byte("["), text, []byte("]"))
+	}
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, fmt.Errorf("what the backup says: %w", err)
+	}
+	return all, nil
 }
 
 // upkeep forgets, prunes, verifies and copies. A step that fails does not keep the others from being done.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/files"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/control/transfer"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -22,10 +23,10 @@ import (
 
 func newRun(a *app) *cobra.Command {
 	var tags, agents []string
-	var file, full bool
+	var file, asFiles, full bool
 	c := &cobra.Command{
-		Use:   "run VOLUME[@SNAPSHOT]... | run @GROUP | run --file IMAGE",
-		Short: "Back up volumes of hvd, a raw image or a block device",
+		Use:   "run VOLUME[@SNAPSHOT]... | run @GROUP | run --file IMAGE | run --files NAME PATH...",
+		Short: "Back up volumes of hvd, an image, a block device, or files",
 		Long: `Back up volumes of hvd as they are at this moment, attached or not: several volumes, or a group, at the same moment. Or one of a volume's snapshots, or, with --file, a raw image or a block
 device. Only what the repository does not have yet is stored. An interrupt leaves the repository as it was; the next run does not store again what is there.
 
@@ -33,14 +34,17 @@ hvd keeps a snapshot of each volume for each repository, named backup-REPOSITORY
 much on its own, as one that reads everything, which is what happens the first time, with --full, when that snapshot or its backup is gone, and with keys that can only write.
 
 A backup is as after a power loss, which file systems and databases survive. With --guest-agent the guest flushes and holds its writes for the moment of the snapshot, by the qemu-guest-agent that listens at a
-socket of QEMU; if that does not answer within 10 s, the backup is made all the same, and says which it is.`,
+socket of QEMU; if that does not answer within 10 s, the backup is made all the same, and says which it is.
+
+With --files it is files and folders, under a name: what a host or a guest needs beside its disks, such as hvd.yaml, a domain's XML, its NVRAM and the state of its TPM; at most 1 GiB.`,
 		Example: `  hv-backup run web1 --tag daily --repo /mnt/backup/vms
   hv-backup run @shop --tag nightly --repo /mnt/backup/vms
   hv-backup run db1 --guest-agent db1=/run/vms/db1/agent.sock --repo /mnt/backup/vms
-  hv-backup run --file old-disk.raw --repo /mnt/backup/vms`,
+  hv-backup run --file old-disk.raw --repo /mnt/backup/vms
+  hv-backup run --files db1.conf /etc/libvirt/qemu/db1.xml /var/lib/libvirt/qemu/nvram/db1_VARS.fd --repo /mnt/backup/vms`,
 		Args: console.Between(1, 1000, "VOLUME, @GROUP or IMAGE"),
 		RunE: func(c *cobra.Command, args []string) error {
-			work, err := a.planRun(args, file, full, agents)
+			work, err := a.planRun(args, file, asFiles, full, agents)
 			if err != nil {
 				return err
 			}
@@ -59,6 +63,7 @@ socket of QEMU; if that does not answer within 10 s, the backup is made all the 
 	f := c.Flags()
 	f.StringArrayVar(&tags, "tag", nil, "a word to find the backup by; may be repeated")
 	f.BoolVar(&file, "file", false, "the argument is a raw image or a block device")
+	f.BoolVar(&asFiles, "files", false, "the arguments are a name for the backup, and files and folders")
 	f.StringArrayVar(&agents, "guest-agent", nil, "`VOLUME=SOCKET` of the guest's agent, which brings its file systems to rest; may be repeated")
 	f.BoolVar(&full, "full", false, "read whole volumes, not only what has changed since their last backup")
 	return c
@@ -74,12 +79,13 @@ type runWork struct {
 	agents  map[string]string // sockets of guests' agents, by volume
 	group   string            // or
 	volumes []string          // to freeze at one moment, or
-	alone   string            // VOLUME@SNAPSHOT, or a file
+	alone   string            // VOLUME@SNAPSHOT, a file, or a name for
+	files   []string          // files and folders
 	file    bool
 }
 
 // planRun reads the arguments.
-func (a *app) planRun(args []string, file, full bool, agents []string) (*runWork, error) {
+func (a *app) planRun(args []string, file, asFiles, full bool, agents []string) (*runWork, error) {
 	w := &runWork{a: a, full: full, file: file, agents: make(map[string]string)}
 	for _, agent := range agents {
 		volume, socket, ok := strings.Cut(agent, "=")
@@ -87,6 +93,13 @@ func (a *app) planRun(args []string, file, full bool, agents []string) (*runWork
 			return nil, console.Usagef("--guest-agent %q: want VOLUME=SOCKET", agent)
 		}
 		w.agents[volume] = socket
+	}
+	if asFiles {
+		if file || len(args) < 2 || len(agents) > 0 || len(args[0]) > 200 {
+			return nil, console.Usagef("--files: want a name and files or folders, as in run --files web1.conf /etc/hvd.yaml")
+		}
+		w.alone, w.files = args[0], args[1:]
+		return w, nil
 	}
 	if len(args) > 1 && (file || slices.ContainsFunc(args, func(arg string) bool { return strings.Contains(arg, "@") })) {
 		return nil, console.Usagef("several arguments: only volumes are backed up together, not groups, snapshots or files")
@@ -181,7 +194,7 @@ func (w *runWork) one(ctx context.Context, name string, at time.Time, do func(*r
 
 // still backs up what does not change: a file, or a snapshot of a volume.
 func (w *runWork) still(ctx context.Context, m *repository.Manifest) error {
-	src, end, err := w.a.source(ctx, w.alone, w.file, m)
+	src, end, err := w.source(ctx, m)
 	if err != nil {
 		return err
 	}
@@ -200,8 +213,13 @@ func tellTo(meter *console.Meter) func(backup.Progress) {
 }
 
 // source opens what does not change and says what it is in the manifest. end closes it.
-func (a *app) source(ctx context.Context, name string, file bool, m *repository.Manifest) (src backup.Source, end func() error, err error) {
-	if file {
+func (w *runWork) source(ctx context.Context, m *repository.Manifest) (src backup.Source, end func() error, err error) {
+	name, a := w.alone, w.a
+	if w.files != nil {
+		m.Source.Kind, m.Source.Name, m.Consistency = files.Kind, name, "loose"
+		return a.packFiles(w.files)
+	}
+	if w.file {
 		path, err := filepath.Abs(name)
 		if err != nil {
 			return nil, nil, err
@@ -224,6 +242,27 @@ func (a *app) source(ctx context.Context, name string, file bool, m *repository.
 	}
 	m.Source.Kind, m.Source.Name, m.Consistency = "volume", volume, "crash"
 	return &volumeStream{stream: stream}, body.Close, nil
+}
+
+// packFiles packs files into an archive that has no name, as a source.
+func (a *app) packFiles(paths []string) (src backup.Source, end func() error, err error) {
+	f, err := os.CreateTemp("", "hv-backup-files-") // for this user alone
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	done, err := files.Pack(f, paths)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, path := range done.Skipped {
+		a.note("hv-backup: %s is neither a file, a folder nor a link, and left out", path)
+	}
+	opened, err := backup.OpenFile(f.Name())
+	if err != nil {
+		return nil, nil, err
+	}
+	return opened, opened.Close, nil
 }
 
 // volumeStream is a volume that hvd exports, as a source of regions in order.
