@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -133,6 +134,47 @@ func TestBackupPolicy(t *testing.T) {
 	}
 	if got := execute(t, nil, backupPath, "policy", "run"); got.code != 2 {
 		t.Errorf("run which? %d %s", got.code, got.stderr)
+	}
+}
+
+// A host that is gone comes back from its repository: files first, then volumes under their names; what is there stays.
+func TestRecover(t *testing.T) {
+	gone, r := startDaemon(t), newRepo(t)
+	config := writeFile(t, "hvd.yaml", "memory: 1GiB\n")
+	endpoint := func(d *daemon) []string { return []string{"--endpoint", "unix:" + d.dir + "/hvd.sock"} }
+	for pattern, name := range []string{"web1", "db1"} {
+		qemuIO(t, gone.disk(name, "20M"), fmt.Sprintf("write -P %d 1M 5M", pattern+1), "flush")
+	}
+	r.run(append([]string{"run", "web1", "db1"}, endpoint(gone)...)...)
+	r.run("run", "--files", "host1.conf", config)
+	r.run("run", "--file", config)
+	gone.stop()
+
+	d := startDaemon(t)
+	d.run("volume", "create", "db1", "--size", "1M") // somebody was quicker
+	var plan []struct{ Source, Kind, State string }
+	r.json(&plan, append([]string{"recover", "--dry-run"}, endpoint(d)...)...)
+	if len(plan) != 4 {
+		t.Errorf("the plan is %+v", plan)
+	}
+	to := t.TempDir()
+	r.json(&plan, append([]string{"recover", "--files-to", to}, endpoint(d)...)...)
+	states := make(map[string]string)
+	for _, one := range plan {
+		states[one.Kind+" "+filepath.Base(one.Source)] = one.State
+	}
+	if states["volume web1"] != "restored" || states["volume db1"] != "there" || states["files host1.conf"] != "restored" || states["file hvd.yaml"] != "left" {
+		t.Errorf("recovered %v", states)
+	}
+	readOnly(t, d.attach("web1"), "read -P 0 0 1M", "read -P 1 1M 5M", "read -P 0 6M 14M")
+	if text, err := os.ReadFile(filepath.Join(to, "host1.conf", config)); err != nil || string(text) != "memory: 1GiB\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if got := r.try(append([]string{"recover", "missing"}, endpoint(d)...)...); got.code != 3 {
+		t.Errorf("what has no backup: %d %s", got.code, got.stderr)
+	}
+	if got := r.try(append([]string{"recover", "web1", "--at", "2020-01-01T00:00:00Z"}, endpoint(d)...)...); got.code != 3 {
+		t.Errorf("before there was a backup: %d %s", got.code, got.stderr)
 	}
 }
 
