@@ -126,13 +126,17 @@ func TestBackupsOfSeveralVolumes(t *testing.T) {
 	if len(both) != 2 || len(group) != 2 || group[0].Parent == "" || !slices.ContainsFunc(both, func(b increment) bool { return b.Backup == group[0].Parent }) {
 		t.Errorf("together %+v, then the group %+v", both, group)
 	}
+	silent := r.try("run", "a", "--guest-agent", "a="+t.TempDir()+"/missing", "-o", "json", "--endpoint", endpoint)
+	if silent.code != 0 || !strings.Contains(silent.stderr, "after a power loss") || !strings.Contains(silent.stdout, `"consistency": "crash"`) {
+		t.Errorf("the guest's agent is not there: %d %s %s", silent.code, silent.stdout, silent.stderr)
+	}
 	if group[0].Backup[:16] != group[1].Backup[:16] {
 		t.Errorf("the backups of the group are of different moments: %+v", group)
 	}
 	if got := r.try("run", "a", "missing", "--endpoint", endpoint); got.code != 3 || len(d.kept("a")) != 1 {
 		t.Errorf("a volume that is not there: %d %s, kept %v", got.code, got.stderr, d.kept("a"))
 	}
-	for _, args := range [][]string{{"run", "a", "@shop"}, {"run", "a@x", "b"}, {"run", "@"}} {
+	for _, args := range [][]string{{"run", "a", "@shop"}, {"run", "a@x", "b"}, {"run", "@"}, {"run", "a", "--guest-agent", "b=x"}, {"run", "a", "--guest-agent", "a"}} {
 		if got := r.try(append(args, "--endpoint", endpoint)...); got.code != 2 {
 			t.Errorf("%v: %d %s", args, got.code, got.stderr)
 		}

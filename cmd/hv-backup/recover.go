@@ -40,7 +40,7 @@ that is there already is left alone, so an interrupted recovery goes on when it 
 
 On an empty machine: install, bring the files back with --files-to, put hvd's configuration and the policies in place, start hvd, and run it again for the volumes.`,
 		Example: `  hv-backup recover --dry-run --repo s3://backups/host1
-  hv-backup recover --files-to /root/recovered --repo s3://backups/host1
+  hv-backup recover --files-to /srv/recovered --repo s3://backups/host1
   hv-backup recover web1 db1 --at 2026-11-28T12:00:00Z --repo s3://backups/host1`,
 		Args: console.Between(0, 1000, "SOURCE"),
 		RunE: func(c *cobra.Command, args []string) error {

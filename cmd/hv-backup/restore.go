@@ -31,7 +31,7 @@ func newRestore(a *app) *cobra.Command {
 and durable. Backups of files (run --files) are unpacked into a folder that is new or empty, by their whole paths below it. BACKUP is a name, as many letters of it as tell it from others, latest, or latest:SOURCE. Every byte is checked before it is written.`,
 		Example: `  hv-backup restore latest:web1 --to-file web1.raw --repo /mnt/backup/vms
   hv-backup restore latest:web1 --to-volume web1-restored --repo /mnt/backup/vms
-  hv-backup restore latest:web1.conf --to-dir /root/web1.conf --repo /mnt/backup/vms`,
+  hv-backup restore latest:web1.conf --to-dir /srv/web1.conf --repo /mnt/backup/vms`,
 		Args: console.Exactly("BACKUP"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if to := slices.DeleteFunc([]string{file, volume, dir}, func(to string) bool { return to == "" }); len(to) != 1 {

@@ -31,9 +31,9 @@ mkdir "$dir/root"
 mount -o loop "$dir/disk" "$dir/root"
 cd "$dir/root"
 mkdir -p proc old run bin var/run
-for file in $(ldd "$agent" | grep -o '/[^ ]*'); do mkdir -p ".$(dirname "$file")" && cp -L "$file" ".$file"; done
 cp "$agent" bin/qemu-ga
-busybox=$(command -v busybox) && cp -L "$busybox" bin/busybox
+cp -L "$(command -v busybox)" bin/busybox
+for file in $(ldd bin/qemu-ga bin/busybox | grep -o '/[^ ]*\.so[^ ]*'); do mkdir -p ".$(dirname "$file")" && cp -L "$file" ".$file"; done
 mount -t proc proc proc
 pivot_root . old
 exec /bin/busybox chroot . /bin/busybox sh -euc '/bin/busybox umount -l /old
