@@ -51,7 +51,7 @@ row() { # NAME VOLUME FILE
 	local ours theirs=- borgs=- said sizes
 	ours=$(timed "$bin/hv-backup" run "$2" -o json)
 	said="$(mib "$(field readBytes <"$dir/out")"), $(mib "$(field newBytes <"$dir/out")"), $(mib "$(field storedBytes <"$dir/out")") MiB"
-	! command -v restic >/dev/null || theirs=$(timed restic backup --quiet --no-scan --repo "$dir/restic" "$3")
+	! command -v restic >/dev/null || theirs=$(timed restic backup --quiet --repo "$dir/restic" "$3")
 	! command -v borg >/dev/null || borgs=$(timed borg create --compression zstd,3 "$dir/borg-repo::$1" "$3")
 	sizes=$(mib "$(allocated "$dir/r")")
 	[ "$theirs" = - ] || sizes="$sizes, $(mib "$(allocated "$dir/restic")")"
