@@ -46,12 +46,13 @@ func (d *Device) Close() error {
 	s := d.v.s
 	d.streams.running.Wait()
 	if d.point != nil {
-		d.point.drop(s)
+		d.point.drop(d.v)
+		return nil
 	}
 	s.tree.Lock()
 	defer s.tree.Unlock()
 	d.v.users--
-	if d.n != nil && d.point == nil {
+	if d.n != nil {
 		d.n.users--
 	}
 	return nil

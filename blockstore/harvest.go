@@ -16,11 +16,24 @@ const rootPrefix = ".history-"
 // harvest copies what the log has up to seq, which is durable, into the histories of its volumes; of the file that is being filled only with tail. What cannot be copied becomes a gap of the volumes that it may concern.
 // h.work is held.
 func (h *historian) harvest(ctx context.Context, seq uint64, tail bool) error {
+	for {
+		more, err := h.harvestFile(ctx, seq, tail)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// harvestFile is harvest up to the end of the first file that has something to copy, so that the log gets each back as soon as it is copied, however many wait. more says that another follows.
+func (h *historian) harvestFile(ctx context.Context, seq uint64, tail bool) (more bool, err error) {
 	h.mu.Lock()
-	next, after := h.mu.nextFile, h.mu.seq
+	next, after, saved := h.mu.nextFile, h.mu.seq, h.mu.saved
 	h.mu.Unlock()
 	p := &copying{h: h, volumes: map[block.VolumeID]*volumeHistory{}, cuts: map[block.VolumeID][]uint64{}}
 	for _, vh := range h.all() {
+		if vh.v == nil || vh.stream == nil {
+			continue // it is gone, and its history with the next step
+		}
 		p.volumes[vh.id] = vh
 		for _, n := range h.rootsOf(vh.v) {
 			p.cuts[vh.id] = append(p.cuts[vh.id], n.closed)
@@ -49,25 +62,24 @@ func (h *historian) harvest(ctx context.Context, seq uint64, tail bool) error {
 		if !closed || to < files[i+1].FirstSeq-1 || ctx.Err() != nil {
 			break // the rest is not durable yet
 		}
-		next = f.ID + 1
+		next, more = f.ID+1, true
+		break
 	}
-	if done == after && !p.any {
-		return nil
+	if done == after && !p.any && next == saved {
+		return false, nil
 	}
 	p.finish(done)
 	h.mu.Lock()
-	before := h.mu.nextFile
-	h.mu.seq, h.mu.nextFile = done, max(next, before)
+	h.mu.seq, h.mu.nextFile = done, next
 	for _, vh := range p.volumes {
 		vh.lastSeq = vh.stream.LastSeq()
 	}
-	moved := next > before
 	h.mu.Unlock()
-	if err := h.save(); err != nil || !moved {
-		return err
+	if err := h.save(); err != nil || next == saved {
+		return false, err
 	}
 	defer h.s.space.released()
-	return h.s.letLogGo(h.s.watermark())
+	return more, h.s.letLogGo(h.s.watermark())
 }
 
 // copying is one pass over new records.
@@ -80,7 +92,29 @@ type copying struct {
 
 // record copies one record. Its error ends the pass: the log could not be read.
 func (p *copying) record(r *journal.Replayed) error {
-	vh := p.volumes[r.Volume]
+	if r.Kind == opSnapshotSet {
+		return p.set(r)
+	}
+	vh := p.begin(r.Volume, r)
+	if vh == nil {
+		return nil
+	}
+	if r.Kind == journal.Write {
+		return p.write(vh, r)
+	}
+	rec, ok, err := historyRecord(r)
+	if err != nil {
+		return err
+	}
+	if ok {
+		p.append(vh, &rec)
+	}
+	return nil
+}
+
+// begin returns the history that takes a record, ready for it, or nil.
+func (p *copying) begin(id block.VolumeID, r *journal.Replayed) *volumeHistory {
+	vh := p.volumes[id]
 	if vh == nil || vh.suspended || r.Seq <= max(vh.since, vh.lastSeq) || r.Flags&flagMoved != 0 {
 		return nil
 	}
@@ -93,16 +127,24 @@ func (p *copying) record(r *journal.Replayed) error {
 		p.h.gap(vh, err)
 		return nil
 	}
-	if r.Kind == journal.Write {
-		return p.write(vh, r)
+	return vh
+}
+
+func (p *copying) append(vh *volumeHistory, rec *history.Record) {
+	if err := vh.stream.Append(rec); err != nil {
+		p.h.gap(vh, err)
 	}
-	rec, ok, err := historyRecord(r)
+}
+
+// set copies a record that took snapshots of several volumes: to each it is one of its own.
+func (p *copying) set(r *journal.Replayed) error {
+	o, err := decodeOp(r.Kind, r.Volume, r.Payload)
 	if err != nil {
-		return err
+		return fmt.Errorf("record %d: %w", r.Seq, err)
 	}
-	if ok {
-		if err := vh.stream.Append(&rec); err != nil {
-			p.h.gap(vh, err)
+	for _, m := range o.Set.Members {
+		if vh := p.begin(m.Volume, r); vh != nil && !strings.HasPrefix(m.Name, ".") {
+			p.append(vh, &history.Record{Kind: history.Snapshot, Seq: r.Seq, Time: r.Time, Label: m.Name})
 		}
 	}
 	return nil

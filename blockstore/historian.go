@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -65,6 +68,7 @@ type historian struct {
 	budget  *overlay.Budget // of the layers of moments that are open
 	work    sync.Mutex
 	holding atomic.Bool // some volume has history: the log waits
+	held    atomic.Bool // Store.HoldHistory: nothing expires
 	dropped atomic.Uint64
 	buf     []byte // of work
 	steps   int    // of work
@@ -72,8 +76,9 @@ type historian struct {
 	mu struct {
 		sync.Mutex
 		volumes  map[block.VolumeID]*volumeHistory
-		nextFile uint32
-		seq      uint64
+		nextFile uint32 // first file of the log that may have records to copy
+		seq      uint64 // all up to it are copied
+		saved    uint32 // nextFile of the state that is durable: the log is kept from there on, as the next open goes on there
 	}
 }
 
@@ -86,6 +91,7 @@ type volumeHistory struct {
 	window time.Duration // guarded by historian.mu, with the rest up to gaps
 	budget uint64        // as the user gave it; 0: default
 	since  uint64        // nothing up to that sequence number can be had
+	noted  uint64        // since, as it is in the state that is durable
 	// lastSeq is durable in the stream.
 	lastSeq   uint64
 	suspended bool   // no room, or nobody may have it: records are let go
@@ -107,6 +113,7 @@ type volumeHistory struct {
 func newHistorian(s *Store) *historian {
 	h := &historian{s: s, wake: make(chan struct{}, 1)}
 	h.mu.volumes = map[block.VolumeID]*volumeHistory{}
+	h.held.Store(s.opts.HoldHistory)
 	h.budget = overlay.NewBudget(h.momentsMost())
 	return h
 }
@@ -114,7 +121,7 @@ func newHistorian(s *Store) *historian {
 // open reads what an earlier run left, before the log is opened.
 func (h *historian) open() error {
 	st, err := h.readState()
-	if errors.Is(err, block.ErrVersion) {
+	if notDamage(err) {
 		return err
 	}
 	if err != nil { // whose history is whose is not known any more
@@ -126,9 +133,12 @@ func (h *historian) open() error {
 		return err
 	}
 	h.set = set
-	h.mu.nextFile, h.mu.seq = st.NextFile, st.Seq
+	h.mu.nextFile, h.mu.saved, h.mu.seq = st.NextFile, st.NextFile, st.Seq
 	for _, row := range st.Volumes {
-		v := &volumeHistory{id: row.ID, window: row.Window, budget: row.Budget, since: row.Since, lastSeq: row.LastSeq, stream: set.Stream(row.ID), rootAt: h.s.opts.Now()}
+		if err := bad[row.ID]; notDamage(err) {
+			return fmt.Errorf("of volume %d: %w", row.ID, err)
+		}
+		v := &volumeHistory{id: row.ID, window: row.Window, budget: row.Budget, since: row.Since, noted: row.Since, lastSeq: row.LastSeq, stream: set.Stream(row.ID), rootAt: h.s.opts.Now()}
 		switch {
 		case bad[row.ID] != nil:
 			v.why = bad[row.ID].Error()
@@ -138,12 +148,25 @@ func (h *historian) open() error {
 		h.mu.volumes[row.ID] = v
 	}
 	h.holding.Store(len(st.Volumes) > 0)
-	for _, id := range set.Volumes() {
+	for _, id := range slices.Concat(set.Volumes(), slices.Collect(maps.Keys(bad))) {
 		if h.mu.volumes[id] == nil { // a death came before the files of an ended history were gone
 			h.s.report("remove the files of a history that has ended", set.Remove(id))
 		}
 	}
 	return nil
+}
+
+// notDamage reports whether an error of a file says nothing of its bytes: another program reads them, or this one at another time. What is damaged is given up, but not this.
+func notDamage(err error) bool {
+	if errors.Is(err, block.ErrVersion) || errors.Is(err, block.ErrNoSpace) {
+		return true
+	}
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EINTR} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }
 
 // retain bounds from below the position that the log must be kept from; 0: no bound.
@@ -164,7 +187,7 @@ func (h *historian) releasable(low journal.Pos) journal.Pos {
 		return low
 	}
 	h.mu.Lock()
-	pos := journal.Pos(h.mu.nextFile) << 32
+	pos := journal.Pos(h.mu.saved) << 32
 	h.mu.Unlock()
 	if pos < low {
 		h.kick()
@@ -183,7 +206,11 @@ func (h *historian) kick() {
 func (h *historian) begin() error {
 	h.work.Lock()
 	defer h.work.Unlock()
+	lacks := h.logLacks()
 	for _, vh := range h.all() {
+		if vh.why == "" {
+			vh.why = lacks
+		}
 		h.s.tree.RLock()
 		vh.v = h.s.volumes[vh.id]
 		h.s.tree.RUnlock()
@@ -215,6 +242,24 @@ func (h *historian) begin() error {
 		h.mu.Unlock()
 	}
 	return nil
+}
+
+// logLacks says which records are neither copied nor in the log any more, as after damage of a file that only history waited for; empty if there are none.
+func (h *historian) logLacks() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	files := h.s.log.LiveFiles()
+	first, last := files[0], files[len(files)-1]
+	switch {
+	case !h.holding.Load():
+	case last.ID < h.mu.nextFile:
+		lacks := fmt.Sprintf("the log ends with file %08x, and %08x is the first that may have records which are not copied", last.ID, h.mu.nextFile)
+		h.mu.nextFile, h.mu.saved = first.ID, first.ID
+		return lacks
+	case first.ID > h.mu.nextFile && first.FirstSeq > h.mu.seq+1:
+		return fmt.Sprintf("the log begins with record %d, and those from %d on are not copied", first.FirstSeq, h.mu.seq+1)
+	}
+	return ""
 }
 
 // all lists the volumes that have history.
@@ -336,6 +381,7 @@ func (h *historian) start(ctx context.Context, v *Volume, p HistoryPolicy) error
 		h.holding.Store(true) // from here on nothing is released that could have a record after the next line
 		files := h.s.log.LiveFiles()
 		h.mu.nextFile, h.mu.seq = files[len(files)-1].ID, 0
+		h.mu.saved = h.mu.nextFile
 	}
 	h.mu.Unlock()
 	if vh.since, err = h.durableLast(ctx); err != nil {
@@ -384,11 +430,16 @@ func (h *historian) forget(vh *volumeHistory) error {
 	delete(h.mu.volumes, vh.id)
 	left := len(h.mu.volumes)
 	h.mu.Unlock()
-	err := h.save()
+	if err := h.save(); err != nil {
+		h.mu.Lock()
+		h.mu.volumes[vh.id] = vh // it goes on, and its records are copied, or its moments would be others
+		h.mu.Unlock()
+		return err
+	}
 	if left == 0 {
 		h.holding.Store(false)
 	}
-	return err
+	return nil
 }
 
 // gap gives up what there is of a volume's history, because it cannot be continued. Nobody who reads it is disturbed. h.work is held.
@@ -437,15 +488,41 @@ func (h *historian) resume(vh *volumeHistory) error {
 		return err
 	}
 	h.mu.Lock()
-	vh.since, vh.suspended = since, false
+	vh.since = since
 	h.mu.Unlock()
-	if err := h.root(vh); err != nil {
-		h.mu.Lock()
-		vh.suspended = true
-		h.mu.Unlock()
+	if err := h.save(); err != nil { // before anything is copied that would hide from the next open what was not
 		return err
 	}
-	return h.save()
+	h.suspend(vh, false)
+	err = h.root(vh)
+	if err == nil {
+		return nil
+	}
+	h.suspend(vh, true)
+	vh.gapAt = h.s.opts.Now()
+	if notNow(err) {
+		return nil
+	}
+	return err
+}
+
+func (h *historian) suspend(vh *volumeHistory, on bool) {
+	h.mu.Lock()
+	vh.suspended = on
+	h.mu.Unlock()
+}
+
+// HoldHistory lets no history expire from its return on, or lets it expire again: while an owner closes what was open, and opens it again in the next run (Options.HoldHistory), no moment must go that would be asked for.
+func (s *Store) HoldHistory(hold bool) {
+	h := s.historian
+	h.held.Store(hold)
+	if !hold {
+		h.kick()
+		return
+	}
+	h.work.Lock() // a pass that is under way ends
+	//lint:ignore SA2001 the lock is only waited for
+	h.work.Unlock()
 }
 
 // close ends history with the store.

@@ -28,8 +28,8 @@ func (h *historian) rootsOf(v *Volume) []*node {
 // rootsLocked is rootsOf under Store.tree.
 func (h *historian) rootsLocked(v *Volume) []*node {
 	var roots []*node
-	for _, n := range h.s.nodes {
-		if n.volume == v && n.isRoot() {
+	for _, n := range v.nodes { // not those of the store: this is asked for each volume, several times a second
+		if n.isRoot() {
 			roots = append(roots, n)
 		}
 	}
@@ -69,9 +69,11 @@ func (h *historian) rootIfDue(vh *volumeHistory) error {
 		return nil
 	}
 	if !vh.rootSeen { // a death may have come between a rollback and the root that follows it
-		roots := h.rootsOf(vh.v)
+		h.s.tree.RLock()
+		roots, epoch := h.rootsLocked(vh.v), vh.v.mapEpoch
+		h.s.tree.RUnlock()
 		vh.rootSeen = true
-		if n := len(roots); n == 0 || roots[n-1].mapEpoch != vh.v.mapEpoch || roots[n-1].closed < vh.since {
+		if n := len(roots); n == 0 || roots[n-1].mapEpoch != epoch || roots[n-1].closed < vh.since {
 			fresh = math.MaxInt64
 		}
 	}
@@ -182,7 +184,7 @@ func (h *historian) over(vh *volumeHistory) bool { return vh.stream.Bytes() > h.
 
 // expire lets go what is too old, and what is too much. h.work is held.
 func (h *historian) expire(vh *volumeHistory) error {
-	if vh.v == nil {
+	if vh.v == nil || h.held.Load() {
 		return nil
 	}
 	if SpaceState(h.s.space.state.Load()) >= SpaceCritical && !vh.suspended {
@@ -193,7 +195,8 @@ func (h *historian) expire(vh *volumeHistory) error {
 		return errors.Join(err, h.dropRoots(vh.v, vh.since))
 	}
 	roots := h.rootsOf(vh.v)
-	oldest := h.oldestWanted(vh, roots)
+	used := h.firstUsed(roots) // what somebody's moment stands on stays, and so do the moments after it, whose files stay as well
+	oldest := min(h.oldestWanted(vh, roots), used)
 	over, budget := false, h.budgetOf(vh)
 	for ; len(roots) > 0; oldest++ {
 		if oldest < len(roots) {
@@ -202,6 +205,10 @@ func (h *historian) expire(vh *volumeHistory) error {
 			}
 		}
 		if vh.stream.Bytes() <= budget {
+			break
+		}
+		if oldest >= used || vh.stream.Held() { // to let more roots go would free nothing, and take from everybody what one reader keeps
+			h.tooMuch(vh, budget)
 			break
 		}
 		if oldest+1 >= len(roots) {
@@ -213,6 +220,15 @@ func (h *historian) expire(vh *volumeHistory) error {
 		h.tellOver(vh)
 	}
 	return nil
+}
+
+// tooMuch makes history stop that is far over its budget, because somebody reads what would have to go.
+func (h *historian) tooMuch(vh *volumeHistory, budget int64) bool {
+	if vh.stream.Bytes() <= 2*budget {
+		return false
+	}
+	h.gap(vh, errors.New("it is over its budget, and somebody reads what would have to go"))
+	return true
 }
 
 // oldestWanted is the index of the root that the oldest moment of the window stands on.
@@ -227,13 +243,25 @@ func (h *historian) oldestWanted(vh *volumeHistory, roots []*node) int {
 	return oldest
 }
 
+// firstUsed is the index of the first root that a moment is open on; that of none is the number of roots.
+func (h *historian) firstUsed(roots []*node) int {
+	h.s.tree.RLock()
+	defer h.s.tree.RUnlock()
+	for i, n := range roots {
+		if n.users > 0 {
+			return i
+		}
+	}
+	return len(roots)
+}
+
 // letGo gives up what lies before the root that was closed at seq, as far as nobody reads it.
 func (h *historian) letGo(vh *volumeHistory, seq uint64) error {
 	h.mu.Lock()
-	moved := seq > vh.since
 	vh.since = max(vh.since, seq)
+	fresh := vh.since > vh.noted // also after a save that failed
 	h.mu.Unlock()
-	if moved { // an open that misses files knows then that they may be missing; and the root that takes their place is there
+	if fresh { // an open that misses files knows then that they may be missing; and the root that takes their place is there
 		if err := errors.Join(h.s.log.SyncThrough(h.s.ctx, seq), h.save()); err != nil {
 			return err
 		}
@@ -245,11 +273,7 @@ func (h *historian) letGo(vh *volumeHistory, seq uint64) error {
 
 // shorten makes room where all that is there lies behind one root: with another root, that goes; where somebody reads it, history stops.
 func (h *historian) shorten(vh *volumeHistory, budget int64) error {
-	if vh.stream.Bytes() > 2*budget {
-		h.gap(vh, errors.New("it is over its budget, and somebody reads what would have to go"))
-		return nil
-	}
-	if vh.written.Load() == vh.rooted {
+	if h.tooMuch(vh, budget) || vh.written.Load() == vh.rooted {
 		return nil
 	}
 	err := h.root(vh)

@@ -117,5 +117,16 @@ func (h *historian) save() error {
 		st.Volumes = append(st.Volumes, historyPolicyRow{ID: v.id, Window: v.window, Budget: v.budget, Since: v.since, LastSeq: v.lastSeq})
 	}
 	h.mu.Unlock()
-	return writeFileAtomic(h.s.fs, h.s.path(historyDir), h.statePath(), st.encode())
+	if err := writeFileAtomic(h.s.fs, h.s.path(historyDir), h.statePath(), st.encode()); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.saved = st.NextFile
+	for _, row := range st.Volumes {
+		if v := h.mu.volumes[row.ID]; v != nil {
+			v.noted = row.Since
+		}
+	}
+	return nil
 }

@@ -79,6 +79,9 @@ type Options struct {
 	secondEvery time.Duration // of second.go; tests make it short
 	coolLeast   int64         // of cooler.go; tests make it small
 
+	// HoldHistory lets no history expire until Store.HoldHistory(false), so that moments that were open in an earlier run can be opened again.
+	HoldHistory bool
+
 	historyRootBytes int64 // of historyroots.go; tests make it small
 
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program

@@ -79,15 +79,15 @@ func (h *historian) openPoint(ctx context.Context, vh *volumeHistory, m Moment) 
 	if err != nil {
 		return nil, err
 	}
-	p := &point{root: root, release: release, seq: root.closed, at: time.Unix(0, root.created)}
+	h.s.at(afterTakeRoot)
+	p := &point{root: root, seq: root.closed, at: time.Unix(0, root.created)}
 	n, err := h.build(vh, p, m)
 	if err != nil {
-		p.drop(h.s)
+		p.drop(vh.v)
 		return nil, err
 	}
-	h.s.tree.Lock()
-	vh.v.users++
-	h.s.tree.Unlock()
+	p.release = vh.stream.Pin(root.closed+1, p.seq) // what it does not need may go
+	release()
 	return &Device{v: vh.v, n: n, point: p}, nil
 }
 
@@ -111,7 +111,7 @@ func (vh *volumeHistory) sinceNow(h *historian) uint64 {
 	return vh.since
 }
 
-// takeRoot finds the newest root at or before a moment, and keeps it from going.
+// takeRoot finds the newest root at or before a moment, and keeps it and the volume from going.
 func (h *historian) takeRoot(vh *volumeHistory, m Moment) (*node, error) {
 	since := vh.sinceNow(h)
 	h.s.tree.Lock()
@@ -137,6 +137,7 @@ func (h *historian) takeRoot(vh *volumeHistory, m Moment) (*node, error) {
 		return nil, fmt.Errorf("its history begins with record %d at %s: %w", first.closed, time.Unix(0, first.created).UTC().Format(time.RFC3339Nano), block.ErrNotFound)
 	}
 	root.users++
+	vh.v.users++ // from here on: what is built takes a while, and deleting the volume would take the root
 	return root, nil
 }
 
@@ -199,15 +200,18 @@ func (n *node) replay(r *history.Record) error {
 	return nil
 }
 
-// drop lets go what a moment held.
-func (p *point) drop(s *Store) {
-	s.tree.Lock()
-	p.root.users--
-	s.tree.Unlock()
+// drop lets go what a moment of the volume held.
+func (p *point) drop(v *Volume) {
 	if p.layer != nil {
 		p.layer.Release()
 	}
-	p.release()
+	v.s.tree.Lock()
+	p.root.users--
+	v.users--
+	v.s.tree.Unlock()
+	if p.release != nil {
+		p.release()
+	}
 }
 
 // Moment returns which moment the device is of; ok is false for a volume or a snapshot.

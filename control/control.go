@@ -117,6 +117,7 @@ func (c *Control) open(ctx context.Context) (err error) {
 	if err := c.restoreAttachments(); err != nil {
 		return err
 	}
+	c.engine.HoldHistory(false)
 	if err := c.listenShared(); err != nil {
 		return err
 	}
@@ -142,6 +143,9 @@ func (c *Control) Close(ctx context.Context) error {
 		cancel()
 	}
 	c.running.Wait()
+	if c.engine != nil {
+		c.engine.HoldHistory(true) // moments that are attached are opened again by the next start
+	}
 	all = append(all, c.closeDevices())
 	if c.engine != nil {
 		all = append(all, c.engine.Close())

@@ -97,6 +97,8 @@ type Engine interface {
 	Explain(ctx context.Context, volume string, skip func(name string) bool, progress func(blockstore.ExplainProgress)) (*blockstore.Explanation, error)
 	// SetHistory says how much of a volume's past can be had again, durably; the zero value gives all of it up. ErrInUse while a moment of it is open.
 	SetHistory(ctx context.Context, volume string, policy blockstore.HistoryPolicy) error
+	// HoldHistory lets no history expire while it is held, as it is when the engine was opened: moments that are attached are closed at the end, and opened again by the next start.
+	HoldHistory(hold bool)
 	// History describes the history of a volume; ErrNotFound if it has none.
 	History(volume string) (blockstore.HistoryInfo, error)
 	// HistoryPoints lists moments that have a name, a page at a time.

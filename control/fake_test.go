@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -29,6 +30,10 @@ type fakeEngine struct {
 	// collecting is the same for CollectGarbage.
 	collecting func(context.Context) error
 	gcPaused   atomic.Bool
+	// restoring, when set, is called by each RestorePoint when the volume is there, which ends with its result.
+	restoring func(name string) error
+	// undeletable makes DeleteSnapshot fail.
+	undeletable atomic.Bool
 	// colder counts the calls of SettleCold.
 	colder int
 	// explaining, when set, is called by each Explain, which ends with its error.
@@ -238,6 +243,9 @@ func (e *fakeEngine) edit(volume string, i int, change func(*blockstore.Snapshot
 }
 
 func (e *fakeEngine) DeleteSnapshot(_ context.Context, volume, name string) error {
+	if e.undeletable.Load() {
+		return errors.New("fake: no snapshot is deleted")
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	v, err := e.find(volume)
@@ -483,11 +491,13 @@ func (e *fakeEngine) Close() error {
 	return nil
 }
 
-// The fake keeps no history: control's own part of it is tested with the real engine (history_test.go).
+// The fake keeps no history: what it is asked for is tested with the real engine (e2e). With restoring set, each moment is the present one.
 
 func noHistory(volume string) error {
 	return fmt.Errorf("volume %q keeps no history: %w", volume, block.ErrNotFound)
 }
+
+func (e *fakeEngine) HoldHistory(bool) {}
 
 func (e *fakeEngine) SetHistory(_ context.Context, volume string, _ blockstore.HistoryPolicy) error {
 	return noHistory(volume)
@@ -501,7 +511,10 @@ func (e *fakeEngine) HistoryPoints(_ context.Context, volume string, _ blockstor
 	return nil, noHistory(volume)
 }
 
-func (e *fakeEngine) MarkHistory(_ context.Context, volume, _ string) (blockstore.Point, error) {
+func (e *fakeEngine) MarkHistory(_ context.Context, volume, label string) (blockstore.Point, error) {
+	if e.restoring != nil {
+		return blockstore.Point{Kind: "mark", Label: label}, nil
+	}
 	return blockstore.Point{}, noHistory(volume)
 }
 
@@ -510,9 +523,19 @@ func (e *fakeEngine) HistoryActivity(context.Context, string, time.Duration) ([]
 }
 
 func (e *fakeEngine) OpenPoint(_ context.Context, volume string, _ blockstore.Moment) (Device, uint64, time.Time, error) {
-	return nil, 0, time.Time{}, noHistory(volume)
+	if e.restoring == nil {
+		return nil, 0, time.Time{}, noHistory(volume)
+	}
+	d, err := e.OpenDevice(volume, "")
+	return d, 7, time.Time{}, err
 }
 
-func (e *fakeEngine) RestorePoint(_ context.Context, _ Device, name string) error {
-	return noHistory(name)
+func (e *fakeEngine) RestorePoint(ctx context.Context, d Device, name string) error {
+	if e.restoring == nil {
+		return noHistory(name)
+	}
+	if _, err := e.CreateVolume(ctx, blockstore.VolumeSpec{Name: name, SizeBytes: d.Size()}); err != nil {
+		return err
+	}
+	return e.restoring(name)
 }

@@ -120,7 +120,7 @@ func (c *Control) MarkHistory(ctx context.Context, name, label string) (HistoryP
 	if err != nil {
 		return HistoryPoint{}, err
 	}
-	p, err := c.engine.MarkHistory(ctx, name, label)
+	p, err := c.engine.MarkHistory(ctx, name, m.Label) // as it will be looked for
 	return HistoryPoint(p), err
 }
 
@@ -205,42 +205,55 @@ func (c *Control) DetachMoment(ctx context.Context, export string, force bool) e
 
 // RestoreMoment makes a volume that begins as a moment of another one was, and attaches it if asked to. It appears under its name when it is whole and durable.
 func (c *Control) RestoreMoment(ctx context.Context, name, at, newName string, attach bool) (HistoryMoment, error) {
-	var got HistoryMoment
-	if err := checkVolume(newName); err != nil {
-		return got, fmt.Errorf("restore a moment: %w", err)
-	}
-	err := c.change(ctx, "restore a moment of", name, []string{newName}, func() (err error) {
-		if _, err := c.visible(name); err != nil {
-			return err
-		}
-		if _, err := c.engine.Volume(newName); err == nil {
-			return fmt.Errorf("volume %q: %w", newName, block.ErrExists)
-		}
-		m, err := c.parseMoment(at)
-		if err != nil {
-			return err
-		}
-		device, seq, when, err := c.engine.OpenPoint(ctx, name, m)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, device.Close()) }()
-		hiddenName := importPrefix + strings.ToLower(rand.Text())
-		if err := c.engine.RestorePoint(ctx, device, hiddenName); err != nil {
-			return err
-		}
-		if err := c.engine.RenameVolume(ctx, hiddenName, newName); err != nil {
-			return errors.Join(err, c.engine.DeleteVolume(context.WithoutCancel(ctx), hiddenName))
-		}
-		got = HistoryMoment{Volume: newName, Seq: seq, At: when}
-		return nil
-	})
+	got, err := c.restoreMoment(ctx, name, at, newName)
 	if err != nil || !attach {
 		return got, err
 	}
 	attached, _, err := c.Attach(ctx, AttachSpec{Volume: newName})
 	got.Attachment = &attached
 	return got, err
+}
+
+// restoreMoment holds the new name as long as it takes, so that others fail at once, and the volume that the moment is of only until the moment is open: that keeps what it needs by itself, and snapshots need not wait for it.
+func (c *Control) restoreMoment(ctx context.Context, name, at, newName string) (got HistoryMoment, err error) {
+	fail := func(err error) (HistoryMoment, error) {
+		return HistoryMoment{}, fmt.Errorf("restore a moment: %w", err)
+	}
+	if err := checkVolume(newName); err != nil {
+		return fail(err)
+	}
+	release, err := c.names.holdLong(ctx, "restore of a moment", newName)
+	if err != nil {
+		return fail(err)
+	}
+	defer release()
+	if _, err := c.engine.Volume(newName); err == nil {
+		return fail(fmt.Errorf("volume %q: %w", newName, block.ErrExists))
+	}
+	var device Device
+	got = HistoryMoment{Volume: newName}
+	err = c.change(ctx, "restore a moment of", name, nil, func() error {
+		if _, err := c.visible(name); err != nil {
+			return err
+		}
+		m, err := c.parseMoment(at)
+		if err == nil {
+			device, got.Seq, got.At, err = c.engine.OpenPoint(ctx, name, m)
+		}
+		return err
+	})
+	if err != nil {
+		return HistoryMoment{}, err
+	}
+	hiddenName := importPrefix + strings.ToLower(rand.Text())
+	err = errors.Join(c.engine.RestorePoint(ctx, device, hiddenName), device.Close())
+	if err == nil {
+		err = c.engine.RenameVolume(ctx, hiddenName, newName)
+	}
+	if err != nil {
+		return HistoryMoment{}, errors.Join(err, c.discard(context.WithoutCancel(ctx), hiddenName))
+	}
+	return got, nil
 }
 
 // openMoment opens the device of an attachment of a moment again.

@@ -51,6 +51,7 @@ func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine
 
 		KeepBytesPerSecond: int64(cfg.Store.KeepRate),
 		GCBytesPerSecond:   int64(cfg.Store.GCRate), GCRequestsPerSecond: int64(cfg.Store.GCRequests),
+		HoldHistory:    true, // until the attachments are there again
 		RestoreDataDir: cfg.Store.Restore == "on",
 		Events:         engineEvents(log, alarms, time.Now),
 	})

@@ -202,6 +202,53 @@ func TestScheduleAndTheClock(t *testing.T) {
 	s.expect("v", "auto-20261129T061530Z", "auto-20990101T000000Z", "auto-20261129T071000Z", "auto-20261129T081000Z")
 }
 
+// What was taken while the clock was ahead does not count as the youngest: else all that is taken afterwards would be deleted at once.
+func TestRetentionAndTheClock(t *testing.T) {
+	s := newScheduleTest(t)
+	newVolume(t, s.c, "v")
+	s.schedule(ScheduleSpec{Target: "v", Every: time.Hour, Keep: retention.Rules{Last: 2, Daily: 1}})
+	s.run(0)
+	s.set("2099-01-01T00:00:00Z")
+	s.run(0)
+	s.run(time.Hour)
+	s.run(time.Hour)
+	s.expect("v", "auto-20990101T010000Z", "auto-20990101T020000Z")
+	s.set("2026-11-29T09:00:00Z")
+	s.run(0)
+	s.run(time.Hour)
+	s.run(time.Hour)
+	s.expect("v", "auto-20990101T010000Z", "auto-20990101T020000Z", "auto-20261129T100000Z", "auto-20261129T110000Z")
+	verdicts, err := s.c.Retention("v", retention.Rules{Last: 1})
+	if err != nil || len(verdicts) != 4 || fmt.Sprint(verdicts[0].Reasons, verdicts[2].Reasons, verdicts[3].Reasons) != "[ahead] [] [last]" {
+		t.Errorf("%+v, %v", verdicts, err)
+	}
+	s.set("2099-01-01T03:00:00Z") // their time has come
+	s.run(0)
+	s.expect("v", "auto-20990101T020000Z", "auto-20990101T030000Z")
+}
+
+// What cannot be deleted does not make a schedule take one snapshot after the other.
+func TestScheduleThatCannotThin(t *testing.T) {
+	s := newScheduleTest(t)
+	newVolume(t, s.c, "v")
+	s.schedule(ScheduleSpec{Target: "v", Every: time.Hour, Keep: retention.Rules{Last: 1}})
+	s.run(0)
+	s.engine.undeletable.Store(true)
+	s.run(time.Hour)
+	for range 3 {
+		s.run(scheduleLook)
+	}
+	s.expect("v", "auto-20261129T061530Z", "auto-20261129T071530Z")
+	if got := s.c.Schedules(); !strings.Contains(got[0].Error, "fake") {
+		t.Errorf("%+v", got)
+	}
+	s.engine.undeletable.Store(false)
+	s.run(time.Hour)
+	if got := s.names("v"); len(got) != 1 || s.c.Schedules()[0].Error != "" {
+		t.Errorf("%v, %+v", got, s.c.Schedules())
+	}
+}
+
 func TestScheduleThatFails(t *testing.T) {
 	s := newScheduleTest(t)
 	newVolume(t, s.c, "v")

@@ -90,8 +90,8 @@ func (c *Control) runSchedules(ctx context.Context) time.Duration {
 		if ctx.Err() != nil {
 			break
 		}
-		err := c.runSchedule(ctx, &r, now)
-		if err == nil {
+		taken, err := c.runSchedule(ctx, &r, now)
+		if taken || err == nil { // what could not be deleted is tried with the next one, and no reason to take another now
 			due = dueAfter(now, r.every(), now)
 			c.schedules.setDue(r.key(), due, change)
 			wait = min(wait, due.Sub(now))
@@ -149,10 +149,11 @@ func (c *Control) lastRun(r *scheduleRecord) (last time.Time) {
 	return last
 }
 
-func (c *Control) runSchedule(ctx context.Context, r *scheduleRecord, now time.Time) error {
+// runSchedule takes the snapshots of one schedule and thins them. taken says that they are there, whatever the error.
+func (c *Control) runSchedule(ctx context.Context, r *scheduleRecord, now time.Time) (taken bool, err error) {
 	volumes, err := c.targets(r)
 	if err != nil || len(volumes) == 0 {
-		return err
+		return false, err
 	}
 	name := r.prefix() + now.UTC().Format(scheduledTime)
 	if r.Group != "" {
@@ -164,12 +165,12 @@ func (c *Control) runSchedule(ctx context.Context, r *scheduleRecord, now time.T
 		})
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, volume := range volumes {
 		err = errors.Join(err, c.thin(ctx, r, volume))
 	}
-	return err
+	return true, err
 }
 
 // Verdict is what a schedule's retention thinks of a snapshot.
@@ -213,9 +214,13 @@ func (c *Control) judge(r *scheduleRecord, volume string) ([]Verdict, error) {
 			all, moments = append(all, Verdict{Snapshot: snapshotOf(volume, info)}), append(moments, at)
 		}
 	}
-	order := make([]int, len(all)) // the youngest first, by the times in their names
-	for i := range order {
-		order[i] = i
+	now, order := c.opts.Now(), make([]int, 0, len(all)) // the youngest first, by the times in their names
+	for i, at := range moments {
+		if at.After(now.Add(leastEvery)) { // by a clock that was wrong: as the youngest it would crowd out all that are taken until then
+			all[i].Reasons = []string{"ahead"}
+			continue
+		}
+		order = append(order, i)
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return moments[b].Compare(moments[a]) })
 	sorted := make([]time.Time, 0, len(all))

@@ -1531,7 +1531,7 @@ func (v *RetentionResponse) GetRetention() []RetentionVerdict { return v.Retenti
 
 // RetentionVerdict includes the GraphQL fields of RetentionVerdict requested by the fragment RetentionVerdict.
 type RetentionVerdict struct {
-	// Why it is kept: last, hourly and so on, all, protected, cloned. None: it is deleted.
+	// Why it is kept: last, hourly and so on, all, protected, cloned, ahead (of the clock). None: it is deleted.
 	Reasons  []string `json:"reasons"`
 	Snapshot Snapshot `json:"snapshot"`
 }

@@ -3493,7 +3493,7 @@ type KeepRules {
 
 type RetentionVerdict {
   snapshot: Snapshot!
-  "Why it is kept: last, hourly and so on, all, protected, cloned. None: it is deleted."
+  "Why it is kept: last, hourly and so on, all, protected, cloned, ahead (of the clock). None: it is deleted."
   reasons: [String!]!
 }
 

@@ -15,5 +15,7 @@
 // Durability: a record is durable when Stream.Sync has returned. What was not synced may be lost from the end; recovery ends a file at its first frame that is not whole. A record that was split over frames counts
 // as there only when all of it is: Stream.LastSeq is the last such one.
 //
-// Locks: Stream.mu, held by one appender at a time over its write, before Set.mu, which is held for instructions only.
+// Few files are open at a time (handles): there may be more than a process can have open.
+//
+// Locks: Stream.mu, held by one appender at a time over its write, before Set.mu, file.mu and handles.mu, which are held for instructions only.
 package history

@@ -27,18 +27,20 @@ const fileSuffix = ".hist"
 
 // file is one file of a volume's history.
 type file struct {
-	f      vfs.File
+	f      vfs.File // of the one appender, while there may be one; readers use read
 	path   string
 	header Header
 	seed   uint32
 	vault  *vault
 
+	handles *handles
+	opened  opened // guarded by handles.mu
+
 	mu struct {
 		sync.Mutex
-		frames []frameRef // nil in a sealed file until it is asked for
+		frames []frameRef // nil in a sealed file until payload is read, and again when nobody holds the file
 		loaded bool
 		pins   int
-		gone   bool
 	}
 
 	// Of the one appender; fixed once the file is sealed, but readers take them under mu.
@@ -77,14 +79,16 @@ func parseFileName(name string) (uint32, bool) {
 }
 
 // openFile reads head and end of a file. A file without a footer is read as a whole and then sealed, so that nothing is ever appended to what an earlier run wrote.
-func openFile(fsys vfs.FS, path string, store block.UUID, volume block.VolumeID, id uint32, keys *keyring.Ring) (_ *file, err error) {
-	f := &file{path: path}
-	if f.f, err = vfs.OpenUpdate(fsys, path); err != nil {
+func openFile(handles *handles, path string, store block.UUID, volume block.VolumeID, id uint32, keys *keyring.Ring) (_ *file, err error) {
+	f := &file{path: path, handles: handles}
+	h, err := vfs.OpenUpdate(handles.fs, path)
+	if err != nil {
 		return nil, err
 	}
+	handles.begin(f, h)
 	defer func() {
 		if err != nil {
-			_ = f.f.Close()
+			_ = handles.drop(f)
 		}
 	}()
 	info, err := f.f.Stat()
@@ -98,14 +102,26 @@ func openFile(fsys vfs.FS, path string, store block.UUID, volume block.VolumeID,
 		return nil, f.name(damaged("a file of this store and volume, of the id in its name", 16))
 	}
 	found, err := f.readFooter(info.Size())
-	if err != nil || found {
-		return f, f.name(err)
+	if err != nil {
+		return nil, f.name(err)
+	}
+	if found {
+		handles.end(f)
+		return f, nil
 	}
 	if err := f.scan(info.Size(), true); err != nil {
 		return nil, f.name(err)
 	}
 	f.end = max(f.end, info.Size()) // what lies behind the last whole frame stays where it is: the index goes behind it
-	return f, f.seal()
+	if f.seal() == nil {
+		return f, nil
+	}
+	// As on a full disk. It is read frame by frame, and sealed by another open; what it has must be as durable as if it had been.
+	f.spent = true
+	if err := vfs.DataSync(f.f); err != nil {
+		return nil, f.name(fmt.Errorf("sync: %w", err))
+	}
+	return f, nil
 }
 
 func (f *file) readHeader(keys *keyring.Ring) error {
@@ -189,7 +205,7 @@ func (f *file) took(ref *frameRef, h *frameHeader, meta []byte) {
 // readMeta reads what the records of a frame did.
 func (f *file) readMeta(r *frameRef, sum uint32) ([]byte, error) {
 	b := make([]byte, r.metaLen)
-	if err := vfs.ReadFull(f.f, b, r.off+frameSize); err != nil {
+	if err := f.read(b, r.off+frameSize); err != nil {
 		return nil, err
 	}
 	if crc32.Checksum(b, castagnoli) != sum {
@@ -208,7 +224,7 @@ func (f *file) readPayload(r *frameRef) ([]byte, error) {
 		return nil, nil
 	}
 	b := make([]byte, r.stored)
-	if err := vfs.ReadFull(f.f, b, r.payloadAt()); err != nil {
+	if err := f.read(b, r.payloadAt()); err != nil {
 		return nil, err
 	}
 	if crc32.Checksum(b, castagnoli) != r.sum {
@@ -262,11 +278,24 @@ func (f *file) seal() error {
 		return f.name(fmt.Errorf("seal: %w", err))
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.end += int64(len(stored)) + footerSize
 	f.sealed, f.metas, f.unsynced = true, nil, false
 	f.mu.frames, f.mu.loaded = nil, false
+	f.mu.Unlock()
+	f.handles.end(f)
 	return nil
+}
+
+// indexSize is how long the index of what is in the file would be, in bytes.
+func (f *file) indexSize() int { return int(f.count)*tableEntry + len(f.metas) }
+
+// unpin lets a reader go. The last one takes with it what was kept for readers.
+func (f *file) unpin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mu.pins--; f.mu.pins == 0 && f.sealed {
+		f.mu.frames, f.mu.loaded = nil, false
+	}
 }
 
 // index returns the frames of a file and what all their records did.
@@ -281,7 +310,7 @@ func (f *file) index() (frames []frameRef, metas []byte, err error) {
 		return frames, metas, nil
 	}
 	foot := make([]byte, footerSize)
-	if err := vfs.ReadFull(f.f, foot, end-footerSize); err != nil {
+	if err := f.read(foot, end-footerSize); err != nil {
 		return nil, nil, f.name(err)
 	}
 	ft, err := parseFooter(foot, &f.header, f.seed, end)
@@ -289,7 +318,7 @@ func (f *file) index() (frames []frameRef, metas []byte, err error) {
 		return nil, nil, f.name(err)
 	}
 	b := make([]byte, ft.IndexLen)
-	if err := vfs.ReadFull(f.f, b, ft.IndexOff); err != nil {
+	if err := f.read(b, ft.IndexOff); err != nil {
 		return nil, nil, f.name(err)
 	}
 	if crc32.Checksum(b, castagnoli) != ft.IndexSum {
@@ -301,9 +330,6 @@ func (f *file) index() (frames []frameRef, metas []byte, err error) {
 	if frames, metas, err = f.parseIndex(b, &ft); err != nil {
 		return nil, nil, f.name(err)
 	}
-	f.mu.Lock()
-	f.mu.frames, f.mu.loaded = frames, true
-	f.mu.Unlock()
 	return frames, metas, nil
 }
 
@@ -339,6 +365,11 @@ func (f *file) frame(raw uint32) (frameRef, bool, error) {
 		if frames, _, err = f.index(); err != nil {
 			return frameRef{}, false, err
 		}
+		f.mu.Lock()
+		if f.sealed && f.mu.pins > 0 {
+			f.mu.frames, f.mu.loaded = frames, true
+		}
+		f.mu.Unlock()
 	}
 	i, found := slices.BinarySearchFunc(frames, raw, func(r frameRef, raw uint32) int {
 		switch {

@@ -35,6 +35,8 @@ const (
 	// maxFileStored is the length from which on a file is sealed, in bytes.
 	maxFileStored = 64 << 20
 	maxIndex      = 64 << 20
+	// maxIndexFull is the length of an index from which on a file is sealed, in bytes: what a record in parts adds still fits.
+	maxIndexFull = maxIndex - 4<<20
 	// longestRecord is what a file takes beyond the mark at which it is full, in bytes: no record lies in two files.
 	longestRecord = 40 << 20
 )

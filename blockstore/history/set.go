@@ -37,13 +37,14 @@ type Set struct {
 		nextID  uint32
 		closed  bool
 	}
-	cache frameCache
+	cache   frameCache
+	handles *handles
 }
 
 // Open reads what history there is: the ends of sealed files, and the one of each volume that was being filled. A volume whose files cannot be used is in bad, with the reason, and has no stream: whoever opened
 // decides whether its files go.
 func Open(opts Options) (s *Set, bad map[block.VolumeID]error, err error) {
-	s = &Set{opts: opts}
+	s = &Set{opts: opts, handles: &handles{fs: opts.FS}}
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
 	}
@@ -93,18 +94,22 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 	}()
 	slices.Sort(names)
 	for _, name := range names {
+		if id, ok := parseFileName(name); ok { // whether it can be used or not
+			s.mu.nextID = max(s.mu.nextID, id+1)
+		}
+	}
+	for _, name := range names {
 		id, ok := parseFileName(name)
 		if !ok {
 			continue
 		}
-		s.mu.nextID = max(s.mu.nextID, id+1)
 		path := s.opts.FS.PathJoin(s.dirOf(volume), name)
 		if empty, err := s.neverBegun(path); err != nil {
 			return err
 		} else if empty {
 			continue
 		}
-		f, err := openFile(s.opts.FS, path, s.opts.StoreID, volume, id, s.opts.Keys)
+		f, err := openFile(s.handles, path, s.opts.StoreID, volume, id, s.opts.Keys)
 		if err != nil {
 			return err
 		}
@@ -156,10 +161,13 @@ func (s *Set) Volumes() (all []block.VolumeID) {
 	return all
 }
 
-// Create begins the history of a volume that has none, durably.
+// Create begins the history of a volume that has none, durably. What an earlier one could not remove goes.
 func (s *Set) Create(volume block.VolumeID) (*Stream, error) {
 	if st := s.Stream(volume); st != nil {
 		return st, nil
+	}
+	if err := s.removeFiles(volume); err != nil {
+		return nil, fmt.Errorf("begin history: %w", err)
 	}
 	for _, dir := range []string{s.opts.Dir, s.dirOf(volume)} {
 		if err := s.opts.FS.MkdirAll(dir, 0o700); err != nil {
@@ -186,6 +194,18 @@ func (s *Set) Remove(volume block.VolumeID) error {
 		delete(s.mu.streams, volume)
 		s.mu.Unlock()
 	}
+	err := s.removeFiles(volume)
+	if err == nil {
+		err = s.opts.FS.Remove(s.dirOf(volume))
+	}
+	if vfs.IsNotExist(err) {
+		return nil
+	}
+	return err
+}
+
+// removeFiles removes the files of a volume that has no stream.
+func (s *Set) removeFiles(volume block.VolumeID) error {
 	names, err := s.opts.FS.List(s.dirOf(volume))
 	if vfs.IsNotExist(err) {
 		return nil
@@ -194,9 +214,6 @@ func (s *Set) Remove(volume block.VolumeID) error {
 		if _, ok := parseFileName(name); ok {
 			err = errors.Join(err, s.opts.FS.Remove(s.opts.FS.PathJoin(s.dirOf(volume), name)))
 		}
-	}
-	if err == nil {
-		err = s.opts.FS.Remove(s.dirOf(volume))
 	}
 	return err
 }
@@ -223,7 +240,7 @@ func (s *Set) Close() (err error) {
 	}
 	s.mu.Unlock()
 	for _, st := range streams {
-		err = errors.Join(err, st.Roll())
+		err = errors.Join(err, st.Roll(), st.sealSpent())
 		st.closeFiles()
 	}
 	return err
@@ -269,7 +286,7 @@ func (s *Set) newFile(volume block.VolumeID, after uint64) (*file, error) {
 	if id > maxFileID {
 		return nil, fmt.Errorf("history has no ids of files left: %w", block.ErrNoSpace)
 	}
-	f := &file{path: s.opts.FS.PathJoin(s.dirOf(volume), fileName(id)), unsynced: true}
+	f := &file{path: s.opts.FS.PathJoin(s.dirOf(volume), fileName(id)), unsynced: true, handles: s.handles}
 	f.header = Header{StoreID: s.opts.StoreID, Volume: volume, ID: id, After: after, Created: max(0, s.opts.Now().UnixNano())}
 	if s.opts.Keys != nil {
 		f.header.KeyID = s.opts.Keys.Current()
@@ -283,15 +300,17 @@ func (s *Set) newFile(volume block.VolumeID, after uint64) (*file, error) {
 	if f.vault, err = openVault(s.opts.Keys, &f.header, page); err != nil {
 		return nil, err
 	}
-	if f.f, err = vfs.Create(s.opts.FS, f.path); err != nil {
+	h, err := vfs.Create(s.opts.FS, f.path)
+	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", f.source(), err)
 	}
+	s.handles.begin(f, h)
 	err = vfs.WriteVec(f.f, [][]byte{page}, 0)
 	if err == nil {
 		err = vfs.SyncDir(s.opts.FS, s.dirOf(volume))
 	}
 	if err != nil {
-		return nil, errors.Join(f.name(err), f.f.Close(), s.opts.FS.Remove(f.path))
+		return nil, errors.Join(f.name(err), s.handles.drop(f), s.opts.FS.Remove(f.path))
 	}
 	s.mu.Lock()
 	s.mu.files[id] = f
@@ -305,7 +324,7 @@ func (s *Set) drop(f *file) error {
 	delete(s.mu.files, f.header.ID)
 	s.mu.Unlock()
 	s.cache.forget(f)
-	return errors.Join(f.f.Close(), s.opts.FS.Remove(f.path))
+	return errors.Join(s.handles.drop(f), s.opts.FS.Remove(f.path))
 }
 
 // checkLabel refuses what a label cannot be.

@@ -106,7 +106,7 @@ func (st *Stream) makeRoom(r *Record) error {
 		}
 	}
 	f := st.open()
-	full := f != nil && (f.end >= maxFileStored || int64(f.raw) > MaxFileRaw-longestRecord || st.void >= maxVoid-2)
+	full := f != nil && (f.end >= maxFileStored || f.indexSize() >= maxIndexFull || int64(f.raw) > MaxFileRaw-longestRecord || st.void >= maxVoid-2)
 	if full && !st.part { // no record lies in two files
 		if err := st.rollLocked(); err != nil {
 			return err
@@ -222,13 +222,33 @@ func (st *Stream) rollLocked() error {
 	return f.seal()
 }
 
-// Pin keeps files with records of [from, to] until the returned release is called. It does not read them.
+// sealSpent seals what could not be sealed when a write had failed, as the next open would: behind whatever is there.
+func (st *Stream) sealSpent() (err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		if f.sealed || f.f == nil {
+			continue
+		}
+		info, e := f.f.Stat()
+		if e == nil {
+			f.mu.Lock()
+			f.end = max(f.end, info.Size())
+			f.mu.Unlock()
+			e = f.seal()
+		}
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// Pin keeps the files that are there with records of [from, to] until the returned release is called. It does not read them.
 func (st *Stream) Pin(from, to uint64) (release func()) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	var held []*file
 	for _, f := range st.files {
-		if f.header.After < to && f.lastSeq >= from || !f.sealed {
+		if f.header.After < to && f.lastSeq >= from {
 			f.mu.Lock()
 			f.mu.pins++
 			f.mu.Unlock()
@@ -239,15 +259,14 @@ func (st *Stream) Pin(from, to uint64) (release func()) {
 	return func() {
 		once.Do(func() {
 			for _, f := range held {
-				f.mu.Lock()
-				f.mu.pins--
-				f.mu.Unlock()
+				f.unpin()
 			}
 		})
 	}
 }
 
-// Each calls visit for the records with from ≤ seq ≤ to in order. It reads indexes only; the caller has pinned the range. What was appended and not synced is not there yet.
+// Each calls visit for the records with from ≤ seq ≤ to in order. It reads indexes only; the caller has pinned the range. What was appended and not synced is not there yet. Where the file is missing that the range begins in, it
+// is block.ErrCorrupt; from 0 on there may be any.
 func (st *Stream) Each(from, to uint64, visit func(*Record) error) error {
 	st.mu.Lock()
 	files := append([]*file(nil), st.files...)
@@ -256,10 +275,15 @@ func (st *Stream) Each(from, to uint64, visit func(*Record) error) error {
 		last[i] = f.lastSeq
 	}
 	st.mu.Unlock()
+	begun := from == 0
 	for i, f := range files {
 		if f.header.After >= to || last[i] < from { // what of a record was left behind by a death comes again, whole, in the next file
 			continue
 		}
+		if !begun && f.header.After >= from {
+			return f.name(damaged(fmt.Sprintf("the file that has the records from %d to %d", from, f.header.After), 80))
+		}
+		begun = true
 		err := f.each(func(r *Record) error {
 			if r.Seq < from || r.Seq > to {
 				return nil
@@ -292,6 +316,19 @@ func (st *Stream) Expire(seq uint64) (freed int64, err error) {
 		st.files = st.files[1:]
 	}
 	return freed, err
+}
+
+// Held reports whether somebody reads the oldest file, so that nothing can expire.
+func (st *Stream) Held() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.files) == 0 {
+		return false
+	}
+	f := st.files[0]
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.pins > 0
 }
 
 // InUse reports whether somebody reads the stream.
@@ -328,6 +365,6 @@ func (st *Stream) closeFiles() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, f := range st.files {
-		_ = f.f.Close()
+		_ = st.s.handles.drop(f)
 	}
 }
