@@ -47,6 +47,11 @@ func (s *Store) HistoryActivity(ctx context.Context, volume string, stretch time
 	fail := func(err error) ([]Activity, error) {
 		return nil, fmt.Errorf("activity of volume %q: %w", volume, err)
 	}
+	_, release, err := s.historian.catchUp(ctx, vh)
+	if err != nil {
+		return fail(err)
+	}
+	defer release() // until then no file goes
 	info, err := s.History(volume)
 	if err != nil {
 		return nil, err
