@@ -16,6 +16,8 @@ const (
 	ContentType = "application/vnd.hyper-nixos.stream"
 
 	maxTransfers = 6               // imports and exports at once; each holds up to 16 MiB of buffers
+	maxParts     = 4               // of snapshots, sent at once; each takes at most 4 MiB of buffers
+	maxPart      = 16 << 20        // bytes
 	drainTime    = 5 * time.Second // for a client to notice that its import has failed
 )
 
@@ -23,10 +25,11 @@ const (
 type data struct {
 	control *control.Control
 	slots   chan struct{}
+	parts   chan struct{}
 }
 
 func newData(c *control.Control) *data {
-	return &data{control: c, slots: make(chan struct{}, maxTransfers)}
+	return &data{control: c, slots: make(chan struct{}, maxTransfers), parts: make(chan struct{}, maxParts)}
 }
 
 // enter checks what both directions check and takes a slot.
@@ -104,17 +107,53 @@ func importSpec(r *http.Request) (control.ImportSpec, error) {
 	return spec, nil
 }
 
-// get serves GET /v1/volumes/{name}/data?snapshot=…: the content of a snapshot, or of the volume at this moment.
+// get serves GET /v1/volumes/{name}/data?snapshot=…&offset=…&length=…: the content of a snapshot, or a part of it, or the content of the volume at this moment.
 func (d *data) get(w http.ResponseWriter, r *http.Request) {
-	leave, err := d.enter(r)
+	part, err := partOf(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	enter := d.enter
+	if part != nil {
+		enter = d.enterPart
+	}
+	leave, err := enter(r)
 	if err != nil {
 		fail(w, err)
 		return
 	}
 	defer leave()
 	body := &lateBody{w: w, contentType: ContentType}
-	err = d.control.Export(r.Context(), r.PathValue("name"), r.URL.Query().Get("snapshot"), body)
+	err = d.control.Export(r.Context(), r.PathValue("name"), r.URL.Query().Get("snapshot"), part, body)
 	body.finish(err)
+}
+
+// partOf reads which part of a snapshot a request asks for; nil: all.
+func partOf(r *http.Request) (*block.Range, error) {
+	query := r.URL.Query()
+	if !query.Has("offset") && !query.Has("length") {
+		return nil, nil
+	}
+	off, err := strconv.ParseUint(query.Get("offset"), 10, 64)
+	length, lengthErr := strconv.ParseUint(query.Get("length"), 10, 64)
+	if err != nil || lengthErr != nil || length == 0 || length > maxPart {
+		return nil, fmt.Errorf("offset=%q and length=%q: want numbers of bytes, the length from 1 to %d: %w", query.Get("offset"), query.Get("length"), maxPart, block.ErrInvalid)
+	}
+	return &block.Range{Off: off, Len: length}, nil
+}
+
+// enterPart takes a slot for a part, of which one client asks for many: it waits for one.
+func (d *data) enterPart(r *http.Request) (leave func(), err error) {
+	if err := allow(r.Context(), control.ScopeOperate); err != nil {
+		return nil, err
+	}
+	select {
+	case d.parts <- struct{}{}:
+		return func() { <-d.parts }, nil
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
 }
 
 // support serves GET /v1/support: a gzipped tar of what helps to understand a fault, without guest data and secrets.

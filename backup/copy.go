@@ -172,45 +172,21 @@ func copyBackup(ctx context.Context, from, to *repository.Repository, m *reposit
 		run.before, run.after = newTreeCache(reader, base.from), newTreeCache(to.NewReader(copyReaderBytes), base.to)
 	}
 	err = run.all(ctx)
-	stored, closeErr := w.Close()
-	if err == nil { // else why the writer ended is not the cause
-		err = closeErr
-	} else if closeErr != nil && ctx.Err() == nil && !errors.Is(closeErr, context.Canceled) {
-		err = closeErr
-	}
+	stored, err := finish(ctx, w, err)
 	if err != nil {
 		return nil, err
 	}
 	copied := *m
 	copied.NewBytes, copied.StoredBytes, copied.Root = run.newBytes, stored.StoredBytes, run.out.root
+	copied.Frozen, copied.Parent = nil, "" // of the other repository
 	if err := to.SetOrigin(&copied, from.Identity(m)); err != nil {
 		return nil, err
 	}
-	return &copied, run.commit(ctx, &copied, base)
-}
-
-// commit stores the manifest of a copy. What has the same pages as a backup that both repositories have was not looked up, so that backup must be there still when the manifest is.
-func (run *copyRun) commit(ctx context.Context, copied *repository.Manifest, base *pair) error {
-	based := func() error {
-		if !run.shares {
-			return nil
-		}
-		_, err := run.to.Manifest(ctx, base.to.Name)
-		if errors.Is(err, block.ErrNotFound) {
-			return fmt.Errorf("backup %s, which this one shares content with, was forgotten meanwhile: %w", base.to.Name, repository.ErrMarked)
-		}
-		return err
+	var shared *repository.Manifest
+	if run.shares {
+		shared = base.to
 	}
-	if err := based(); err != nil {
-		return err
-	}
-	if err := run.w.Commit(ctx, copied); err != nil {
-		return err
-	}
-	if err := based(); err != nil {
-		return errors.Join(err, run.to.Forget(context.WithoutCancel(ctx), copied.Name))
-	}
-	return nil
+	return &copied, commitBased(ctx, to, w, &copied, shared, repository.ErrMarked)
 }
 
 // copyRegion is a region on its way.

@@ -153,6 +153,27 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off uint64, holes []block
 	})
 }
 
+// NextData returns the first offset from off on that is not known to be zero, or the size.
+func (d *Device) NextData(ctx context.Context, off uint64) (uint64, error) {
+	for off < d.m.SizeBytes {
+		n := off / RegionSize
+		begin, length := n*RegionSize, regionLength(d.m.SizeBytes, n)
+		g, err := d.tree.page(ctx, n)
+		if err != nil {
+			return 0, err
+		}
+		for in := int(off - begin); in < length; {
+			e, start := g.at(in)
+			if e.id != (block.Hash{}) {
+				return begin + uint64(in), nil
+			}
+			in = start + int(e.length)
+		}
+		off = begin + uint64(length)
+	}
+	return d.m.SizeBytes, nil
+}
+
 // appendHole zeroes a piece and adds it to holes.
 func appendHole(holes []block.Range, x piece) []block.Range {
 	clear(x.to)

@@ -46,6 +46,12 @@ func newPage(extents []extent) *page {
 
 // at returns the extent at an offset of the region, and where it begins.
 func (g *page) at(in int) (e *extent, begin int) {
+	i := g.index(in)
+	return &g.extents[i], int(g.starts[i])
+}
+
+// index returns which extent is at an offset of the region.
+func (g *page) index(in int) int {
 	low, high := 0, len(g.starts) // starts[low] <= in < starts[high]
 	for high-low > 1 {
 		if middle := (low + high) / 2; int(g.starts[middle]) <= in {
@@ -54,7 +60,7 @@ func (g *page) at(in int) (e *extent, begin int) {
 			high = middle
 		}
 	}
-	return &g.extents[low], int(g.starts[low])
+	return low
 }
 
 func newTreeCache(reader *repository.Reader, m *repository.Manifest) *treeCache {

@@ -103,6 +103,8 @@ type Engine interface {
 	HistoryPoints(ctx context.Context, volume string, q blockstore.PointQuery) ([]blockstore.Point, error)
 	// MarkHistory names the present moment of a volume, durably.
 	MarkHistory(ctx context.Context, volume, label string) (blockstore.Point, error)
+	// HistoryActivity tells what was written to a volume in its history, in stretches of a length.
+	HistoryActivity(ctx context.Context, volume string, stretch time.Duration) ([]blockstore.Activity, error)
 	// OpenPoint opens a moment of a volume, to read it, and tells which it is.
 	OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, uint64, time.Time, error)
 	// RestorePoint makes a volume that begins as an open moment.

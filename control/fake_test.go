@@ -505,6 +505,10 @@ func (e *fakeEngine) MarkHistory(_ context.Context, volume, _ string) (blockstor
 	return blockstore.Point{}, noHistory(volume)
 }
 
+func (e *fakeEngine) HistoryActivity(context.Context, string, time.Duration) ([]blockstore.Activity, error) {
+	return nil, block.ErrNotFound
+}
+
 func (e *fakeEngine) OpenPoint(_ context.Context, volume string, _ blockstore.Moment) (Device, uint64, time.Time, error) {
 	return nil, 0, time.Time{}, noHistory(volume)
 }

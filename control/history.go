@@ -100,6 +100,14 @@ func (c *Control) HistoryPoints(ctx context.Context, name string, after uint64, 
 	return points, nil
 }
 
+// HistoryActivity tells what was written to a volume in its history, in stretches of a length, oldest first.
+func (c *Control) HistoryActivity(ctx context.Context, name string, stretch time.Duration) ([]blockstore.Activity, error) {
+	if _, err := c.visible(name); err != nil {
+		return nil, err
+	}
+	return c.engine.HistoryActivity(ctx, name, stretch)
+}
+
 // MarkHistory names the present moment of a volume.
 func (c *Control) MarkHistory(ctx context.Context, name, label string) (HistoryPoint, error) {
 	if _, err := c.visible(name); err != nil {

@@ -163,16 +163,16 @@ func (c *Control) name(ctx context.Context, hidden blockstore.VolumeSpec, size u
 	return errors.Join(device.Flush(ctx), device.Close())
 }
 
-// Export writes the content of a snapshot as a stream, or of the volume as it is now when snapshot is empty; writers are not disturbed.
-// An error before the first byte is returned; a later one is written into the stream too.
-func (c *Control) Export(ctx context.Context, volume, snapshot string, w io.Writer) error {
-	if err := c.exportVolume(ctx, volume, snapshot, w); err != nil {
+// Export writes the content of a snapshot as a stream, or of the volume as it is now when snapshot is empty; writers are not disturbed. If part is not nil only that range of a snapshot is
+// sent, with offsets from its beginning. An error before the first byte is returned; a later one is written into the stream too.
+func (c *Control) Export(ctx context.Context, volume, snapshot string, part *block.Range, w io.Writer) error {
+	if err := c.exportVolume(ctx, volume, snapshot, part, w); err != nil {
 		return fmt.Errorf("export volume %q: %w", volume, err)
 	}
 	return nil
 }
 
-func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, w io.Writer) (err error) {
+func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, part *block.Range, w io.Writer) (err error) {
 	ctx, done, err := c.work(ctx)
 	if err != nil {
 		return err
@@ -182,6 +182,9 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, w i
 		return err
 	}
 	if snapshot == "" {
+		if part != nil {
+			return fmt.Errorf("a part of what the volume is now: name a snapshot: %w", block.ErrInvalid)
+		}
 		if _, err := c.engine.Volume(volume); err != nil {
 			return err // that names the volume only
 		}
@@ -200,32 +203,43 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, w i
 		return err
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
-	return send(ctx, device, w)
+	whole := block.Range{Len: device.Size()}
+	if part == nil {
+		part = &whole
+	} else if part.Len == 0 || part.Off >= whole.Len || part.Len > whole.Len-part.Off {
+		return fmt.Errorf("%d B at %d of %d B: %w", part.Len, part.Off, whole.Len, block.ErrOutOfRange)
+	}
+	return send(ctx, sparse{ctx, device, *part}, w)
 }
 
-func send(ctx context.Context, device Device, w io.Writer) error {
-	size := device.Size()
-	stream, err := transfer.NewWriter(w, size)
+func send(ctx context.Context, source sparse, w io.Writer) error {
+	stream, err := transfer.NewWriter(w, source.part.Len)
 	if err != nil {
 		return err
 	}
-	if err := transfer.Send(ctx, stream, sparse{ctx, device}, size, nil); err != nil {
+	if err := transfer.Send(ctx, stream, source, source.part.Len, nil); err != nil {
 		return errors.Join(err, stream.Fail(err.Error()))
 	}
 	return nil
 }
 
-// sparse is a device whose holes are not read.
+// sparse is a part of a device, whose holes are not read. Offsets count from where it begins.
 type sparse struct {
-	ctx context.Context // of the one transfer that it is made for
-	Device
+	ctx    context.Context // of the one transfer that it is made for
+	device Device
+	part   block.Range
+}
+
+// ReadAt implements transfer.Source.
+func (s sparse) ReadAt(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
+	return s.device.ReadAt(ctx, p, s.part.Off+off, holes)
 }
 
 // NextData implements transfer.Sparse.
 func (s sparse) NextData(off uint64) (uint64, error) {
-	size, found := s.Size(), false
-	for off < size && !found {
-		err := s.Depths(s.ctx, block.Range{Off: off, Len: size - off}, func(n uint64, depth uint32) bool {
+	found := false
+	for off < s.part.Len && !found {
+		err := s.device.Depths(s.ctx, block.Range{Off: s.part.Off + off, Len: s.part.Len - off}, func(n uint64, depth uint32) bool {
 			if found = depth != 0; !found {
 				off += n
 			}

@@ -41,7 +41,7 @@ func streamOf(t *testing.T, content []byte, size uint64) []byte {
 func exported(t *testing.T, c *Control, volume, snapshot string) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	if err := c.Export(t.Context(), volume, snapshot, &out); err != nil {
+	if err := c.Export(t.Context(), volume, snapshot, nil, &out); err != nil {
 		t.Fatal(err)
 	}
 	r, err := transfer.NewReader(&out)

@@ -46,6 +46,15 @@ in
         };
       };
     };
+
+    backups = {
+      enable = lib.mkEnableOption "the timer that runs backups when policies are due (`hv-backup policy set`, as root)";
+      interval = lib.mkOption {
+        type = lib.types.str;
+        default = "*:0/5";
+        description = "How often to look whether one is due, as a calendar event of systemd.";
+      };
+    };
   };
 
   config = lib.mkIf cfg.enable {
@@ -68,6 +77,39 @@ in
     users.groups = lib.mkIf (cfg.user == "hyper-nixos") { hyper-nixos = { }; };
 
     systemd.tmpfiles.rules = lib.mkIf (!isDefaultDir) [ "d ${dataDir} 0700 ${cfg.user} - - -" ];
+
+    systemd.timers.hv-backup = lib.mkIf cfg.backups.enable {
+      description = "Backups that are due";
+      wantedBy = [ "timers.target" ];
+      timerConfig = {
+        OnCalendar = cfg.backups.interval;
+        Persistent = true;
+      };
+    };
+    systemd.services.hv-backup = lib.mkIf cfg.backups.enable {
+      description = "Backups that are due";
+      after = [ "hyper-nixos.service" "network-online.target" ];
+      wants = [ "network-online.target" ];
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${lib.getExe' cfg.package "hv-backup"} policy run --due";
+        Environment = "HV_ENDPOINT=unix:/run/hyper-nixos/hvd.sock";
+        StateDirectory = "hv-backup";
+        StateDirectoryMode = "0700";
+        UMask = "0077";
+        Nice = 10;
+        IOSchedulingClass = "idle";
+        NoNewPrivileges = true;
+        PrivateTmp = true;
+        ProtectClock = true;
+        ProtectControlGroups = true;
+        ProtectKernelLogs = true;
+        ProtectKernelModules = true;
+        ProtectKernelTunables = true;
+        LockPersonality = true;
+        RestrictSUIDSGID = true;
+      };
+    };
 
     systemd.services.hyper-nixos = {
       description = "Hyper-NixOS storage daemon";

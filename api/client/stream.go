@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/transfer"
 )
 
@@ -182,6 +183,65 @@ func (c *Client) Export(ctx context.Context, volume, snapshot string) (*transfer
 		return nil, nil, errors.Join(fmt.Errorf("read the stream of volume %q: %w", volume, err), body.Close())
 	}
 	return stream, body, nil
+}
+
+// ReadRange fills p with the bytes of a snapshot at off. Calls may run at once. It asks for 16 MiB at most at a time.
+func (c *Client) ReadRange(ctx context.Context, volume, snapshot string, p []byte, off uint64) error {
+	const most = 16 << 20
+	for len(p) > 0 {
+		n := min(len(p), most)
+		if err := c.readRange(ctx, volume, snapshot, p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+uint64(n)
+	}
+	return nil
+}
+
+func (c *Client) readRange(ctx context.Context, volume, snapshot string, p []byte, off uint64) (err error) {
+	path, err := dataPath(volume, url.Values{"snapshot": {snapshot}, "offset": {strconv.FormatUint(off, 10)}, "length": {strconv.Itoa(len(p))}})
+	if err != nil {
+		return err
+	}
+	body, err := c.get(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, body.Close()) }()
+	if err := fillFrom(body, p); err != nil {
+		return fmt.Errorf("read %s@%s: %w", volume, snapshot, err)
+	}
+	return nil
+}
+
+// fillFrom fills p with what a stream of just that length has, and reads the stream to its end, so that the connection can be used again.
+func fillFrom(r io.Reader, p []byte) error {
+	stream, err := transfer.NewReader(r)
+	if err != nil {
+		return err
+	}
+	if stream.Size() != uint64(len(p)) {
+		return fmt.Errorf("the stream has %d B instead of %d: %w", stream.Size(), len(p), block.ErrInvalid)
+	}
+	done := 0
+	for {
+		piece, err := stream.Next(func(n int) []byte { return p[done:min(done+n, len(p))] })
+		if errors.Is(err, io.EOF) {
+			_, err = io.Copy(io.Discard, r)
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		if piece.Length > uint64(len(p)-done) {
+			return fmt.Errorf("the stream goes on behind its end: %w", block.ErrCorrupt)
+		}
+		next := done + int(piece.Length)
+		if piece.Data == nil {
+			clear(p[done:next])
+		}
+		done = next
+	}
 }
 
 // dataPath is where a volume's data streams to and from. hvd judges the name, but for those that a path cannot carry.

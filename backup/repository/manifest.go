@@ -25,13 +25,16 @@ type Manifest struct {
 	Time        time.Time `json:"time"` // that the content is of
 	Source      Source    `json:"source"`
 	Tags        []string  `json:"tags,omitempty"`
-	Consistency string    `json:"consistency"` // how the content came to rest: "offline" nobody wrote, "crash" as after a power loss
+	Consistency string    `json:"consistency"` // how the content came to rest: "offline" nobody wrote, "loose" each file as it was when it was read, "frozen" the guest's agent held its file systems, "crash" as after a power loss
 	SizeBytes   uint64    `json:"sizeBytes"`
 	NonZero     uint64    `json:"nonZeroBytes"`
 	NewBytes    uint64    `json:"newBytes"`    // of chunks that were not there before
 	StoredBytes uint64    `json:"storedBytes"` // that this backup added
 	Root        Hashes    `json:"root"`        // the directories of the content's pages; zeroes: all zero
 	Origin      *Origin   `json:"origin,omitempty"`
+	Frozen      *Frozen   `json:"frozen,omitempty"`    // the state of a volume that it is of
+	Parent      string    `json:"parent,omitempty"`    // the backup from which unchanged content was taken over; for people: this one needs it no more
+	ReadBytes   uint64    `json:"readBytes,omitempty"` // of the content that were read of the source, of a backup with a parent
 }
 
 // Hashes are ids, in JSON one after the other in base64.
@@ -65,8 +68,8 @@ func (h *Hashes) UnmarshalJSON(text []byte) error {
 
 // Source says what a backup is of.
 type Source struct {
-	Kind string `json:"kind"` // "file" or "volume"
-	Name string `json:"name"` // of the volume, or the path of the file
+	Kind string `json:"kind"` // "file", "volume" or "files", an archive (package files)
+	Name string `json:"name"` // of the volume, the path of the file, or what the files were called
 	Host string `json:"host,omitempty"`
 }
 
@@ -87,11 +90,19 @@ func (m *Manifest) validate() error {
 	switch {
 	case m.Source.Name == "" || len(m.Source.Name) > maxName || len(m.Source.Host) > maxName:
 		return bad("a source that has no name, or a long one")
+	case len(m.Parent) > maxName:
+		return bad("a parent with a long name")
 	case len(m.Tags) > maxTags || slices.ContainsFunc(m.Tags, func(tag string) bool { return tag == "" || len(tag) > maxName }):
 		return bad("more than 64 tags, or a long or empty one")
 	case m.Time.IsZero():
 		return bad("no time")
-	case m.Origin != nil:
+	}
+	if m.Frozen != nil {
+		if err := m.Frozen.validate(); err != nil {
+			return err
+		}
+	}
+	if m.Origin != nil {
 		return m.Origin.validate()
 	}
 	return nil
@@ -99,6 +110,14 @@ func (m *Manifest) validate() error {
 
 // commit stores a manifest and gives it its name. Everything that it refers to must be durable: the backup exists when this returns.
 func (r *Repository) commit(ctx context.Context, m *Manifest) error {
+	if err := r.vouchFrozen(m); err != nil {
+		return err
+	}
+	return r.store(ctx, m)
+}
+
+// store stores a manifest as it is.
+func (r *Repository) store(ctx context.Context, m *Manifest) error {
 	m.Version = manifestVersion
 	if err := m.validate(); err != nil {
 		return err
@@ -124,7 +143,7 @@ func (r *Repository) commit(ctx context.Context, m *Manifest) error {
 	if len(b) > maxManifest {
 		return fmt.Errorf("manifest of %d B, at most %d B: %w", len(b), maxManifest, block.ErrInvalid)
 	}
-	m.Name = m.Time.UTC().Format("20060102t150405z") + "-" + nameOf(b)[:8]
+	m.Name = FormatTime(m.Time) + "-" + nameOf(b)[:8]
 	return r.backend.Create(ctx, manifestPrefix+m.Name, b)
 }
 

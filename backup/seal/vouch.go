@@ -8,8 +8,11 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
-// PurposeOrigin keeps what owners say of copies apart from whatever else they may say. It is part of the repository format.
-const PurposeOrigin = "hyper-nixos repository 1 origin"
+// Purposes keep what owners say of copies, and of states of volumes, apart from whatever else they may say. They are part of the repository format.
+const (
+	PurposeOrigin = "hyper-nixos repository 1 origin"
+	PurposeFrozen = "hyper-nixos repository 1 frozen"
+)
 
 // Vouch returns what only owners can make of the parts, which are taken as one message: HMAC-SHA256 under a key that is HKDF-SHA256 of the repository's age identity, as text, with the
 // repository's id as salt, for a purpose. ErrReadKey with a writer's keys.

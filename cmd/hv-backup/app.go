@@ -77,6 +77,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	var usage *console.UsageError
 	var said *client.Error
 	var damaged *backup.DamagedError
+	var step *stepError
 	switch {
 	case errors.As(err, &damaged):
 		if len(damaged.Unreadable) > 0 {
@@ -87,6 +88,8 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.As(err, &said):
 		return saidCode(said.Code), ""
+	case errors.As(err, &step):
+		return step.code, ""
 	case errors.Is(err, errProblems):
 		return exitDamaged, ""
 	case errors.Is(err, repository.ErrUnreadableMark):
@@ -160,7 +163,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newCDP(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newCDP(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root

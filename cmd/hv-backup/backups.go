@@ -1,16 +1,13 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -111,67 +108,4 @@ func newShow(a *app) *cobra.Command {
 			})
 		},
 	}
-}
-
-func newRestore(a *app) *cobra.Command {
-	var file string
-	c := &cobra.Command{
-		Use:   "restore BACKUP --to-file FILE",
-		Short: "Write a backup to a raw image",
-		Long: `Write a backup to a raw image, which is sparse, gets its name when it is complete, and replaces no other file. BACKUP is a name, as many letters of it as tell it from others, latest,
-or latest:SOURCE. Every byte is checked before it is written.`,
-		Example: "  hv-backup restore latest:web1 --to-file web1.raw --repo /mnt/backup/vms",
-		Args:    console.Exactly("BACKUP"),
-		RunE: func(c *cobra.Command, args []string) error {
-			if file == "" {
-				return console.Usagef("where to? give --to-file")
-			}
-			if _, err := os.Lstat(file); err == nil {
-				return fmt.Errorf("%s: %w", file, block.ErrExists)
-			}
-			r, err := a.openIndexed(c.Context())
-			if err != nil {
-				return err
-			}
-			m, err := complete(c.Context(), a, r, args[0])
-			if err != nil {
-				return err
-			}
-			began := time.Now()
-			meter := a.newMeter("restoring", m.SizeBytes)
-			err = restoreTo(file, m, func(f *os.File) error { return backup.Restore(c.Context(), r, m, f, meter.At) })
-			meter.End()
-			if err != nil {
-				return fmt.Errorf("restore %s to %s: %w", m.Name, file, err)
-			}
-			return a.show(map[string]any{"backup": m.Name, "file": file, "sizeBytes": m.SizeBytes, "seconds": time.Since(began).Seconds()}, func() {
-				a.say("restored %s to %s (%s)", m.Name, file, units.Size(m.SizeBytes).Human())
-			})
-		},
-	}
-	c.Flags().StringVar(&file, "to-file", "", "the image to write")
-	return c
-}
-
-// restoreTo makes a sparse file beside path, has it filled, and gives it its name.
-func restoreTo(path string, m *repository.Manifest, fill func(*os.File) error) error {
-	partial := path + ".partial"
-	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(int64(m.SizeBytes))
-	if err == nil {
-		err = fill(f)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(partial, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(partial))
-	}
-	return nil
 }

@@ -41,7 +41,7 @@ func newCDP(a *app) *cobra.Command {
 		Long: `Go back to any write of a volume that keeps history. "hv-storage-fabric volume history set VOLUME --window 1h" has hvd keep it; from then on what the volume was after each write of that
 window can be attached, or restored to another volume. No repository is needed.`,
 	})
-	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a))
+	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a), newCDPFindOnset(a))
 	return c
 }
 

@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/internal/retention"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 // scheduleView is a schedule with -o json.
@@ -39,7 +41,7 @@ func newSnapshotSchedule(a *app) *cobra.Command {
 			if s.LastRun != nil {
 				last = s.LastRun.Local().Format(time.DateTime)
 			}
-			rows = append(rows, []string{s.Target, everyText(s.EverySeconds), keepText(s.Keep), last, s.NextRun.Local().Format(time.DateTime), s.Error})
+			rows = append(rows, []string{s.Target, units.Span(s.EverySeconds).String(), retention.Rules(s.Keep).String(), last, s.NextRun.Local().Format(time.DateTime), s.Error})
 		}
 		return a.show(views, func() { a.table([]string{"TARGET", "EVERY", "KEEP", "LAST", "NEXT", "ERROR"}, rows) })
 	})
@@ -88,7 +90,7 @@ func newScheduleSet(a *app) *cobra.Command {
 		}
 		s := reply.SetSchedule
 		return a.show(viewSchedule(s), func() {
-			a.say("snapshots of %s every %s, of which it keeps %s", s.Target, everyText(s.EverySeconds), keepText(s.Keep))
+			a.say("snapshots of %s every %s, of which it keeps %s", s.Target, units.Span(s.EverySeconds).String(), retention.Rules(s.Keep).String())
 		})
 	})
 	c.Long = `Make a schedule of snapshots of a volume, or of all volumes of a group at one moment, or change the one that is there.
@@ -137,36 +139,6 @@ func (a *app) dryRunRetention(c *cobra.Command, api *client.Client, target strin
 		a.table([]string{"SNAPSHOT", "CREATED", "WHAT"}, rows)
 		a.say("%d of %s would be deleted", gone, counted(len(views), "snapshot"))
 	})
-}
-
-// everyText is a period for people.
-func everyText(seconds uint64) string {
-	for _, u := range []struct {
-		seconds uint64
-		name    string
-	}{{7 * 86400, "w"}, {86400, "d"}, {3600, "h"}, {60, "m"}} {
-		if seconds%u.seconds == 0 {
-			return fmt.Sprint(seconds/u.seconds, u.name)
-		}
-	}
-	return fmt.Sprint(seconds, "s")
-}
-
-// keepText is what rules keep, for people.
-func keepText(k client.KeepRules) string {
-	var parts []string
-	for _, r := range []struct {
-		n    int
-		what string
-	}{{k.Last, "last"}, {k.Hourly, "hourly"}, {k.Daily, "daily"}, {k.Weekly, "weekly"}, {k.Monthly, "monthly"}, {k.Yearly, "yearly"}} {
-		if r.n > 0 {
-			parts = append(parts, fmt.Sprint(r.n, " ", r.what))
-		}
-	}
-	if len(parts) == 0 {
-		return "all"
-	}
-	return strings.Join(parts, ", ")
 }
 
 // completeTargets offers volumes, and behind @ groups.

@@ -1,14 +1,14 @@
 package main
 
 import (
-	"math"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 func newToken(a *app) *cobra.Command {
@@ -75,28 +75,16 @@ read: look. operate: change volumes, snapshots, attachments and data. admin: eve
 	return c
 }
 
-// spanUnits are the units of a parseSpan that Go's durations lack.
-var spanUnits = map[byte]time.Duration{'d': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
-
-// parseSpan reads the value of a flag, a duration that may be in days or weeks, and returns whole seconds; 0 of nothing.
+// parseSpan reads the value of a flag, and returns whole seconds; 0 of nothing.
 func parseSpan(flag, text string) (seconds uint64, err error) {
 	if text == "" {
 		return 0, nil
 	}
-	span, err := time.ParseDuration(text)
-	if unit := spanUnits[text[len(text)-1]]; unit != 0 {
-		var n uint64
-		if n, err = strconv.ParseUint(text[:len(text)-1], 10, 32); err == nil {
-			if n > uint64(math.MaxInt64/unit) {
-				return 0, usagef("%s %q is too long", flag, text)
-			}
-			span = time.Duration(n) * unit
-		}
+	span, err := units.ParseSpan(text)
+	if err != nil {
+		return 0, usagef("%s %s", flag, strings.TrimSuffix(err.Error(), ": "+block.ErrInvalid.Error()))
 	}
-	if err != nil || span < time.Second {
-		return 0, usagef("%s %q: want a time such as 90d or 12h", flag, text)
-	}
-	return uint64(span / time.Second), nil
+	return uint64(span), nil
 }
 
 func newTokenList(a *app) *cobra.Command {

@@ -2,16 +2,41 @@ package retention
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
 // Rules keep the Last youngest, and the youngest of each of that many hours, days, weeks, months and years that have one. 0 asks for none.
-type Rules struct{ Last, Hourly, Daily, Weekly, Monthly, Yearly int }
+type Rules struct {
+	Last    int `json:"last,omitempty"`
+	Hourly  int `json:"hourly,omitempty"`
+	Daily   int `json:"daily,omitempty"`
+	Weekly  int `json:"weekly,omitempty"`
+	Monthly int `json:"monthly,omitempty"`
+	Yearly  int `json:"yearly,omitempty"`
+}
 
 // Zero reports whether nothing is asked for.
 func (r Rules) Zero() bool { return r == Rules{} }
+
+// String is what the rules keep, for people.
+func (r Rules) String() string {
+	var parts []string
+	for _, p := range []struct {
+		n    int
+		what string
+	}{{r.Last, "last"}, {r.Hourly, "hourly"}, {r.Daily, "daily"}, {r.Weekly, "weekly"}, {r.Monthly, "monthly"}, {r.Yearly, "yearly"}} {
+		if p.n > 0 {
+			parts = append(parts, fmt.Sprint(p.n, " ", p.what))
+		}
+	}
+	if len(parts) == 0 {
+		return "all"
+	}
+	return strings.Join(parts, ", ")
+}
 
 // maxCount bounds what one rule keeps.
 const maxCount = 1_000_000

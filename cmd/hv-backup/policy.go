@@ -1,0 +1,261 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/policy"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
+)
+
+// policies is the command policy.
+type policies struct {
+	a      *app
+	folder string
+}
+
+func newPolicy(a *app) *cobra.Command {
+	p := &policies{a: a}
+	c := console.Group(&cobra.Command{
+		Use:   "policy",
+		Short: "Back up by itself: what, how often, and what to keep",
+		Long: `Back up by itself. A policy says which volumes to back up where, how often, and what to keep; a timer calls "hv-backup policy run --due" every few minutes, which does what is due (docs/hv-backup.md has
+one for systemd). Policies are files in --policies, by default $HV_BACKUP_POLICIES, /var/lib/hv-backup/policies for root, ~/.local/state/hv-backup/policies for others.`,
+	})
+	c.PersistentFlags().StringVar(&p.folder, "policies", "", "folder with the policies (default $HV_BACKUP_POLICIES, else a place for root or for you)")
+	c.AddCommand(newPolicySet(p), newPolicyList(p), newPolicyDelete(p), newPolicyRun(p))
+	return c
+}
+
+// in is the folder.
+func (p *policies) in() (policy.Folder, error) {
+	dir := p.folder
+	if dir == "" {
+		dir = p.a.getenv("HV_BACKUP_POLICIES")
+	}
+	if dir == "" && os.Geteuid() == 0 {
+		dir = "/var/lib/hv-backup/policies"
+	}
+	if dir == "" {
+		state := p.a.getenv("XDG_STATE_HOME")
+		if state == "" {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", err
+			}
+			state = filepath.Join(home, ".local", "state")
+		}
+		dir = filepath.Join(state, "hv-backup", "policies")
+	}
+	dir, err := filepath.Abs(dir)
+	return policy.Folder(dir), err
+}
+
+func newPolicySet(p *policies) *cobra.Command {
+	var want policy.Policy
+	var every, prune, verify units.Span
+	var withFiles []string
+	c := &cobra.Command{
+		Use:   "set NAME VOLUME...|@GROUP --every TIME",
+		Short: "Make a policy, or replace it",
+		Long: `Make a policy, or replace it; what came of it until now stays known. Volumes, or a group, are backed up together every so often, at --at if it is whole days, to --repo with the keys of --password-file or
+--identity: files, as nobody is there to ask. After a backup those of the policy that no --keep flag keeps are forgotten; without one all stay. --prune-every and --verify-every look after the repository, --copy-to copies the
+policy's backups into another one.
+
+When a backup fails it is tried again after 5 minutes, 10, and so on, at least every hour. --webhook-file and --mail-to tell of the first failure, of a backup that is missing (half a period late), of damage, and when all is well again.`,
+		Example: `  hv-backup policy set nightly web1 db1 --every 1d --at 02:00 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune-every 1d --verify-every 1w --verify-data 5 --repo /mnt/backup/vms --password-file /etc/hv-backup/password
+  hv-backup policy set shop @shop --every 1h --keep-hourly 24 --keep-daily 14 --repo s3://backups/shop --identity /etc/hv-backup/key --mail-to ops@example.org`,
+		Args: console.Between(2, 1000, "NAME and VOLUME or @GROUP"),
+		RunE: func(c *cobra.Command, args []string) error {
+			want.Name, want.Every, want.PruneEvery, want.VerifyEvery = args[0], policy.Seconds(every), policy.Seconds(prune), policy.Seconds(verify)
+			for _, target := range args[1:] {
+				if group, ok := strings.CutPrefix(target, "@"); ok {
+					if len(args) > 2 {
+						return console.Usagef("one group, or volumes, not both")
+					}
+					want.Group = group
+				} else {
+					want.Volumes = append(want.Volumes, target)
+				}
+			}
+			for _, one := range withFiles {
+				name, path, ok := strings.Cut(one, "=")
+				path, err := filepath.Abs(path)
+				if !ok || err != nil {
+					return console.Usagef("--files %q: want NAME=PATH", one)
+				}
+				if want.Files == nil {
+					want.Files = make(map[string][]string)
+				}
+				want.Files[name] = append(want.Files[name], path)
+			}
+			return p.set(&want)
+		},
+	}
+	f := c.Flags()
+	f.Var(&every, "every", "how often to back up, such as 1h, 1d or 1w")
+	f.StringVar(&want.At, "at", "", "at which time of day, as in `02:00`")
+	f.IntVar(&want.Keep.Last, "keep-last", 0, "keep the youngest `N`")
+	for name, to := range map[string]*int{"hourly": &want.Keep.Hourly, "daily": &want.Keep.Daily, "weekly": &want.Keep.Weekly, "monthly": &want.Keep.Monthly, "yearly": &want.Keep.Yearly} {
+		f.IntVar(to, "keep-"+name, 0, "keep the youngest of each of `N` "+map[string]string{"hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months", "yearly": "years"}[name])
+	}
+	f.StringArrayVar(&withFiles, "files", nil, "besides, files or a folder: `NAME=PATH`, as in host1.conf=/etc/hyper-nixos; may be repeated, also with one name")
+	f.Var(&prune, "prune-every", "how often to prune the repository")
+	f.Var(&verify, "verify-every", "how often to verify the repository")
+	f.IntVar(&want.VerifyPercent, "verify-data", 0, "how many `PERCENT` of the packs to read when it is verified")
+	f.StringVar(&want.CopyTo, "copy-to", "", "another repository that gets copies")
+	f.StringVar(&want.CopyPasswordFile, "copy-password-file", "", "file with the passphrase of --copy-to in its first line (default --password-file)")
+	f.StringVar(&want.WebhookFile, "webhook-file", "", "file with a URL in its first line, to which failures are told")
+	f.StringVar(&want.MailTo, "mail-to", "", "address to which sendmail sends failures")
+	_ = c.MarkFlagRequired("every")
+	return c
+}
+
+// set adds what the shared flags say, made independent of where this command runs.
+func (p *policies) set(want *policy.Policy) (err error) {
+	a := p.a
+	if want.Repository, err = a.location(); err != nil {
+		return err
+	}
+	want.PasswordFile, want.Identities, want.Endpoint = a.passwordFile, a.identities, a.endpoint
+	if want.PasswordFile == "" {
+		want.PasswordFile = a.getenv("HV_BACKUP_PASSWORD_FILE")
+	}
+	if want.PasswordFile == "" && len(want.Identities) == 0 {
+		return console.Usagef("nobody is there to ask for a passphrase: give --password-file or --identity")
+	}
+	files := []*string{&want.PasswordFile, &want.CopyPasswordFile, &want.WebhookFile}
+	for i := range want.Identities {
+		files = append(files, &want.Identities[i])
+	}
+	for _, place := range []*string{&want.Repository, &want.CopyTo} {
+		if !strings.Contains(*place, "://") {
+			files = append(files, place)
+		}
+	}
+	for _, file := range files {
+		if *file == "" {
+			continue
+		}
+		if *file, err = filepath.Abs(*file); err != nil {
+			return err
+		}
+		if _, err := os.Stat(*file); err != nil {
+			return err
+		}
+	}
+	folder, err := p.in()
+	if err != nil {
+		return err
+	}
+	if err := folder.Save(want); err != nil {
+		return err
+	}
+	_, state, err := folder.Load(want.Name)
+	if err != nil {
+		return err
+	}
+	if state.Created.IsZero() {
+		state.Created = time.Now().UTC()
+		if err := folder.SaveState(want.Name, state); err != nil {
+			return err
+		}
+	}
+	return a.show(p.view(want, state), func() {
+		a.say("policy %s backs up %s to %s every %v and keeps %v; next %s", want.Name, targets(want), want.Repository, units.Span(want.Every), want.Keep, want.Next(state, time.Local).Local().Format(time.DateTime))
+	})
+}
+
+func targets(p *policy.Policy) string {
+	if p.Group != "" {
+		return "@" + p.Group
+	}
+	return strings.Join(p.Volumes, " ")
+}
+
+// policyView is a policy with -o json.
+type policyView struct {
+	*policy.Policy
+	State   policy.State `json:"state"`
+	Next    time.Time    `json:"next"`
+	Missing bool         `json:"missing"` // the last backup is half a period older than it should be
+}
+
+func (p *policies) view(is *policy.Policy, s policy.State) policyView {
+	return policyView{is, s, is.Next(s, time.Local), is.Missing(s, time.Now())}
+}
+
+func newPolicyList(p *policies) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List policies and what came of them",
+		Long:  "List policies and what came of them. Exit code 5 means that a backup failed, is missing, or that damage was found.",
+		Args:  console.Exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			folder, err := p.in()
+			if err != nil {
+				return err
+			}
+			names, err := folder.Names()
+			if err != nil {
+				return err
+			}
+			views, rows, bad := []policyView{}, [][]string{}, 0
+			for _, name := range names {
+				is, s, err := folder.Load(name)
+				if err != nil {
+					return err
+				}
+				v := p.view(is, s)
+				views = append(views, v)
+				last := "never"
+				if !s.LastDone.IsZero() {
+					last = s.LastDone.Local().Format(time.DateTime)
+				}
+				trouble := s.Error
+				switch {
+				case trouble == "" && s.Damage != "":
+					trouble = s.Damage
+				case trouble == "" && v.Missing:
+					trouble = "missing: does a timer call `hv-backup policy run --due`?"
+				}
+				if trouble != "" {
+					bad++
+				}
+				rows = append(rows, []string{name, targets(is), units.Span(is.Every).String(), is.Keep.String(), last, v.Next.Local().Format(time.DateTime), trouble})
+			}
+			err = p.a.show(views, func() {
+				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "TROUBLE"}, rows)
+			})
+			if err == nil && bad > 0 {
+				err = fmt.Errorf("%d of %d policies are in trouble: %w", bad, len(names), errProblems)
+			}
+			return err
+		},
+	}
+}
+
+func newPolicyDelete(p *policies) *cobra.Command {
+	return &cobra.Command{
+		Use:     "delete NAME",
+		Short:   "Delete a policy; its backups stay",
+		Example: "  hv-backup policy delete nightly",
+		Args:    console.Exactly("NAME"),
+		RunE: func(c *cobra.Command, args []string) error {
+			folder, err := p.in()
+			if err != nil {
+				return err
+			}
+			if err := folder.Delete(args[0]); err != nil {
+				return err
+			}
+			return p.a.show(map[string]any{"policy": args[0], "deleted": true}, func() { p.a.say("deleted policy %s; its backups stay", args[0]) })
+		},
+	}
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/hypervisor/guestagent"
+)
+
+// abandonedAfter is when a snapshot of a run that left no backup was surely abandoned.
+const abandonedAfter = 24 * time.Hour
+
+// keptPrefix is how the names of the snapshots begin that hvd keeps for a repository: one for each volume, of its last backup. What follows is the time that the name of the backup begins with.
+func keptPrefix(r *repository.Repository) string {
+	return "backup-" + strings.ReplaceAll(r.ID(), "-", "")[:8] + "-"
+}
+
+// frozenVolume is a volume that was frozen to be backed up.
+type frozenVolume struct {
+	a        *app
+	api      *client.Client
+	r        *repository.Repository
+	snapshot client.Snapshot
+	uuid     string
+	atRest   bool           // its guest's file systems were frozen
+	earlier  []keptSnapshot // the youngest first
+}
+
+// keptSnapshot is a snapshot that an earlier run left.
+type keptSnapshot struct {
+	client.Snapshot
+	backup *repository.Manifest // nil: none that can be used
+}
+
+// freeze takes the snapshots of volumes, or of a group if group is not "", at one moment, which it returns. agents are the sockets of the agents of guests, by their volumes: these are brought to rest meanwhile, if they can be.
+// An error with snapshots is about a guest that may still be frozen.
+func (a *app) freeze(ctx context.Context, api *client.Client, r *repository.Repository, volumes []string, group string, agents map[string]string) (all []*frozenVolume, at time.Time, err error) {
+	if len(agents) == 0 {
+		return a.freezeNow(ctx, api, r, volumes, group)
+	}
+	var doErr error
+	called := false
+	err = guestagent.AtRest(ctx, slices.Compact(slices.Sorted(maps.Values(agents))), func() error {
+		called = true
+		all, at, doErr = a.freezeNow(ctx, api, r, volumes, group)
+		return nil
+	})
+	if !called && ctx.Err() == nil {
+		a.note("hv-backup: %s; back up as after a power loss", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return a.freezeNow(ctx, api, r, volumes, group)
+	}
+	for _, v := range all {
+		v.atRest = agents[v.snapshot.Volume] != ""
+	}
+	return all, at, errors.Join(doErr, err)
+}
+
+// freezeNow takes the snapshots.
+func (a *app) freezeNow(ctx context.Context, api *client.Client, r *repository.Repository, volumes []string, group string) (all []*frozenVolume, at time.Time, err error) {
+	for {
+		at = time.Now().UTC().Truncate(time.Second)
+		taken, err := takeSnapshots(ctx, api, keptPrefix(r)+repository.FormatTime(at), volumes, group)
+		if said := (*client.Error)(nil); errors.As(err, &said) && said.Code == client.CodeExists && ctx.Err() == nil {
+			time.Sleep(time.Until(at.Add(time.Second))) // a run of this very second: names tell seconds apart
+			continue
+		}
+		if err != nil {
+			return nil, at, err
+		}
+		for _, s := range taken {
+			all = append(all, &frozenVolume{a: a, api: api, r: r, snapshot: s})
+		}
+		return all, at, nil
+	}
+}
+
+func takeSnapshots(ctx context.Context, api *client.Client, name string, volumes []string, group string) ([]client.Snapshot, error) {
+	if group != "" {
+		reply, err := client.CreateGroupSnapshot(ctx, api, group, name)
+		if err != nil {
+			return nil, err
+		}
+		return reply.CreateGroupSnapshot, nil
+	}
+	wanted := make([]client.SnapshotNameInput, len(volumes))
+	for i, volume := range volumes {
+		wanted[i] = client.SnapshotNameInput{Volume: volume, Name: name}
+	}
+	reply, err := client.CreateSnapshots(ctx, api, wanted)
+	if err != nil {
+		return nil, err
+	}
+	return reply.CreateSnapshots, nil
+}
+
+// look finds out what earlier runs left.
+func (v *frozenVolume) look(ctx context.Context) error {
+	volume, err := client.GetVolume(ctx, v.api, v.snapshot.Volume)
+	if err != nil {
+		return err
+	}
+	v.uuid = volume.Volume.Uuid
+	reply, err := client.ListSnapshots(ctx, v.api, v.snapshot.Volume)
+	if err != nil {
+		return err
+	}
+	for _, s := range slices.Backward(reply.Snapshots) {
+		named, ours := strings.CutPrefix(s.Name, keptPrefix(v.r))
+		if !ours || s.Sequence >= v.snapshot.Sequence {
+			continue
+		}
+		kept := keptSnapshot{Snapshot: s}
+		if kept.backup, err = v.r.FindFrozen(ctx, named, v.uuid, s.Sequence); errors.Is(err, seal.ErrReadKey) {
+			v.a.note("hv-backup: these keys can only write, so %s is read whole; with an owner's, only what has changed is", v.snapshot.Volume)
+			return nil
+		} else if err != nil {
+			kept.backup = nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		v.earlier = append(v.earlier, kept)
+	}
+	return nil
+}
+
+// backUp makes the backup, from the youngest one that hvd knows the difference to unless full says not to. Its snapshot stays for the next run, and those of earlier runs go; after an error it is the one that goes.
+func (v *frozenVolume) backUp(ctx context.Context, m *repository.Manifest, full bool) (err error) {
+	defer func() { err = errors.Join(err, v.tidy(context.WithoutCancel(ctx), err == nil)) }()
+	if err := v.look(ctx); err != nil {
+		return err
+	}
+	m.Source.Kind, m.Source.Name, m.Consistency = "volume", v.snapshot.Volume, "crash"
+	if v.atRest {
+		m.Consistency = "frozen"
+	}
+	m.Frozen = &repository.Frozen{Volume: v.uuid, Sequence: v.snapshot.Sequence}
+	for _, kept := range v.earlier {
+		if full || kept.backup == nil {
+			continue
+		}
+		whole := *m
+		err := v.increment(ctx, m, kept)
+		if err == nil || !errors.Is(err, backup.ErrParent) || ctx.Err() != nil {
+			return err
+		}
+		v.a.note("hv-backup: %v; read %s whole", strings.ReplaceAll(err.Error(), "\n", "; "), v.snapshot.Volume)
+		*m = whole
+		break
+	}
+	return v.all(ctx, m)
+}
+
+// increment backs up what has changed since an earlier backup.
+func (v *frozenVolume) increment(ctx context.Context, m *repository.Manifest, since keptSnapshot) error {
+	state := func(s client.Snapshot) string { return s.Volume + "@" + s.Name }
+	changes := backup.NewChanges()
+	_, err := v.api.Changes(ctx, state(since.Snapshot), state(v.snapshot), func(c client.Change) error {
+		changes.Add(c.Offset, c.Length)
+		return nil
+	})
+	if err != nil {
+		return errors.Join(backup.ErrParent, err)
+	}
+	meter := v.a.newMeter("backing up "+v.snapshot.Volume, v.snapshot.SizeBytes)
+	defer meter.End()
+	return backup.RunIncremental(ctx, v.r, snapshotRange{v.api, v.snapshot}, since.backup, changes, m, tellTo(meter))
+}
+
+// all backs up everything.
+func (v *frozenVolume) all(ctx context.Context, m *repository.Manifest) (err error) {
+	stream, body, err := v.api.Export(ctx, v.snapshot.Volume, v.snapshot.Name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, body.Close()) }()
+	meter := v.a.newMeter("backing up "+v.snapshot.Volume, v.snapshot.SizeBytes)
+	defer meter.End()
+	return backup.Run(ctx, v.r, &volumeStream{stream: stream}, m, tellTo(meter))
+}
+
+// tidy deletes the snapshots that no later run can use. Not being able to is worth a word, not a failure of a backup that exists.
+func (v *frozenVolume) tidy(ctx context.Context, done bool) error {
+	remove := func(s client.Snapshot) {
+		_, err := client.DeleteSnapshot(ctx, v.api, s.Volume, s.Name)
+		if said := (*client.Error)(nil); err != nil && !(errors.As(err, &said) && said.Code == client.CodeNotFound) {
+			v.a.note("hv-backup: snapshot %s@%s is of no more use, and could not be deleted: %v", s.Volume, s.Name, err)
+		}
+	}
+	if !done {
+		remove(v.snapshot)
+		return nil
+	}
+	for _, kept := range v.earlier {
+		if kept.backup != nil || v.snapshot.CreatedAt.Sub(kept.CreatedAt) > abandonedAfter { // else a run may be at it
+			remove(kept.Snapshot)
+		}
+	}
+	return nil
+}
+
+// snapshotRange is a snapshot as a backup.RangeSource.
+type snapshotRange struct {
+	api      *client.Client
+	snapshot client.Snapshot
+}
+
+// Size implements backup.RangeSource.
+func (s snapshotRange) Size() uint64 { return s.snapshot.SizeBytes }
+
+// ReadRange implements backup.RangeSource.
+func (s snapshotRange) ReadRange(ctx context.Context, p []byte, off uint64) error {
+	return s.api.ReadRange(ctx, s.snapshot.Volume, s.snapshot.Name, p, off)
+}
