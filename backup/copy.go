@@ -371,9 +371,9 @@ func (c *regionCopier) cutAnew(ctx context.Context, region *copyRegion, g *page)
 }
 
 // samePage returns the page of region n of the other repository if the region is the same in a backup that both have; else zero. It is not read: while that backup is there, all that it
-// needs is.
+// needs is, unless packs were lost.
 func (c *regionCopier) samePage(ctx context.Context, n uint64, id block.Hash) (none block.Hash) {
-	if c.before == nil || n >= c.before.total {
+	if c.before == nil || n >= c.before.total || c.to.Index().Incomplete() {
 		return none
 	}
 	if old, err := c.before.id(ctx, n); err != nil || old != id {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -302,5 +303,46 @@ func TestCopyOfDamage(t *testing.T) {
 	}
 	if n := len(manifests(t, to.open())); n != 2 {
 		t.Errorf("%d of 3 were copied, one of which is damaged", n)
+	}
+}
+
+// A copy is whole although the repository has lost a pack of the copy before, with which it has most in common: what is lost is copied again.
+func TestCopyToWhatHasLostPacks(t *testing.T) {
+	ctx := context.Background()
+	from, _ := newMemoryPlace(t)
+	data := noise(60, 2*RegionSize) // its pages are in another pack than its first region
+	if _, err := keep(t, from.open(), data); err != nil {
+		t.Fatal(err)
+	}
+	source := from.open()
+	old := manifests(t, source)
+	copy(data[RegionSize+5000:], noise(61, 1000))
+	if _, err := keep(t, from.open(), data); err != nil {
+		t.Fatal(err)
+	}
+	source = from.open()
+	for lost := 0; ; lost++ {
+		to, m := newMemoryPlace(t)
+		if _, err := Copy(ctx, source, to.open(), Copying{Backups: old}); err != nil {
+			t.Fatal(err)
+		}
+		var packs []backend.Object
+		_ = m.List(ctx, "packs/", func(o backend.Object) error { packs = append(packs, o); return nil })
+		if lost == len(packs) {
+			break
+		}
+		slices.SortFunc(packs, func(a, b backend.Object) int { return a.Created.Compare(b.Created) })
+		if err := m.Delete(ctx, packs[lost].Key); err != nil {
+			t.Fatal(err)
+		}
+		target, told := to.open(), 0
+		if _, err := target.Adopt(ctx, func(string, error) { told++ }); err != nil || told != 1 {
+			t.Errorf("told of a lost pack %d times, %v", told, err)
+		}
+		all := manifests(t, source)
+		if _, err := Copy(ctx, source, target, Copying{Backups: all[1:]}); err != nil {
+			t.Fatal(err)
+		}
+		sameContent(t, to.open(), manifests(t, to.open())[1], data)
 	}
 }

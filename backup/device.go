@@ -71,13 +71,13 @@ type piece struct {
 
 // split calls visit with the pieces that a read of p at off consists of. of returns the extents of a region.
 func (d *Device) split(p []byte, off uint64, of func(n uint64) (*page, error), visit func(piece) error) error {
+	if off > d.m.SizeBytes || uint64(len(p)) > d.m.SizeBytes-off {
+		return fmt.Errorf("read %d B at %d of %d B: %w", len(p), off, d.m.SizeBytes, block.ErrOutOfRange)
+	}
 	for len(p) > 0 {
 		n := off / RegionSize
 		in := int(off - n*RegionSize)
 		length := min(len(p), regionLength(d.m.SizeBytes, n)-in)
-		if length <= 0 {
-			return fmt.Errorf("read at %d of %d B: %w", off, d.m.SizeBytes, block.ErrOutOfRange)
-		}
 		g, err := of(n)
 		if err != nil {
 			return err
@@ -196,11 +196,11 @@ func (d *Device) chunk(ctx context.Context, id block.Hash) ([]byte, error) {
 	return d.reader.Chunk(ctx, id)
 }
 
-// load brings the frames of chunks into memory, several at once.
+// load brings the frames of chunks into memory, several at once. Neighbours share frames, so it asks for each frame by one chunk, or all would wait for the first.
 func (d *Device) load(ctx context.Context, ids []block.Hash) {
 	var g errgroup.Group
 	g.SetLimit(requestFetches)
-	for _, id := range ids {
+	for _, id := range d.reader.OnePerFrame(ids) {
 		g.Go(func() error {
 			if err := d.fetches.Acquire(ctx, 1); err != nil {
 				return err

@@ -7,7 +7,9 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -68,8 +70,10 @@ func TestDeviceReads(t *testing.T) {
 		})
 	}
 	wait.Wait()
-	if _, err := d.ReadAt(context.Background(), make([]byte, 2), uint64(len(data)-1), nil); !errors.Is(err, block.ErrOutOfRange) {
-		t.Errorf("a read beyond the end: %v", err)
+	for _, off := range []uint64{uint64(len(data) - 1), uint64(len(data)), 3*RegionSize + 5, 1 << 62} {
+		if _, err := d.ReadAt(context.Background(), make([]byte, 2), off, nil); !errors.Is(err, block.ErrOutOfRange) {
+			t.Errorf("a read at %d, beyond the end: %v", off, err)
+		}
 	}
 	if err := d.Write(context.Background(), nil, false); !errors.Is(err, block.ErrReadOnly) {
 		t.Errorf("a write: %v", err)
@@ -145,6 +149,67 @@ func TestDeviceDamage(t *testing.T) {
 	}
 	if bad < 1<<20 || bad > 1<<20+128<<10 {
 		t.Errorf("one frame is damaged, and %d B cannot be read", bad)
+	}
+}
+
+// meeting lets reads of frames wait until some are under way at once.
+type meeting struct {
+	backend.Backend
+	begun  atomic.Bool
+	wanted chan struct{} // one for each read that has come
+	met    chan struct{} // closed when enough have
+}
+
+func (b *meeting) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
+	if b.begun.Load() && len(p) > 500_000 {
+		select {
+		case b.wanted <- struct{}{}:
+		default:
+		}
+		select {
+		case <-b.met:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return b.Backend.ReadAt(ctx, key, p, off)
+}
+
+// A read that spans frames fetches several at once, though each has many chunks of it.
+func TestDeviceFetchesFramesAtOnce(t *testing.T) {
+	p, _ := newMemoryPlace(t)
+	data := noise(24, 8<<20)
+	m, err := keep(t, p.open(), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const together = 4
+	b := &meeting{wanted: make(chan struct{}, together), met: make(chan struct{})}
+	p.wrap = func(below backend.Backend) backend.Backend { b.Backend = below; return b }
+	d, err := NewDevice(p.open(), m, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second) // if they do not meet
+	defer cancel()
+	go func() {
+		for range together {
+			select {
+			case <-b.wanted:
+			case <-ctx.Done():
+				return
+			}
+		}
+		close(b.met)
+	}()
+	got := make([]byte, len(data))
+	if _, err := d.ReadAt(ctx, got[:1], 0, nil); err != nil { // the page
+		t.Fatal(err)
+	}
+	b.begun.Store(true)
+	if _, err := d.ReadAt(ctx, got, 0, nil); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("frames are fetched one after the other: %v", err)
 	}
 }
 

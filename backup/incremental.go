@@ -160,12 +160,16 @@ var everywhere = func() *changedUnits {
 	return u
 }()
 
-// changed returns what of region n has changed: all, where the content ended within and ends elsewhere now.
+// changed returns what of region n has changed: all, where the content ended within and ends elsewhere now. If packs were lost no page is taken over unread: what it leads to may be in them, and is read again then.
 func (run *incremental) changed(n uint64) *changedUnits {
 	if n < run.before.total && regionLength(run.parent.SizeBytes, n) != regionLength(run.src.Size(), n) {
 		return everywhere
 	}
-	return run.changes.in(n)
+	changed := run.changes.in(n)
+	if changed == nil && run.r.Index().Incomplete() {
+		changed = new(changedUnits)
+	}
+	return changed
 }
 
 // shrunk returns how many bytes, other than zeroes, the parent has behind the end of the content.

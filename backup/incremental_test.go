@@ -178,6 +178,42 @@ func TestIncrementalWithoutItsParent(t *testing.T) {
 	sameContent(t, p.open(), m, next)
 }
 
+// A backup of what has changed is whole although a pack of its parent was lost: what that held is read again, be it changed or not.
+func TestIncrementalAfterLostPacks(t *testing.T) {
+	ctx := t.Context()
+	older := content(noise(70, 2*RegionSize))
+	old := bytes.Clone(older) // has chunks in packs of that one, and pages of its own
+	old[RegionSize-1], old[2*RegionSize-1] = old[RegionSize-1]^1, old[2*RegionSize-1]^1
+	now := bytes.Clone(old)
+	copy(now[RegionSize+8192:], noise(71, 4096))
+	for lost := 0; ; lost++ {
+		p, m := newMemoryPlace(t)
+		older.whole(t, p.open())
+		parent := content(old).whole(t, p.open())
+		var packs []backend.Object
+		_ = m.List(ctx, "packs/", func(o backend.Object) error { packs = append(packs, o); return nil })
+		if lost == len(packs) {
+			break
+		}
+		slices.SortFunc(packs, func(a, b backend.Object) int { return a.Created.Compare(b.Created) })
+		if err := m.Delete(ctx, packs[lost].Key); err != nil {
+			t.Fatal(err)
+		}
+		r := p.open()
+		if _, err := r.Adopt(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		b, err := content(now).since(ctx, r, parent, []block.Range{{Off: RegionSize + 8192, Len: 4096}})
+		if errors.Is(err, ErrParent) { // its pages are lost
+			b, err = content(now).whole(t, r), nil
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sameContent(t, p.open(), b, now)
+	}
+}
+
 // A cancel leaves no backup.
 func TestIncrementalCancelled(t *testing.T) {
 	p := newPlace(t)

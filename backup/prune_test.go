@@ -389,3 +389,86 @@ func TestPruneModel(t *testing.T) {
 		t.Errorf("without a backup, bytes of packs, marks and runs that are left: %s", left)
 	}
 }
+
+// Packs are lost again and again, and prunes go on: every backup that was made since the last loss is whole, and stays so.
+func TestPruneModelOfLosses(t *testing.T) {
+	days := 40
+	if testing.Short() {
+		days = 10
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 4))
+	p, m := newMemoryPlace(t)
+	ctx := context.Background()
+	base := noise(14, 3<<20)
+	content := make(map[string][]byte) // of the backups since the last loss
+	var backups []*repository.Manifest // all
+	backUp := func() {
+		from := rng.IntN(len(base) / 2)
+		data := bytes.Clone(base[from : from+1+rng.IntN(len(base)/2)])
+		copy(data[rng.IntN(len(data)):], noise(rng.Uint64(), rng.IntN(300_000)))
+		r := p.open()
+		_, err := r.Adopt(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := keep(t, r, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		backups, content[b.Name] = append(backups, b), data
+	}
+	prune := func() {
+		o := repository.PruneOptions{Grace: grace, RepackBytes: 2 << 20, Damaged: true, Warn: func(string, error) {}}
+		if _, err := Prune(ctx, p.open(), o, nil); err != nil {
+			t.Errorf("a prune: %v", err)
+		}
+	}
+	for range days {
+		if rng.IntN(3) == 0 {
+			var packs []string
+			_ = m.List(ctx, "packs/", func(o backend.Object) error { packs = append(packs, o.Key); return nil })
+			if len(packs) > 0 {
+				slices.Sort(packs)
+				if err := m.Delete(ctx, packs[rng.IntN(len(packs))]); err != nil {
+					t.Fatal(err)
+				}
+				clear(content)
+			}
+		}
+		for range 1 + rng.IntN(2) {
+			backUp()
+		}
+		if rng.IntN(4) > 0 {
+			prune()
+		}
+		for range rng.IntN(3) {
+			n := rng.IntN(len(backups))
+			p.forget(backups[n])
+			delete(content, backups[n].Name)
+			if backups = slices.Delete(backups, n, n+1); len(backups) == 0 {
+				break
+			}
+		}
+		for _, b := range backups {
+			if data, whole := content[b.Name]; whole {
+				sameContent(t, p.open(), b, data)
+			}
+		}
+		m.Wait(time.Duration(rng.Int64N(int64(30 * time.Hour))))
+		if t.Failed() {
+			t.Fatalf("repeat with seed %d", seed)
+		}
+	}
+	for _, b := range backups {
+		p.forget(b)
+	}
+	for range 4 {
+		m.Wait(grace)
+		prune()
+	}
+	if left := fmt.Sprint(m.Bytes("packs/"), " ", m.Bytes("marks/"), " ", m.Bytes("index/")); left != "0 0 0" {
+		t.Errorf("without a backup, bytes of packs, marks and runs that are left: %s", left)
+	}
+}

@@ -54,24 +54,26 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 	d := r.NewReader(0)
 	for _, m := range manifests {
 		out.Backups++
+		missing, first := 0, uint64(0)
 		err := walk(ctx, d, m, func(n uint64, extents []extent) error {
-			missing := 0
 			for _, e := range extents {
 				if e.id == (block.Hash{}) {
 					continue
 				}
 				out.Chunks++
 				if !r.Index().Has(e.id) {
-					missing++
+					if missing++; missing == 1 {
+						first = n
+					}
 				}
-			}
-			if missing > 0 {
-				problem("backup "+m.Name, fmt.Errorf("%d chunks of the 16 MiB at %d: %w", missing, n*RegionSize, block.ErrNotFound))
 			}
 			return ctx.Err()
 		})
 		if ctx.Err() != nil {
 			return out, ctx.Err()
+		}
+		if missing > 0 {
+			problem("backup "+m.Name, fmt.Errorf("%d of its chunks, the first in the 16 MiB at %d: %w", missing, first*RegionSize, block.ErrNotFound))
 		}
 		if err != nil {
 			problem("backup "+m.Name, err)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -124,6 +125,44 @@ func TestBackupAttach(t *testing.T) {
 		t.Error("the socket is still there")
 	}
 	damagedAttach(t, r, data)
+}
+
+// When its terminal goes, what is served ends in order: nothing stays behind. That nobody reads what it says does not end it.
+func TestBackupAttachEndsWithItsTerminal(t *testing.T) {
+	r := newRepo(t)
+	r.run("run", "--file", writeFile(t, "disk.raw", "some content"))
+	signals := make(chan os.Signal, 1) // or, under nohup, the command would not be told either
+	signal.Notify(signals, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	nobody, says, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = nobody.Close()
+	cmd := exec.Command(backupPath, r.args("attach", "latest", "-o", "json")...)
+	cmd.Stderr = says
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	_ = says.Close()
+	var first struct{ Socket string }
+	if err := json.NewDecoder(out).Decode(&first); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ends with %v", err)
+	}
+	if _, err := os.Lstat(filepath.Dir(first.Socket)); err == nil {
+		t.Errorf("%s is still there", filepath.Dir(first.Socket))
+	}
 }
 
 // damagedAttach damages one frame and reads around it.

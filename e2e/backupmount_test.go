@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // partitioned makes a disk with two ext4 file systems, swap and something unknown on it, and a folder with what is in the first.
@@ -96,6 +97,7 @@ func TestBackupMount(t *testing.T) {
 	}
 	unmounted(t, dir, s)
 
+	killedEarly(t, r, dir)
 	bare := writeFile(t, "bare.raw", "")
 	tool(t, "mkfs.ext4", "-q", bare, "20M")
 	r.run("run", "--file", bare)
@@ -109,6 +111,32 @@ func TestBackupMount(t *testing.T) {
 	r.run("run", "--file", text)
 	if got := r.try("mount", "latest", dir); got.code != 1 || !strings.Contains(got.stderr, "no file system was found") {
 		t.Errorf("noise: %d %s", got.code, got.stderr)
+	}
+	unmounted(t, dir, s)
+}
+
+// killedEarly kills a mount as soon as the disk is a file, before anything of it is mounted: that can be unmounted, too.
+func killedEarly(t *testing.T, r *repo, dir string) {
+	t.Helper()
+	s := &served{t: t, said: &transcript{}}
+	s.cmd = exec.Command(backupPath, r.args("mount", "latest", dir)...)
+	s.cmd.Stdout, s.cmd.Stderr = s.said, s.said
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if text, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(text), "/fuse fuse") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("no disk appears\n%s", s.said)
+			break
+		}
+	}
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+	if got := execute(t, nil, backupPath, "unmount", dir); got.code != 0 {
+		t.Errorf("unmount after an early kill: %d %s", got.code, got.stderr)
 	}
 	unmounted(t, dir, s)
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -48,23 +49,24 @@ func New(ctx context.Context, o Options) (m *Mounted, err error) {
 		return nil, err
 	}
 	m = &Mounted{o: o, exited: make(chan struct{})}
-	if err := m.startFuse(ctx); err != nil {
-		return nil, err
-	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())
 			m = nil
 		}
 	}()
-	if m.Partitions, err = partitions(ctx, m.file, o.SizeBytes); err != nil {
-		return m, err
-	}
 	mode := "0700"
 	if o.Others {
 		mode = "0755"
 	}
+	// First of all: it says what there is to remove, should this process be killed.
 	if _, err := run(ctx, "mount", "-t", "tmpfs", "-o", "nosuid,nodev,noexec,size=64k,nr_inodes=512,mode="+mode, owner(o.Folder), o.Directory); err != nil {
+		return m, err
+	}
+	if err := m.startFuse(ctx); err != nil {
+		return m, err
+	}
+	if m.Partitions, err = partitions(ctx, m.file, o.SizeBytes); err != nil {
 		return m, err
 	}
 	return m, m.mountAll(ctx)
@@ -87,7 +89,7 @@ func checkDirectory(path string) error {
 	return err
 }
 
-// startFuse shows the disk as a file. nbdfuse has a process group of its own, as an interrupt from the terminal is not for it, and ends with this process.
+// startFuse shows the disk as a file. nbdfuse has a process group of its own, as an interrupt from the terminal is not for it. If this process is killed it stays, and Unmount ends it.
 func (m *Mounted) startFuse(ctx context.Context) error {
 	folder := filepath.Join(m.o.Folder, "fuse")
 	if err := os.Mkdir(folder, 0o700); err != nil {
@@ -204,11 +206,19 @@ func (m *Mounted) Wait(ctx context.Context) error {
 
 // Close unmounts everything. What is in use after some seconds is detached: nobody finds it any more, and who has it open gets errors.
 func (m *Mounted) Close() error {
-	return errors.Join(unmountAll(m.o.Directory), m.endFuse())
+	found, err := mountsAt(m.o.Directory)
+	ours := func(e entry) bool { return e.point == m.o.Directory && e.source == owner(m.o.Folder) }
+	if err == nil && slices.ContainsFunc(found, ours) { // or somebody else was faster
+		err = unmountAll(m.o.Directory)
+	}
+	return errors.Join(err, m.endFuse())
 }
 
-// endFuse takes the file of the disk away.
+// endFuse takes the file of the disk away, if there is one.
 func (m *Mounted) endFuse() error {
+	if m.fuse == nil || m.fuse.Process == nil {
+		return nil
+	}
 	folder := filepath.Dir(m.file)
 	for deadline := time.Now().Add(busyTime); ; time.Sleep(5 * pollEvery) { // a loop device lets go a moment after its unmount
 		select {

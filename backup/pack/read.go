@@ -42,9 +42,9 @@ func NewReader(keys *seal.Keys, h *Header) (*Reader, error) {
 	return &Reader{box: session.Box(seal.PurposeFrames, h.Salt, h.Repository)}, nil
 }
 
-// Open returns the chunks of a frame one after the other. number is that of the frame in its pack. The result is not yet what ids promise: see Verify.
+// Open returns the chunks of a frame one after the other. number is that of the frame in its pack. sealed is overwritten, and not kept. The result is not yet what ids promise: see Verify.
 func (r *Reader) Open(f *Frame, number int, sealed []byte) ([]byte, error) {
-	compressed, err := r.box.Open(make([]byte, 0, len(sealed)), sealed, uint64(number))
+	compressed, err := r.box.Open(sealed[:0], sealed, uint64(number))
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,7 @@ type Index struct {
 		raw        uint64              // of all chunks, each once
 		marked     map[string]bool     // packs of marks, known or not
 		unreadable error               // why a mark cannot be read
+		incomplete bool                // packs that are listed were lost, or cut off
 		asOf       time.Time           // when the listing of marks began that marked is from
 	}
 }
@@ -94,12 +95,21 @@ func (x *Index) find(id block.Hash) (place, bool) {
 	return p, ok
 }
 
-// lasting returns the pack that a chunk lies in, if that is one to rely on.
+// lasting returns a pack that a chunk lies in, if there is one to rely on.
 func (x *Index) lasting(id block.Hash) (number uint32, ok bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	p, ok := x.mu.places[shortID(id[:16])]
-	return p.pack, ok && x.lastsLocked(p.pack)
+	short := shortID(id[:16])
+	p, ok := x.mu.places[short]
+	if !ok || x.lastsLocked(p.pack) {
+		return p.pack, ok
+	}
+	for _, spare := range x.mu.spares[short] {
+		if x.lastsLocked(spare.pack) {
+			return spare.pack, true
+		}
+	}
+	return p.pack, false
 }
 
 func (x *Index) lastsLocked(number uint32) bool {

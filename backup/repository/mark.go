@@ -245,5 +245,11 @@ func (w *Writer) renew(ctx context.Context) error {
 	return nil
 }
 
-// packName is the name of the pack of an object, if it is one.
-func packName(key string) string { return key[strings.LastIndex(key, "/")+1:] }
+// packName is the name of the pack of an object, "" if it is none, or does not lie where that pack belongs.
+func packName(key string) string {
+	name := key[strings.LastIndex(key, "/")+1:]
+	if len(name) < 2 || key != packKey(name) {
+		return ""
+	}
+	return name
+}

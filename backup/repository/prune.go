@@ -25,7 +25,9 @@ type PruneOptions struct {
 	RepackBytes uint64
 	// DryRun changes nothing.
 	DryRun bool
-	// Reachable calls visit with each chunk that a backup needs, any number of times, until it returns an error.
+	// Damaged goes on although backups are damaged, or a run of the index is: what is lost stays lost, and what only a lost page led to counts as not needed.
+	Damaged bool
+	// Reachable calls visit with each chunk that a backup needs, any number of times. It returns what visit does, but may go on after block.ErrCorrupt, which is a chunk that is lost.
 	Reachable func(ctx context.Context, visit func(block.Hash) error) error
 	// Warn is told what could not be read and is left as it is.
 	Warn func(key string, err error)
@@ -85,11 +87,12 @@ type pruning struct {
 	now   time.Time // by the clock of the backend, no later than the truth
 	out   Pruned
 
-	marks  []mark
-	since  map[block.Hash]time.Time // when a pack was marked first
-	runs   map[string][]uint32      // packs of each run
-	packs  []prunePack              // by number in the index
-	strays map[block.Hash]prunePack // objects that the index does not know
+	marks   []mark
+	since   map[block.Hash]time.Time // when a pack was marked first
+	runs    map[string][]uint32      // packs of each run
+	badRuns []string                 // that cannot be read, with Damaged
+	packs   []prunePack              // by number in the index
+	strays  map[block.Hash]prunePack // objects that the index does not know
 }
 
 // Prune deletes packs that were marked a grace ago and that no backup needs, copies what is alive out of packs that are mostly dead, and marks packs that nobody needs any more.
@@ -147,25 +150,25 @@ func (p *pruning) look(ctx context.Context) (err error) {
 			}
 		}
 	}
-	p.runs = make(map[string][]uint32)
-	err = r.loadRuns(ctx, nil, func(key string, packs []runPack) {
-		for i := range packs {
-			p.runs[key] = append(p.runs[key], r.index.add(packs[i].name.String(), packs[i].size, packs[i].frames))
-		}
-	})
-	if err != nil {
+	if err := p.readRuns(ctx); err != nil {
 		return err
 	}
 	if err := r.resolve(ctx); err != nil {
 		return err
 	}
 	if !p.o.DryRun {
-		if _, err := r.Adopt(ctx, p.o.Warn); err != nil {
+		if _, err := r.adopt(ctx, p.o.Warn, func(backend.Object) {}); err != nil {
 			return err
 		}
 	}
 	if err := p.listPacks(ctx); err != nil {
 		return err
+	}
+	var found []runPack
+	if p.o.Damaged {
+		if found, err = p.askStrays(ctx); err != nil {
+			return err
+		}
 	}
 	if err := p.o.Reachable(ctx, p.reach); err != nil {
 		return err
@@ -173,7 +176,7 @@ func (p *pruning) look(ctx context.Context) (err error) {
 	if len(r.index.all()) != len(p.packs) { // a reader missed a pack and has read the index again
 		return errChanged
 	}
-	return nil
+	return p.listFound(ctx, found)
 }
 
 var errChanged = errors.New("another prune has moved meanwhile what backups need, so nothing is pruned; run this one again later")
@@ -229,20 +232,34 @@ func (x *Index) number(name string) (number uint32, ok bool) {
 	return number, ok
 }
 
-// reach notes that a backup needs a chunk. If it is not there nothing may be deleted: what is known of the repository is not all of it.
+// reach notes that a backup needs a chunk. If it is not there nothing may be deleted, but with Damaged: what is known of the repository may not be all of it.
 func (p *pruning) reach(id block.Hash) error {
 	at, first, ok := p.r.index.reach(id)
 	if ok && int(at.pack) >= len(p.packs) {
 		return errChanged
 	}
-	if !ok || !p.whole(at.pack) {
-		return fmt.Errorf("a backup needs chunk %v, which is in no pack that is there whole, so nothing is pruned; run it again, and `repo verify` if it stays so: %w", id, block.ErrCorrupt)
+	if first && !p.whole(at.pack) {
+		at = p.wholePlace(id, at)
 	}
 	if first {
 		p.packs[at.pack].live += uint64(at.raw)
 		p.out.LiveBytes += uint64(at.raw)
 	}
+	if !ok || !p.whole(at.pack) {
+		return fmt.Errorf("chunk %v is in no pack that is there whole: %w", id, block.ErrCorrupt)
+	}
 	return nil
+}
+
+// wholePlace has a chunk that a backup needs count as lying in a pack that is there whole, if it lies in one; else it stays where it is.
+func (p *pruning) wholePlace(id block.Hash, at place) place {
+	others := slices.DeleteFunc(p.r.index.allPlaces(id), func(a place) bool { return int(a.pack) >= len(p.packs) || !p.whole(a.pack) })
+	if len(others) == 0 {
+		return at
+	}
+	best := slices.MinFunc(others, func(a, b place) int { return cmp.Compare(p.rank(a), p.rank(b)) })
+	p.r.index.move(id, best)
+	return best
 }
 
 // whole reports whether a pack is there, with all its bytes.
@@ -342,7 +359,7 @@ func (p *pruning) movable() (numbers []uint32) {
 	share := make(map[uint32]float64)
 	for number := range all {
 		k := &p.packs[number]
-		if k.live == 0 {
+		if k.live == 0 || !p.whole(uint32(number)) {
 			continue
 		}
 		live := float64(k.live) / float64(all[number].raw())
@@ -392,7 +409,7 @@ func (p *pruning) repack(ctx context.Context) (moved []block.Hash, err error) {
 					_, closeErr := w.Close()
 					return nil, errors.Join(err, closeErr)
 				}
-				p.o.Warn(packKey(info.name), err)
+				p.o.warn(packKey(info.name), err)
 				continue
 			}
 		}

@@ -63,17 +63,23 @@ func (r *Repository) NewReader(max int) *Reader {
 	return d
 }
 
-// Chunk returns the bytes of a chunk, which must not be changed. One that the index does not know is block.ErrNotFound; bytes that are not what the id says are block.ErrCorrupt, if
-// no other place of the chunk has better ones. If a prune has deleted the pack meanwhile, it has copied the chunk to another before.
+// ErrLost means that no pack that is there has a chunk which a backup needs. It comes with block.ErrNotFound.
+var ErrLost = errors.New("data of a backup is lost")
+
+// Chunk returns the bytes of a chunk, which must not be changed. One that the index does not know, or whose packs are gone, is ErrLost; bytes that are not what the id says are
+// block.ErrCorrupt, if no other place of the chunk has better ones. If a prune has deleted the pack meanwhile, it has copied the chunk to another before.
 func (d *Reader) Chunk(ctx context.Context, id block.Hash) ([]byte, error) {
 	chunk, err := d.fromAny(ctx, id)
-	if !errors.Is(err, errPackGone) {
-		return chunk, err
+	if errors.Is(err, errPackGone) {
+		if loadErr := d.r.LoadIndex(ctx, func(string, error) {}); loadErr != nil {
+			return nil, errors.Join(err, loadErr)
+		}
+		chunk, err = d.fromAny(ctx, id)
 	}
-	if loadErr := d.r.LoadIndex(ctx, func(string, error) {}); loadErr != nil {
-		return nil, errors.Join(err, loadErr)
+	if errors.Is(err, block.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	return d.fromAny(ctx, id)
+	return chunk, err
 }
 
 // errPackGone means that the index lists a pack that is not there.
@@ -121,6 +127,11 @@ func (d *Reader) straighten(ctx context.Context, number uint32) bool {
 		return false
 	}
 	changed, err := d.r.straighten(ctx, number)
+	if ctx.Err() != nil { // who asked has given up: the next one finds out
+		d.mu.Lock()
+		delete(d.mu.straight, number)
+		d.mu.Unlock()
+	}
 	return err == nil && changed
 }
 
@@ -196,6 +207,18 @@ func (d *Reader) Load(ctx context.Context, id block.Hash) {
 	if p, ok := d.r.index.find(id); ok {
 		_, _ = d.frame(ctx, frameKey{p.pack, p.frame})
 	}
+}
+
+// OnePerFrame returns one of the chunks of each frame that they lie in, in order: to load these brings all into memory. What the index does not know is left out.
+func (d *Reader) OnePerFrame(ids []block.Hash) (some []block.Hash) {
+	seen := make(map[frameKey]bool)
+	for _, id := range ids {
+		if p, ok := d.r.index.find(id); ok && !seen[frameKey{p.pack, p.frame}] {
+			seen[frameKey{p.pack, p.frame}] = true
+			some = append(some, id)
+		}
+	}
+	return some
 }
 
 // frame returns a frame, which is read once however many ask for it. Who began to read it and gives up is followed by another.
@@ -275,7 +298,8 @@ func (d *Reader) readFrame(ctx context.Context, key frameKey) ([]byte, error) {
 		return nil, &block.CorruptError{Source: "pack " + info.name, Want: fmt.Sprintf("%d frames", len(info.frames)), Got: fmt.Sprintf("a chunk in frame %d", key.frame)}
 	}
 	f := &info.frames[key.frame]
-	sealed := make([]byte, f.Len)
+	sealed, free := sealedBuffer(int(f.Len))
+	defer free()
 	if err := d.r.backend.ReadAt(ctx, packKey(info.name), sealed, int64(f.Off)); err != nil {
 		return nil, err
 	}
@@ -284,6 +308,21 @@ func (d *Reader) readFrame(ctx context.Context, key frameKey) ([]byte, error) {
 		return nil, fmt.Errorf("pack %s, frame %d at %d: %w", info.name, key.frame, f.Off, err)
 	}
 	return raw, nil
+}
+
+// sealedBuffers keep buffers for sealed frames: to make and clear one for each would cost more than to decompress the frame.
+var sealedBuffers = sync.Pool{New: func() any { b := make([]byte, sealedSize); return &b }}
+
+// sealedSize is enough for nearly every frame, bytes.
+const sealedSize = pack.FrameRaw + pack.FrameRaw/8
+
+// sealedBuffer returns n bytes, whatever is in them, and what gives them back.
+func sealedBuffer(n int) (b []byte, free func()) {
+	if n > sealedSize {
+		return make([]byte, n), func() {}
+	}
+	kept := sealedBuffers.Get().(*[]byte)
+	return (*kept)[:n], func() { sealedBuffers.Put(kept) }
 }
 
 // packReader returns what opens the frames of a pack: its header is read once.

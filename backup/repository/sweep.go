@@ -43,6 +43,9 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 	if err := p.rewriteRuns(ctx, drop); err != nil {
 		return err
 	}
+	if err := p.deleteBadRuns(ctx); err != nil {
+		return err
+	}
 	if err := p.fresh(); err != nil {
 		return err
 	}
@@ -75,11 +78,11 @@ func (p *pruning) doomed() (names []block.Hash) {
 	return names
 }
 
-// lost returns the packs of the index that are not there. No backup needs them, or reach would have failed.
+// lost returns the packs of the index that are not there and that no backup needs. One that a damaged backup needs stays listed: if it comes back, all is well.
 func (p *pruning) lost() map[block.Hash]bool {
 	lost := make(map[block.Hash]bool)
 	for number, info := range p.r.index.all() {
-		if p.packs[number].created.IsZero() {
+		if k := &p.packs[number]; k.created.IsZero() && k.live == 0 {
 			lost[info.hash()] = true
 		}
 	}

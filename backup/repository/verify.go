@@ -30,6 +30,7 @@ func (r *Repository) CheckPacks(ctx context.Context, bad func(key string, err er
 		case !ok && p.marked: // a prune has deleted it; who needs a chunk of it will miss that
 			r.index.lose(uint32(number))
 		case !ok:
+			r.index.lose(uint32(number))
 			bad(packKey(p.name), fmt.Errorf("a pack that the index lists: %w", block.ErrNotFound))
 		case size != int64(p.size):
 			bad(packKey(p.name), &block.CorruptError{Source: "pack", Want: fmt.Sprintf("%d B", p.size), Got: fmt.Sprint(size)})

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -56,7 +57,7 @@ func run(ctx context.Context, a *app, args []string) int {
 	if err == nil {
 		return exitDone
 	}
-	if ctx.Err() != nil {
+	if serves := command.Name() == "attach" || command.Name() == "mount"; ctx.Err() != nil && (!serves || errors.Is(err, context.Canceled)) { // these end well by an interrupt: what goes wrong then is said
 		err = fmt.Errorf("%s: interrupted", command.CommandPath())
 		if command.Name() == "run" || command.Name() == "copy" {
 			err = fmt.Errorf("%w; what is stored already need not be stored again", err)
@@ -75,8 +76,14 @@ func run(ctx context.Context, a *app, args []string) int {
 func judge(command *cobra.Command, err error) (code int, hint string) {
 	var usage *console.UsageError
 	var said *client.Error
+	var damaged *backup.DamagedError
 	var step *stepError
 	switch {
+	case errors.As(err, &damaged):
+		if len(damaged.Unreadable) > 0 {
+			return exitDamaged, "`hv-backup forget NAME`, with the whole name, removes one whose manifest cannot be read"
+		}
+		return exitDamaged, "forget them, or `hv-backup prune --despite-damage` keeps what is left of them"
 	case errors.As(err, &usage), errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.As(err, &said):
@@ -87,7 +94,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitDamaged, ""
 	case errors.Is(err, repository.ErrUnreadableMark):
 		return exitDamaged, "`hv-backup prune --alone`, while nobody else uses the repository, removes it"
-	case errors.Is(err, block.ErrCorrupt):
+	case errors.Is(err, block.ErrCorrupt), errors.Is(err, repository.ErrLost):
 		return exitDamaged, "`hv-backup repo verify --read-data` says what else is damaged"
 	case errors.Is(err, seal.ErrWrongKey):
 		return exitRefused, "`hv-backup repo key list` shows whose keys open it"

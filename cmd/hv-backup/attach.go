@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -70,7 +71,7 @@ func (t *attaching) run(ctx context.Context, name string) error {
 	}
 	out := map[string]any{"backup": m.Name, "uri": d.uri, "socket": d.socket, "sizeBytes": m.SizeBytes}
 	if err := t.a.show(out, func() { t.a.say("%s", d.uri) }); err != nil {
-		return err
+		return errors.Join(err, d.close())
 	}
 	t.a.note("hv-backup: serving %s (%s); interrupt to end it", m.Name, units.Size(m.SizeBytes).Human())
 	select {

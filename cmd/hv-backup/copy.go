@@ -23,6 +23,8 @@ type copying struct {
 	identities   []string
 	filter       filter
 	dryRun       bool
+
+	unreadable int // backups of the repository to copy from
 }
 
 // filter tells backups apart as list does.
@@ -101,12 +103,18 @@ func (k *copying) run(ctx context.Context, names []string) error {
 		meter.At(p.DoneBytes)
 	}})
 	meter.End()
-	if got == nil {
+	if got == nil && err != nil {
 		return err
+	}
+	if got == nil {
+		got = []backup.Copied{} // for JSON
 	}
 	out := map[string]any{"backups": got, "dryRun": k.dryRun, "seconds": time.Since(began).Seconds()}
 	if showErr := k.a.show(out, func() { k.say(got) }); showErr != nil && err == nil {
 		err = showErr
+	}
+	if err == nil && k.unreadable > 0 && len(names) == 0 { // they may be among those to copy
+		err = fmt.Errorf("%s in --from cannot be read, and nobody knows of what: %w", console.Counted(k.unreadable, "backup"), errProblems)
 	}
 	return err
 }
@@ -134,7 +142,10 @@ func (k *copying) target() *app {
 
 // choose returns the backups to copy.
 func (k *copying) choose(ctx context.Context, source *repository.Repository, names []string) ([]*repository.Manifest, error) {
-	all, err := source.Manifests(ctx, k.a.warn)
+	all, err := source.Manifests(ctx, func(name string, err error) {
+		k.unreadable++
+		k.a.warn("backup "+name, err)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("--from: %w", err)
 	}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup"
@@ -48,6 +50,7 @@ func (a *app) serve(r *repository.Repository, m *repository.Manifest, path strin
 	if more := cacheBytes - int(defaultCache); more > 0 && a.getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit + int64(more)) // or the collector would work all the time
 	}
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // who reads what it says may go: a line that nobody reads must not end it
 	d = &disk{a: a, m: m, ended: make(chan struct{})}
 	d.told.errors = make(map[string]bool)
 	if path == "" {

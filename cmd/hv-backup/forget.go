@@ -30,7 +30,7 @@ func newForget(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "forget BACKUP… | forget --keep-… N",
 		Short: "Remove backups, by name or all but those to keep",
-		Long: `Remove backups from the repository: those named, or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
+		Long: `Remove backups from the repository: those named (one that cannot be read by its whole name), or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
 seven days that have one, the others likewise; days begin at midnight here. --keep-tag keeps what the others would not; alone it would forget all backups without the tag, so it needs
 --all-others then. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
 comes back with ` + "`hv-backup prune`" + `.`,
@@ -54,11 +54,11 @@ comes back with ` + "`hv-backup prune`" + `.`,
 	return c
 }
 
-// judgedBackup is a backup as -o json prints it, with the reasons to keep it.
+// judgedBackup is a backup as -o json prints it, with the reasons to keep it; of one that cannot be read only the name is known.
 type judgedBackup struct {
 	Name    string    `json:"name"`
 	Source  string    `json:"source"`
-	Time    time.Time `json:"time"`
+	Time    time.Time `json:"time,omitzero"`
 	Reasons []string  `json:"reasons,omitempty"`
 }
 
@@ -70,13 +70,21 @@ func (f *forgetting) run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	all, err := r.Manifests(ctx, f.a.warn)
+	unreadable := make(map[string]bool)
+	all, err := r.Manifests(ctx, func(name string, err error) {
+		unreadable[name] = true
+		f.a.warn("backup "+name, err)
+	})
 	if err != nil {
 		return err
 	}
 	forget, keep := []judgedBackup{}, []judgedBackup{}
 	if len(args) > 0 {
 		for _, arg := range args {
+			if unreadable[arg] { // it is in the way of every prune
+				forget = append(forget, judgedBackup{Name: arg})
+				continue
+			}
 			m, err := choose(all, arg)
 			if err != nil {
 				return err
@@ -138,7 +146,11 @@ func (f *forgetting) show(forget, keep []judgedBackup) error {
 			f.a.say("keep %s of %s: %s", b.Name, b.Source, strings.Join(b.Reasons, ", "))
 		}
 		for _, b := range forget {
-			f.a.say("%s %s of %s", map[bool]string{true: "would forget", false: "forgot"}[f.dryRun], b.Name, b.Source)
+			what := b.Source
+			if b.Time.IsZero() {
+				what = "an unknown source"
+			}
+			f.a.say("%s %s of %s", map[bool]string{true: "would forget", false: "forgot"}[f.dryRun], b.Name, what)
 		}
 	})
 }

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
 	"filippo.io/age"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
@@ -88,7 +91,7 @@ func (a *app) open(ctx context.Context) (*repository.Repository, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repository: %w", err)
 	}
-	c, err := a.credentials(false)
+	c, err := a.credentials(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +116,7 @@ func (a *app) warn(key string, err error) {
 }
 
 // credentials returns what opens key slots. A passphrase is asked for only without identities; twice for a new one.
-func (a *app) credentials(isNew bool) (c seal.Credentials, err error) {
+func (a *app) credentials(ctx context.Context, isNew bool) (c seal.Credentials, err error) {
 	for _, path := range a.identities {
 		text, err := readSecret(path, seal.MaxSlot)
 		if err != nil {
@@ -133,7 +136,7 @@ func (a *app) credentials(isNew bool) (c seal.Credentials, err error) {
 	case path != "":
 		c.Passphrase, err = passphraseOf(path)
 	case len(c.Identities) == 0:
-		c.Passphrase, err = a.ask(isNew)
+		c.Passphrase, err = a.ask(ctx, isNew)
 	}
 	return c, err
 }
@@ -148,8 +151,11 @@ func readSecret(path string, max int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, max))
 }
 
+// maxPassphrase is how many bytes of a passphrase count.
+const maxPassphrase = 4096
+
 func passphraseOf(path string) ([]byte, error) {
-	text, err := readSecret(path, 4096)
+	text, err := readSecret(path, maxPassphrase)
 	if err != nil {
 		return nil, fmt.Errorf("password file: %w", err)
 	}
@@ -161,14 +167,14 @@ func passphraseOf(path string) ([]byte, error) {
 }
 
 // ask asks for a passphrase on the terminal.
-func (a *app) ask(isNew bool) ([]byte, error) {
+func (a *app) ask(ctx context.Context, isNew bool) ([]byte, error) {
 	in, ok := a.in.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return nil, console.Usagef("no passphrase: give --password-file, set HV_BACKUP_PASSWORD_FILE, or use --identity")
 	}
 	read := func(prompt string) ([]byte, error) {
 		fmt.Fprint(a.err, prompt)
-		p, err := term.ReadPassword(int(in.Fd()))
+		p, err := readPassword(ctx, in)
 		fmt.Fprintln(a.err)
 		return p, err
 	}
@@ -182,4 +188,38 @@ func (a *app) ask(isNew bool) ([]byte, error) {
 		err = console.Usagef("the two passphrases differ")
 	}
 	return p, err
+}
+
+// readPassword reads a line without showing it, until the context ends: an interrupt does not end a read of a terminal. That read goes on then, as long as this process.
+func readPassword(ctx context.Context, in *os.File) ([]byte, error) {
+	fd := int(in.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	silent := *before
+	silent.Lflag = silent.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
+	silent.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
+		return nil, err
+	}
+	type line struct {
+		p   []byte
+		err error
+	}
+	done := make(chan line, 1)
+	go func() {
+		p, err := bufio.NewReaderSize(io.LimitReader(in, maxPassphrase), maxPassphrase).ReadBytes('\n')
+		if errors.Is(err, io.EOF) && len(p) > 0 {
+			err = nil
+		}
+		done <- line{bytes.TrimRight(p, "\r\n"), err}
+	}()
+	var l line
+	select {
+	case l = <-done:
+	case <-ctx.Done():
+		l.err = ctx.Err()
+	}
+	return l.p, errors.Join(l.err, unix.IoctlSetTermios(fd, unix.TCSETS, before))
 }

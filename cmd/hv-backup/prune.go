@@ -24,6 +24,9 @@ func newPrune(a *app) *cobra.Command {
 		Long: `Give back the space of what no backup needs, beside backups that run. A prune marks what nobody needs; from then on no backup relies on it. A later prune, at least the grace after
 that, deletes what is still not needed; what has another copy goes only after that was read. So run it daily, for instance after forget. What is alive in packs that are mostly dead is copied, and these are marked too.
 
+A prune that finds backups damaged deletes nothing and names them. They can be forgotten; or --despite-damage goes on: what is left of them stays, what is lost stays lost, and what only
+a lost page led to is given up. It also removes a damaged run of the index, whose packs are asked themselves.
+
 With --alone it marks and deletes at once: only when nobody else uses the repository, no backup on any host, no restore and no other prune. A backup under way would be damaged.
 
 Whatever stops a prune, backups stay whole, and the next one goes on. It needs an owner's keys.`,
@@ -50,6 +53,7 @@ Whatever stops a prune, backups stay whole, and the next one goes on. It needs a
 	flags.BoolVar(&o.DryRun, "dry-run", false, "only say what would be done")
 	flags.DurationVar(&o.Grace, "grace", defaultGrace, "how long what is marked, or new, is left alone; at least 12h")
 	flags.BoolVar(&o.Alone, "alone", false, "nobody else uses the repository: mark and delete at once")
+	flags.BoolVar(&o.Damaged, "despite-damage", false, "go on although backups are damaged: what is lost stays lost")
 	flags.Var(&repack, "repack", "how much data to copy at most out of packs that are mostly dead")
 	return c
 }

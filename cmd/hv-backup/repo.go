@@ -84,7 +84,7 @@ there is no other way in.`,
 			}
 			r, err := repository.Init(c.Context(), b, cut, func(k *seal.Keys) (*seal.Slot, error) {
 				return s.slot(k, func() ([]byte, error) {
-					got, err := a.credentials(true)
+					got, err := a.credentials(c.Context(), true)
 					return got.Passphrase, err
 				})
 			})

@@ -1,9 +1,11 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -62,6 +64,30 @@ func TestWrongAnswers(t *testing.T) {
 		if err := c.ask(s); !errors.Is(err, errAnswer) || asked != 1 {
 			t.Errorf("%s: asked %d times, got %v", what, asked, err)
 		}
+	}
+}
+
+// A listing of many pages, each of which fails once, comes to its end: tries are those of a page.
+func TestListingOfManyPages(t *testing.T) {
+	const keys = "abcdefgh"
+	failed := make(map[string]bool)
+	s := answering(t, httptest.NewServer, func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		after := strings.TrimPrefix(cmp.Or(q.Get("continuation-token"), q.Get("start-after")), "marks/")
+		if !failed[after] {
+			failed[after] = true
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		n := 0
+		if after != "" {
+			n = strings.Index(keys, after) + 1
+		}
+		fmt.Fprintf(w, `<ListBucketResult><Name>backups</Name><IsTruncated>%v</IsTruncated><NextContinuationToken>marks/%c</NextContinuationToken><Contents><Key>marks/%c</Key><Size>1</Size><LastModified>2026-11-29T03:00:00.000Z</LastModified></Contents></ListBucketResult>`, n+1 < len(keys), keys[n], keys[n])
+	})
+	got := ""
+	if err := s.List(t.Context(), "marks/", func(o backend.Object) error { got += o.Key[len("marks/"):]; return nil }); err != nil || got != keys {
+		t.Errorf("listed %q, %v", got, err)
 	}
 }
 

@@ -196,11 +196,11 @@ func object(key string, info minio.ObjectInfo) (backend.Object, error) {
 // errAnswer means that the storage answers something that it must not.
 var errAnswer = errors.New("wrong answer")
 
-// List implements backend.Backend. After an error it goes on behind the last key.
+// List implements backend.Backend. After an error it goes on behind the last key; tries are counted anew when it has come further, as a long listing is many requests.
 func (s *S3) List(ctx context.Context, prefix string, visit func(backend.Object) error) error {
 	after := ""
 	var stop error
-	err := s.try(ctx, "list "+s.Location(), func() error {
+	list := func() error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // ends the goroutine of the listing
 		for info := range s.client.ListObjects(ctx, s.o.Place.Bucket, minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true, StartAfter: after}) {
@@ -221,8 +221,24 @@ func (s *S3) List(ctx context.Context, prefix string, visit func(backend.Object)
 			}
 		}
 		return ctx.Err()
-	})
-	return errors.Join(stop, err)
+	}
+	for {
+		further := false
+		err := s.try(ctx, "list "+s.Location(), func() error {
+			before := after
+			err := list()
+			if further = err != nil && after > before && temporary(err); further {
+				return nil
+			}
+			return err
+		})
+		if further && err == nil {
+			err = pause(ctx, s.o.Pause, 1)
+		}
+		if !further || err != nil {
+			return errors.Join(stop, err)
+		}
+	}
 }
 
 // Delete implements backend.Backend.
