@@ -32,12 +32,20 @@ type Kept struct {
 	Reasons []string
 }
 
-// Apply judges backups, each source of each host by itself. all are sorted, the oldest first, and so is the result. Days begin at midnight of zone.
-func (k Retention) Apply(all []*repository.Manifest, zone *time.Location) []Kept {
+// clockSlack is how far a backup's time may be ahead of this clock, as those of hosts differ.
+const clockSlack = 10 * time.Minute
+
+// Apply judges backups, each source of each host by itself. all are sorted, the oldest first, and so is the result. Days begin at midnight of zone. One of the future, which a wrong clock made or a writer claims, is kept and counts for nothing: it
+// shall not take the place of another.
+func (k Retention) Apply(all []*repository.Manifest, now time.Time, zone *time.Location) []Kept {
 	out := make([]Kept, len(all))
 	bySource := make(map[repository.Source][]*Kept)
 	for i, m := range all {
 		out[i].Manifest = m
+		if m.Time.After(now.Add(clockSlack)) {
+			out[i].Reasons = []string{"its time is in the future"}
+			continue
+		}
 		bySource[m.Source] = append(bySource[m.Source], &out[i])
 	}
 	for _, backups := range bySource {

@@ -40,7 +40,7 @@ func TestRetention(t *testing.T) {
 		"days and months share a backup": {Retention{Daily: 1, Monthly: 1}, time.UTC, []int{3, 7}},
 	} {
 		var got []int
-		for i, k := range c.keep.Apply(all, c.zone) {
+		for i, k := range c.keep.Apply(all, all[7].Time.Add(-clockSlack), c.zone) {
 			if k.Manifest != all[i] {
 				t.Fatalf("%s: the order has changed", what)
 			}
@@ -50,6 +50,12 @@ func TestRetention(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", what, got, c.want)
+		}
+	}
+	early := all[6].Time // by a clock that shows this, the last one is of the future: it stays, and is not the youngest
+	for i, k := range (Retention{Last: 1}).Apply(all, early, time.UTC) {
+		if kept := len(k.Reasons) > 0; kept != (i == 3 || i == 6 || i == 7) {
+			t.Errorf("with a backup of the future, %s is kept: %v", k.Name, k.Reasons)
 		}
 	}
 }

@@ -129,7 +129,7 @@ func (f *forgetting) judge(all []*repository.Manifest) (forget, keep []judgedBac
 		return f.source != "" && m.Source.Name != f.source || slices.ContainsFunc(f.tags, func(tag string) bool { return !slices.Contains(m.Tags, tag) })
 	})
 	forget, keep = []judgedBackup{}, []judgedBackup{}
-	for _, k := range f.keep.Apply(all, time.Local) {
+	for _, k := range f.keep.Apply(all, time.Now(), time.Local) {
 		b := judgedBackup{k.Name, k.Source.Name, k.Time, k.Reasons}
 		if len(k.Reasons) > 0 {
 			keep = append(keep, b)

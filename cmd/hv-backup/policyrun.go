@@ -193,7 +193,7 @@ func (p *policies) backUpOne(ctx context.Context, is *policy.Policy, args []stri
 	return all, nil
 }
 
-// upkeep forgets, prunes, verifies and copies. A step that fails does not keep the others from being done.
+// upkeep copies, forgets, prunes and verifies. A step that fails does not keep the others from being done, but a copy.
 func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.State) error {
 	var failed error
 	do := func(args ...string) bool {
@@ -212,7 +212,9 @@ func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.Stat
 		if is.CopyPasswordFile != "" {
 			args = append(args, "--to-password-file", is.CopyPasswordFile)
 		}
-		do(args...)
+		if !do(args...) {
+			return failed // what is not copied yet must not be forgotten
+		}
 	}
 	if is.Keep != (retention.Rules{}) {
 		args := []string{"forget", "--tag", is.Tag()}
