@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -16,8 +17,9 @@ type Policy struct {
 	Name         string              `json:"name"`
 	Volumes      []string            `json:"volumes,omitempty"` // or
 	Group        string              `json:"group,omitempty"`
-	Files        map[string][]string `json:"files,omitempty"`    // besides: files and folders, by what their backup is called
-	Endpoint     string              `json:"endpoint,omitempty"` // of hvd; empty: as without a policy
+	Files        map[string][]string `json:"files,omitempty"`       // besides: files and folders, by what their backup is called
+	GuestAgents  []string            `json:"guestAgents,omitempty"` // VOLUME=SOCKET
+	Endpoint     string              `json:"endpoint,omitempty"`    // of hvd; empty: as without a policy
 	Repository   string              `json:"repository"`
 	PasswordFile string              `json:"passwordFile,omitempty"`
 	Identities   []string            `json:"identities,omitempty"` // files
@@ -73,7 +75,7 @@ func (p *Policy) Validate() error {
 	if (len(p.Volumes) == 0) == (p.Group == "") || len(p.Volumes) > maxVolumes {
 		return bad("it needs volumes, or a group")
 	}
-	texts := append([]string{p.Group, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, append(p.Volumes, p.Identities...)...)
+	texts := append([]string{p.Group, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, slices.Concat(p.Volumes, p.Identities, p.GuestAgents)...)
 	for name, paths := range p.Files {
 		if name == "" || len(name) > 200 || len(paths) == 0 || len(paths) > maxVolumes {
 			return bad("files %q: want a name and paths", name)

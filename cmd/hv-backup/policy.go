@@ -105,6 +105,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	for name, to := range map[string]*int{"hourly": &want.Keep.Hourly, "daily": &want.Keep.Daily, "weekly": &want.Keep.Weekly, "monthly": &want.Keep.Monthly, "yearly": &want.Keep.Yearly} {
 		f.IntVar(to, "keep-"+name, 0, "keep the youngest of each of `N` "+map[string]string{"hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months", "yearly": "years"}[name])
 	}
+	f.StringArrayVar(&want.GuestAgents, "guest-agent", nil, "`VOLUME=SOCKET` of the guest's agent, as for run; may be repeated")
 	f.StringArrayVar(&withFiles, "files", nil, "besides, files or a folder: `NAME=PATH`, as in host1.conf=/etc/hyper-nixos; may be repeated, also with one name")
 	f.Var(&prune, "prune-every", "how often to prune the repository")
 	f.Var(&verify, "verify-every", "how often to verify the repository")

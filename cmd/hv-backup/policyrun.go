@@ -160,7 +160,11 @@ func (p *policies) do(ctx context.Context, is *policy.Policy, s *policy.State, n
 }
 
 func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.State) error {
-	all, err := p.backUpOne(ctx, is, append([]string{"run"}, strings.Fields(targets(is))...))
+	args := append([]string{"run"}, strings.Fields(targets(is))...)
+	for _, agent := range is.GuestAgents {
+		args = append(args, "--guest-agent", agent)
+	}
+	all, err := p.backUpOne(ctx, is, args)
 	for _, name := range slices.Sorted(maps.Keys(is.Files)) {
 		files, filesErr := p.backUpOne(ctx, is, append([]string{"run", "--files", name}, is.Files[name]...))
 		all, err = append(all, files...), errors.Join(err, filesErr)
