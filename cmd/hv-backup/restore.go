@@ -21,17 +21,23 @@ import (
 
 func newRestore(a *app) *cobra.Command {
 	var file, volume, chunking string
+	var live bool
 	c := &cobra.Command{
-		Use:   "restore BACKUP --to-file FILE | restore BACKUP --to-volume NAME",
+		Use:   "restore BACKUP --to-file FILE | restore BACKUP --to-volume NAME [--live]",
 		Short: "Write a backup to a raw image or to a new volume of hvd",
 		Long: `Write a backup to a raw image, which is sparse, gets its name when it is complete, and replaces no other file; or to a new volume of hvd, which appears under its name when it is complete
-and durable. BACKUP is a name, as many letters of it as tell it from others, latest, or latest:SOURCE. Every byte is checked before it is written.`,
+and durable. With --live it can be attached at once: what a guest reads before it has come is brought first, the rest in the background, and what the guest writes stays. If that is interrupted, reads of the rest wait, and
+the same command goes on. BACKUP is a name, as many letters of it as tell it from others, latest, or latest:SOURCE. Every byte is checked before it is written.`,
 		Example: `  hv-backup restore latest:web1 --to-file web1.raw --repo /mnt/backup/vms
-  hv-backup restore latest:web1 --to-volume web1-restored --repo /mnt/backup/vms`,
+  hv-backup restore latest:web1 --to-volume web1-restored --repo /mnt/backup/vms
+  hv-backup restore latest:web1 --to-volume web1-restored --live --repo /mnt/backup/vms`,
 		Args: console.Exactly("BACKUP"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if (file == "") == (volume == "") {
 				return console.Usagef("where to? give --to-file or --to-volume")
+			}
+			if live && volume == "" {
+				return console.Usagef("--live is for volumes: give --to-volume")
 			}
 			if _, err := os.Lstat(file); file != "" && err == nil {
 				return fmt.Errorf("%s: %w", file, block.ErrExists)
@@ -47,10 +53,14 @@ and durable. BACKUP is a name, as many letters of it as tell it from others, lat
 			began := time.Now()
 			result := map[string]any{"backup": m.Name, "sizeBytes": m.SizeBytes}
 			to := "volume " + volume
-			if file != "" {
+			switch {
+			case file != "":
 				to = file
 				result["file"], err = file, a.restoreToFile(c.Context(), r, m, file)
-			} else {
+			case live:
+				result["volume"], result["live"] = volume, true
+				result["resumed"], err = a.restoreLive(c.Context(), r, m, volume, chunking)
+			default:
 				result["volume"], err = volume, a.restoreToVolume(c.Context(), r, m, client.ImportOptions{Name: volume, Chunking: chunking})
 			}
 			if err != nil {
@@ -63,6 +73,7 @@ and durable. BACKUP is a name, as many letters of it as tell it from others, lat
 	f := c.Flags()
 	f.StringVar(&file, "to-file", "", "the image to write")
 	f.StringVar(&volume, "to-volume", "", "the volume to make")
+	f.BoolVar(&live, "live", false, "let the new volume be used at once, while its content comes")
 	f.StringVar(&chunking, "chunking", "", "how the new volume is cut: cdc, or fixed:SIZE (default cdc)")
 	return c
 }
