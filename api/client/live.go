@@ -72,8 +72,7 @@ func (c *Client) RestoreLive(ctx context.Context, opts LiveOptions, sender LiveS
 		return err
 	}
 	request.Header.Set("Content-Type", liveContentType)
-	defer body.sending.Wait()
-	defer cancel(nil)
+	defer body.end()
 	response, err := c.do(request)
 	if err != nil {
 		return err
@@ -128,9 +127,31 @@ type liveBody struct {
 	once    sync.Once
 	cancel  context.CancelCauseFunc
 	sending sync.WaitGroup
+
+	mu   sync.Mutex
+	over bool // nothing is sent any more
 }
 
 func (b *liveBody) begin() { b.once.Do(func() { close(b.begun) }) }
+
+// end returns when nothing is sent any more.
+func (b *liveBody) end() {
+	b.cancel(nil)
+	b.mu.Lock()
+	b.over = true
+	b.mu.Unlock()
+	b.sending.Wait()
+}
+
+// enter reports whether something may be sent.
+func (b *liveBody) enter() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over {
+		b.sending.Add(1)
+	}
+	return !b.over
+}
 
 // Read implements io.Reader. net/http uses WriteTo.
 func (b *liveBody) Read([]byte) (int, error) { return 0, errors.ErrUnsupported }
@@ -140,7 +161,9 @@ func (b *liveBody) Close() error { return nil }
 
 // WriteTo implements io.WriterTo.
 func (b *liveBody) WriteTo(w io.Writer) (int64, error) {
-	b.sending.Add(1)
+	if !b.enter() {
+		return 0, context.Canceled
+	}
 	defer b.sending.Done()
 	select {
 	case <-b.begun:

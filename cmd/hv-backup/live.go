@@ -44,9 +44,7 @@ func (a *app) restoreLive(ctx context.Context, r *repository.Repository, m *repo
 	}
 	s.mu.calm = sync.NewCond(&s.mu)
 	err = api.RestoreLive(ctx, client.LiveOptions{Name: volume, ContentBytes: m.SizeBytes, Backup: m.Name, Repository: r.ID(), Chunking: chunking}, s)
-	var said *client.Error
-	var gone *client.UnreachableError
-	if s.begun && err != nil && (errors.Is(err, client.ErrLiveCut) || errors.As(err, &gone)) && !errors.As(err, &said) {
+	if errors.Is(err, client.ErrLiveCut) {
 		err = fmt.Errorf("%w; what has come is kept, and the same command goes on when hvd is back", err)
 	}
 	return s.volume.Resumed, err
@@ -62,7 +60,6 @@ type liveSender struct {
 	pieces int
 	wanted chan struct{} // has a token when a range was queued
 	volume client.LiveVolume
-	begun  bool
 
 	out struct {
 		sync.Mutex // held while a frame is sent
@@ -80,7 +77,7 @@ type liveSender struct {
 
 // Begin implements client.LiveSender.
 func (s *liveSender) Begin(v client.LiveVolume) error {
-	s.volume, s.begun = v, true
+	s.volume = v
 	how := "is there"
 	if v.Resumed {
 		how = fmt.Sprintf("goes on at %s of %s", units.Size(v.ReachedBytes).Human(), units.Size(s.m.SizeBytes).Human())
@@ -122,7 +119,6 @@ func (s *liveSender) Send(ctx context.Context, w io.Writer) (err error) {
 		g.Go(func() error { return s.answerAll(asked) })
 	}
 	g.Go(func() error {
-		defer context.AfterFunc(ctx, s.giveUp)()
 		defer end()
 		return s.bring(ctx)
 	})
@@ -218,6 +214,8 @@ func (s *liveSender) bring(ctx context.Context) error {
 	var readers sync.WaitGroup
 	defer readers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
+	defer context.AfterFunc(ctx, s.giveUp)()
+	defer s.giveUp()
 	defer cancel()
 	order := make(chan chan livePart, s.pieces-1)
 	var failed error
@@ -292,12 +290,13 @@ func (s *liveSender) wasSent(off, end uint64) bool {
 	const unit = 256 << 10 // that hvd asks for; if it asks for others, they are sent twice
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	all := true
 	for at := off / unit * unit; at < end; at += unit {
-		if _, ok := s.mu.sent[at]; !ok {
-			return false
-		}
+		_, ok := s.mu.sent[at]
+		all = all && ok
+		delete(s.mu.sent, at) // it comes by here once
 	}
-	return true
+	return all
 }
 
 // sendPart sends a part, which may have no data if that was sent already, and says that all before its end was.
