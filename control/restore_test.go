@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -196,5 +198,19 @@ func TestRestoreRefuses(t *testing.T) {
 	}
 	if left := engine.Volumes(); len(left) != 0 {
 		t.Errorf("%v were made", left)
+	}
+}
+
+// What an older program wrote stays readable, and is written the same.
+func TestGoldenRestores(t *testing.T) {
+	file := restoresFile{}
+	if err := readState("testdata/restores-1.json", restoresHeader, &file); err != nil || len(file.Restores) != 1 || file.Restores[0].ReachedBytes != 32<<20 {
+		t.Fatalf("%+v, %v", file, err)
+	}
+	path := filepath.Join(t.TempDir(), "restores.json")
+	must(t, writeState(path, file))
+	want, _ := os.ReadFile("testdata/restores-1.json")
+	if got, err := os.ReadFile(path); err != nil || string(got) != string(want) {
+		t.Errorf("%v: %s", err, got)
 	}
 }

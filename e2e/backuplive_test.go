@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -238,7 +239,20 @@ func TestLiveRestoreGivenUp(t *testing.T) {
 	p.end(1, "the same command goes on")
 	d.attach("web1")
 	c := openNBD(t, d.nbdSocket(), "web1")
-	go func() { _ = c.read(make([]byte, 512), 70<<20) }()
+	block := bytes.Repeat([]byte{1}, 4096)
+	for range 100 { // the server takes it for a client that has one request at a time
+		if err := errors.Join(c.write(block, 0), c.read(block, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.send(nbdRead, 0, 70<<20, 512, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if err := errors.Join(c.write(block, 8192), c.trim(16384, 4096), c.flush()); err != nil {
+			t.Fatalf("behind a read that waits: %v", err)
+		}
+	}
 	for end := time.Now().Add(patience); d.restoring("web1").WaitingReads == 0 && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)
 	}
