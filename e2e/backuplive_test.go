@@ -248,13 +248,13 @@ func TestLiveRestoreGivenUp(t *testing.T) {
 	if _, err := c.send(nbdRead, 0, 70<<20, 512, nil); err != nil {
 		t.Fatal(err)
 	}
+	for end := time.Now().Add(patience); d.restoring("web1").WaitingReads == 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
 	for range 10 {
 		if err := errors.Join(c.write(block, 8192), c.trim(16384, 4096), c.flush()); err != nil {
 			t.Fatalf("behind a read that waits: %v", err)
 		}
-	}
-	for end := time.Now().Add(patience); d.restoring("web1").WaitingReads == 0 && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
 	}
 	began := time.Now()
 	d.stop()
