@@ -26,10 +26,12 @@ type data struct {
 	control *control.Control
 	slots   chan struct{}
 	parts   chan struct{}
+
+	restores chan struct{}
 }
 
 func newData(c *control.Control) *data {
-	return &data{control: c, slots: make(chan struct{}, maxTransfers), parts: make(chan struct{}, maxParts)}
+	return &data{control: c, slots: make(chan struct{}, maxTransfers), parts: make(chan struct{}, maxParts), restores: make(chan struct{}, maxRestores)}
 }
 
 // enter checks what both directions check and takes a slot.

@@ -67,6 +67,7 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	mux.Handle("POST /graphql", newGraphQL(c, d, log))
 	mux.HandleFunc("PUT /v1/volumes/{name}/data", streams.put)
 	mux.HandleFunc("GET /v1/volumes/{name}/data", streams.get)
+	mux.HandleFunc("POST /v1/volumes/{name}/live", streams.live)
 	mux.HandleFunc("GET /v1/support", streams.support)
 	mux.HandleFunc("GET /v1/alarms", alarms(c))
 	mux.HandleFunc("GET /v1/changes", changes(c))

@@ -121,6 +121,16 @@ func (d *Device) TryReadAt(p []byte, off uint64, holes []block.Range) ([]block.R
 // ReadAt implements nbd.Device.
 func (d *Device) ReadAt(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
 	d.ahead.note(off, uint64(len(p)))
+	return d.read(ctx, p, off, holes)
+}
+
+// ReadOnce is ReadAt for one who reads all of it in order by itself, so that nothing need be read ahead.
+func (d *Device) ReadOnce(ctx context.Context, p []byte, off uint64) error {
+	_, err := d.read(ctx, p, off, nil)
+	return err
+}
+
+func (d *Device) read(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
 	var missing []block.Hash
 	pages := func(n uint64) (*page, error) { return d.tree.page(ctx, n) }
 	err := d.split(p, off, pages, func(x piece) error {

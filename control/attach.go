@@ -120,7 +120,7 @@ func (c *Control) detach(ctx context.Context, volume string, force bool) error {
 		c.stay(a)
 		return err
 	}
-	drain, cancel := context.WithTimeout(ctx, c.opts.Config.NBD.DrainTimeout)
+	drain, cancel := context.WithTimeout(ctx, c.drainTime(volume))
 	defer cancel()
 	return c.end(drain, a)
 }

@@ -173,9 +173,17 @@ func (c *Control) openDevice(a *attachment) (shown, error) {
 	return view, nil
 }
 
-// openVolume opens the device of an attachment of a volume.
+// openVolume opens the device of an attachment of a volume, which may still be coming.
 func (c *Control) openVolume(record attachmentRecord) (Device, error) {
-	return c.engine.OpenDevice(record.Volume, "")
+	device, err := c.engine.OpenDevice(record.Volume, "")
+	r := c.restoreOf(record.Volume)
+	switch {
+	case err != nil || r == nil:
+		return device, err
+	case r.problem != nil:
+		return nil, errors.Join(r.problem, device.Close())
+	}
+	return r.live.Wrap(device), nil
 }
 
 // close closes the device, if it is open. Nobody uses it any more.

@@ -56,8 +56,9 @@ type Control struct {
 		attachments map[string]*attachment // by volume
 		closing     bool                   // no work begins any more
 		groups      []groupRecord          // ordered by name; replaced, never changed
+		restores    map[string]*restoring  // by volume
 	}
-	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json, groups.json and schedules.json
+	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json, groups.json, restores.json and schedules.json
 }
 
 // Open opens the store, restores the attachments and only then listens for NBD clients. When it returns an error everything is closed.
@@ -73,7 +74,7 @@ func Open(ctx context.Context, opts Options) (*Control, error) {
 	}
 	c := &Control{opts: opts, log: opts.Log, started: opts.Now(), repeats: newRepeats(opts.Now)}
 	c.background, c.stop = context.WithCancel(context.Background())
-	c.mu.attachments = map[string]*attachment{}
+	c.mu.attachments, c.mu.restores = map[string]*attachment{}, map[string]*restoring{}
 	if err := c.open(ctx); err != nil {
 		return nil, errors.Join(err, c.Close(ctx))
 	}
@@ -92,6 +93,9 @@ func (c *Control) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.removeLeftovers(ctx); err != nil {
+		return err
+	}
+	if err := c.openRestores(ctx); err != nil {
 		return err
 	}
 	if err := c.restoreLimits(); err != nil {
@@ -136,6 +140,7 @@ func (c *Control) Close(ctx context.Context) error {
 	c.stop()
 	var all []error
 	if c.nbd != nil {
+		c.dropWaiting()
 		drain, cancel := context.WithTimeout(ctx, c.opts.Config.NBD.DrainTimeout)
 		if err := c.nbd.Shutdown(drain); err != nil {
 			c.log.Warn("connections were cut off", "reason", err)
@@ -146,7 +151,7 @@ func (c *Control) Close(ctx context.Context) error {
 	if c.engine != nil {
 		c.engine.HoldHistory(true) // moments that are attached are opened again by the next start
 	}
-	all = append(all, c.closeDevices())
+	all = append(all, c.closeDevices(), c.closeRestores())
 	if c.engine != nil {
 		all = append(all, c.engine.Close())
 	}

@@ -62,6 +62,10 @@ func (d *fakeDevice) ReadAt(_ context.Context, p []byte, off uint64, holes []blo
 		n := min(len(p)-at, block.Size-in)
 		if b := blocks[(off+uint64(at))/block.Size]; b != nil {
 			copy(p[at:at+n], b[in:])
+		} else if k := len(holes); k > 0 && holes[k-1].End() == off+uint64(at) {
+			holes[k-1].Len += uint64(n)
+		} else {
+			holes = append(holes, block.Range{Off: off + uint64(at), Len: uint64(n)})
 		}
 		at += n
 	}
@@ -101,7 +105,15 @@ func (d *fakeDevice) Write(ctx context.Context, batch []block.Write, fua bool) e
 	return ctx.Err()
 }
 
-func (d *fakeDevice) Trim(context.Context, block.Range, bool) error       { return nil }
+func (d *fakeDevice) Trim(_ context.Context, r block.Range, _ bool) error {
+	d.engine.mu.Lock()
+	defer d.engine.mu.Unlock()
+	for n := (r.Off + block.Size - 1) / block.Size; (n+1)*block.Size <= r.End(); n++ {
+		delete(d.volume.blocks, n)
+	}
+	return nil
+}
+
 func (d *fakeDevice) Zero(context.Context, block.Range, bool, bool) error { return nil }
 func (d *fakeDevice) Flush(context.Context) error                         { return nil }
 func (d *fakeDevice) FlushAhead(context.Context)                          {}

@@ -207,6 +207,11 @@ func (c *Control) CreateSnapshots(ctx context.Context, names []blockstore.StateN
 
 // freeze takes snapshots of several volumes, whose names are held.
 func (c *Control) freeze(ctx context.Context, names []blockstore.StateName, automatic bool) ([]Snapshot, error) {
+	for _, n := range names {
+		if err := c.refuseRestoring("snapshot", n.Volume); err != nil {
+			return nil, err
+		}
+	}
 	infos, err := c.engine.CreateSnapshots(ctx, names, automatic)
 	if err != nil {
 		return nil, err

@@ -53,6 +53,9 @@ func (c *Control) SetHistory(ctx context.Context, name string, window time.Durat
 		if _, err := c.visible(name); err != nil {
 			return err
 		}
+		if err := c.refuseRestoring("keep history of", name); err != nil {
+			return err // a moment of it would not be whole
+		}
 		policy := blockstore.HistoryPolicy{Window: window, BudgetBytes: budgetBytes}
 		if window == 0 {
 			policy = blockstore.HistoryPolicy{}

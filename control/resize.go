@@ -31,6 +31,9 @@ func (c *Control) ResizeVolume(ctx context.Context, name string, spec ResizeSpec
 
 func (c *Control) resize(ctx context.Context, name string, spec ResizeSpec) error {
 	info, err := c.visible(name)
+	if err == nil {
+		err = c.refuseRestoring("resize", name)
+	}
 	if err != nil {
 		return err
 	}

@@ -181,6 +181,9 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 	if err := checkVolume(volume); err != nil {
 		return err
 	}
+	if err := c.refuseRestoring("export", volume); err != nil {
+		return err
+	}
 	if snapshot == "" {
 		if part != nil {
 			return fmt.Errorf("a part of what the volume is now: name a snapshot: %w", block.ErrInvalid)

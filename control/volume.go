@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type Volume struct {
 	OriginVolume    string      // of a clone; empty for others and when it is gone
 	OriginSnapshot  string      // of a clone; empty for others and when it is gone
 	Attachment      *Attachment // nil when it is not attached
+	Restoring       *Restoring  // nil when all of its content is there
 }
 
 // VolumeSpec is what a new volume shall be, as text that came from outside.
@@ -123,7 +125,7 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 		return Volume{}, fmt.Errorf("rename volume: %w", err)
 	}
 	err := c.change(ctx, "rename", name, []string{newName}, func() error {
-		if err := c.refuseAttached("rename", name); err != nil {
+		if err := cmp.Or(c.refuseAttached("rename", name), c.refuseRestoring("rename", name)); err != nil {
 			return err
 		}
 		err := c.engine.RenameVolume(ctx, name, newName)
@@ -138,15 +140,22 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 	return c.Volume(newName)
 }
 
-// DeleteVolume deletes a volume that is not attached, and its snapshots, none of which is protected.
+// DeleteVolume deletes a volume that is not attached, and its snapshots, none of which is protected. One that is being restored is restored no more.
 func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 	return c.change(ctx, "delete", name, nil, func() error {
 		if err := c.refuseAttached("delete", name); err != nil {
 			return err
 		}
-		err := c.engine.DeleteVolume(ctx, name)
+		restore, err := c.stopRestore(ctx, name)
 		if err == nil {
-			c.Alarms().rename(name, "")
+			err = c.engine.DeleteVolume(ctx, name)
+		}
+		if err != nil {
+			return err
+		}
+		c.Alarms().rename(name, "")
+		if restore != nil {
+			err = c.dropRestore(ctx, restore)
 		}
 		return err
 	})
@@ -164,6 +173,9 @@ func (c *Control) CloneVolume(ctx context.Context, name, snapshot, newName strin
 	}
 	var clone Volume
 	err := c.change(ctx, "clone", name, []string{newName}, func() error {
+		if err := c.refuseRestoring("clone", name); err != nil {
+			return err
+		}
 		info, err := c.engine.Clone(ctx, name, snapshot, newName)
 		clone = c.volume(info)
 		return err
@@ -201,7 +213,7 @@ func (c *Control) volume(info blockstore.VolumeInfo) Volume {
 		SnapshotCount: info.Snapshots,
 		Limits:        info.Limits, UndestagedBytes: info.UndestagedBytes,
 		Quota: info.Quota, QuotaState: info.Fill.String(), ReferencedBytes: info.ReferencedBytes,
-		Attachment: c.attachmentOf(info.Name),
+		Attachment: c.attachmentOf(info.Name), Restoring: c.restoringOf(info.Name),
 	}
 	if info.Origin != nil {
 		v.OriginVolume, v.OriginSnapshot = info.Origin.Volume, info.Origin.Snapshot

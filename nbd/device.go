@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -48,6 +49,10 @@ type Device interface {
 	// Prefetch brings a range into memory. It is a hint and may do nothing.
 	Prefetch(ctx context.Context, r block.Range) error
 }
+
+// ErrLongWait is a block.ErrWouldBlock of the Try methods that says more: the call that may wait could do so for minutes, as for data that is still to come. The server then keeps the
+// connection's reader out of it, so that the client's other requests go on.
+var ErrLongWait = fmt.Errorf("for long: %w", block.ErrWouldBlock)
 
 // AheadFlusher is a Device that can be told that a Flush is probably about to come, when what was written before it has been replied and the client has yet to ask.
 type AheadFlusher interface {

@@ -35,6 +35,8 @@ func (c *conn) read(q *request) error {
 		return nil
 	case !errors.Is(err, block.ErrWouldBlock):
 		return c.readFailed(q, err)
+	case errors.Is(err, ErrLongWait):
+		c.step.crowded()
 	}
 	if !c.alone() {
 		if buf := c.tryBorrow(int(q.len)); buf != nil {

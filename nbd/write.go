@@ -113,6 +113,9 @@ func (c *conn) applyBatchIn(buf *buffer) error {
 	if !c.batchFUA {
 		err = c.dev.TryWrite(c.ls.batch, false)
 	}
+	if errors.Is(err, ErrLongWait) {
+		c.step.crowded()
+	}
 	if errors.Is(err, block.ErrWouldBlock) || err != nil && len(c.ls.batch) > 1 {
 		return c.startWrite(buf)
 	}

@@ -1504,6 +1504,46 @@ type RestoreHistoryResponse struct {
 // GetRestoreHistory returns RestoreHistoryResponse.RestoreHistory, and is useful for accessing the field via an interface.
 func (v *RestoreHistoryResponse) GetRestoreHistory() HistoryMoment { return v.RestoreHistory }
 
+// Restoring includes the GraphQL fields of Restoring requested by the fragment Restoring.
+// The GraphQL type's documentation follows.
+//
+// How far the live restore of a volume is.
+type Restoring struct {
+	// Name of the backup.
+	Backup       string `json:"backup"`
+	Repository   string `json:"repository"`
+	ContentBytes uint64 `json:"contentBytes"`
+	// What is before has come; more has, that a guest waited for.
+	ReachedBytes uint64 `json:"reachedBytes"`
+	// Somebody brings the rest. If not, reads of what has not come wait.
+	Pulling bool `json:"pulling"`
+	// Reads that wait.
+	WaitingReads int `json:"waitingReads"`
+	// Why it cannot go on; else empty.
+	Problem string `json:"problem"`
+}
+
+// GetBackup returns Restoring.Backup, and is useful for accessing the field via an interface.
+func (v *Restoring) GetBackup() string { return v.Backup }
+
+// GetRepository returns Restoring.Repository, and is useful for accessing the field via an interface.
+func (v *Restoring) GetRepository() string { return v.Repository }
+
+// GetContentBytes returns Restoring.ContentBytes, and is useful for accessing the field via an interface.
+func (v *Restoring) GetContentBytes() uint64 { return v.ContentBytes }
+
+// GetReachedBytes returns Restoring.ReachedBytes, and is useful for accessing the field via an interface.
+func (v *Restoring) GetReachedBytes() uint64 { return v.ReachedBytes }
+
+// GetPulling returns Restoring.Pulling, and is useful for accessing the field via an interface.
+func (v *Restoring) GetPulling() bool { return v.Pulling }
+
+// GetWaitingReads returns Restoring.WaitingReads, and is useful for accessing the field via an interface.
+func (v *Restoring) GetWaitingReads() int { return v.WaitingReads }
+
+// GetProblem returns Restoring.Problem, and is useful for accessing the field via an interface.
+func (v *Restoring) GetProblem() string { return v.Problem }
+
 // ResumeGarbageResponse is returned by ResumeGarbage on success.
 type ResumeGarbageResponse struct {
 	ResumeGarbage Garbage `json:"resumeGarbage"`
@@ -2173,6 +2213,8 @@ type Volume struct {
 	Limits *VolumeLimits `json:"limits"`
 	// Null when there is none.
 	Quota *VolumeQuota `json:"quota"`
+	// Of a volume that is being restored while it is used; null when all of its content is there.
+	Restoring *Restoring `json:"restoring"`
 }
 
 // GetName returns Volume.Name, and is useful for accessing the field via an interface.
@@ -2216,6 +2258,9 @@ func (v *Volume) GetLimits() *VolumeLimits { return v.Limits }
 
 // GetQuota returns Volume.Quota, and is useful for accessing the field via an interface.
 func (v *Volume) GetQuota() *VolumeQuota { return v.Quota }
+
+// GetRestoring returns Volume.Restoring, and is useful for accessing the field via an interface.
+func (v *Volume) GetRestoring() *Restoring { return v.Restoring }
 
 // VolumeGroup includes the requested fields of the GraphQL type VolumeGroup.
 type VolumeGroup struct {
@@ -3229,6 +3274,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -3255,6 +3303,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -3311,6 +3368,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -3337,6 +3397,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -3393,6 +3462,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -3419,6 +3491,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -3733,6 +3814,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -3759,6 +3843,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -4527,6 +4620,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -4553,6 +4649,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -4859,6 +4964,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -4885,6 +4993,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -5237,6 +5354,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -5263,6 +5383,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -5420,6 +5549,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -5446,6 +5578,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -5773,6 +5914,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -5799,6 +5943,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -6001,6 +6154,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -6027,6 +6183,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 
@@ -6085,6 +6250,9 @@ fragment Volume on Volume {
 	quota {
 		... VolumeQuota
 	}
+	restoring {
+		... Restoring
+	}
 }
 fragment Attachment on Attachment {
 	volume
@@ -6111,6 +6279,15 @@ fragment VolumeQuota on VolumeQuota {
 	referencedBytes
 	reservedBytes
 	state
+}
+fragment Restoring on Restoring {
+	backup
+	repository
+	contentBytes
+	reachedBytes
+	pulling
+	waitingReads
+	problem
 }
 `
 

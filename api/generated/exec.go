@@ -352,6 +352,16 @@ type ComplexityRoot struct {
 		Volumes        func(childComplexity int) int
 	}
 
+	Restoring struct {
+		Backup       func(childComplexity int) int
+		ContentBytes func(childComplexity int) int
+		Problem      func(childComplexity int) int
+		Pulling      func(childComplexity int) int
+		ReachedBytes func(childComplexity int) int
+		Repository   func(childComplexity int) int
+		WaitingReads func(childComplexity int) int
+	}
+
 	RetentionVerdict struct {
 		Reasons  func(childComplexity int) int
 		Snapshot func(childComplexity int) int
@@ -483,6 +493,7 @@ type ComplexityRoot struct {
 		OriginVolume    func(childComplexity int) int
 		Quota           func(childComplexity int) int
 		ReferencedBytes func(childComplexity int) int
+		Restoring       func(childComplexity int) int
 		SizeBytes       func(childComplexity int) int
 		SnapshotCount   func(childComplexity int) int
 		UUID            func(childComplexity int) int
@@ -2272,6 +2283,49 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Query.Volumes(childComplexity), true
 
+	case "Restoring.backup":
+		if e.ComplexityRoot.Restoring.Backup == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.Backup(childComplexity), true
+	case "Restoring.contentBytes":
+		if e.ComplexityRoot.Restoring.ContentBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.ContentBytes(childComplexity), true
+	case "Restoring.problem":
+		if e.ComplexityRoot.Restoring.Problem == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.Problem(childComplexity), true
+	case "Restoring.pulling":
+		if e.ComplexityRoot.Restoring.Pulling == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.Pulling(childComplexity), true
+	case "Restoring.reachedBytes":
+		if e.ComplexityRoot.Restoring.ReachedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.ReachedBytes(childComplexity), true
+	case "Restoring.repository":
+		if e.ComplexityRoot.Restoring.Repository == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.Repository(childComplexity), true
+	case "Restoring.waitingReads":
+		if e.ComplexityRoot.Restoring.WaitingReads == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Restoring.WaitingReads(childComplexity), true
+
 	case "RetentionVerdict.reasons":
 		if e.ComplexityRoot.RetentionVerdict.Reasons == nil {
 			break
@@ -2916,6 +2970,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Volume.ReferencedBytes(childComplexity), true
+	case "Volume.restoring":
+		if e.ComplexityRoot.Volume.Restoring == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Volume.Restoring(childComplexity), true
 	case "Volume.sizeBytes":
 		if e.ComplexityRoot.Volume.SizeBytes == nil {
 			break
@@ -3388,6 +3448,24 @@ type Volume {
   referencedBytes: Bytes!
   "Null when there is none."
   quota: VolumeQuota
+  "Of a volume that is being restored while it is used; null when all of its content is there."
+  restoring: Restoring
+}
+
+"How far the live restore of a volume is."
+type Restoring {
+  "Name of the backup."
+  backup: String!
+  repository: String!
+  contentBytes: Bytes!
+  "What is before has come; more has, that a guest waited for."
+  reachedBytes: Bytes!
+  "Somebody brings the rest. If not, reads of what has not come wait."
+  pulling: Boolean!
+  "Reads that wait."
+  waitingReads: Int!
+  "Why it cannot go on; else empty."
+  problem: String!
 }
 
 "What a volume was in the past, as far as that can be had."
@@ -4427,6 +4505,26 @@ func (ec *executionContext) childFields_PutOffSegment(ctx context.Context, field
 	return nil, fmt.Errorf("no field named %q was found under type PutOffSegment", field.Name)
 }
 
+func (ec *executionContext) childFields_Restoring(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "backup":
+		return ec.fieldContext_Restoring_backup(ctx, field)
+	case "repository":
+		return ec.fieldContext_Restoring_repository(ctx, field)
+	case "contentBytes":
+		return ec.fieldContext_Restoring_contentBytes(ctx, field)
+	case "reachedBytes":
+		return ec.fieldContext_Restoring_reachedBytes(ctx, field)
+	case "pulling":
+		return ec.fieldContext_Restoring_pulling(ctx, field)
+	case "waitingReads":
+		return ec.fieldContext_Restoring_waitingReads(ctx, field)
+	case "problem":
+		return ec.fieldContext_Restoring_problem(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Restoring", field.Name)
+}
+
 func (ec *executionContext) childFields_RetentionVerdict(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "snapshot":
@@ -4697,6 +4795,8 @@ func (ec *executionContext) childFields_Volume(ctx context.Context, field graphq
 		return ec.fieldContext_Volume_referencedBytes(ctx, field)
 	case "quota":
 		return ec.fieldContext_Volume_quota(ctx, field)
+	case "restoring":
+		return ec.fieldContext_Volume_restoring(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Volume", field.Name)
 }
@@ -13791,6 +13891,167 @@ func (ec *executionContext) fieldContext_Query___schema(_ context.Context, field
 	return fc, nil
 }
 
+func (ec *executionContext) _Restoring_backup(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_backup(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Backup, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_backup(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "String")
+}
+
+func (ec *executionContext) _Restoring_repository(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_repository(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Repository, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_repository(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "String")
+}
+
+func (ec *executionContext) _Restoring_contentBytes(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_contentBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ContentBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_contentBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Restoring_reachedBytes(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_reachedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ReachedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_reachedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Restoring_pulling(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_pulling(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Pulling, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_pulling(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Restoring_waitingReads(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_waitingReads(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WaitingReads, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_waitingReads(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "Int")
+}
+
+func (ec *executionContext) _Restoring_problem(ctx context.Context, field graphql.CollectedField, obj *control.Restoring) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Restoring_problem(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Problem, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Restoring_problem(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Restoring", field, false, false, "String")
+}
+
 func (ec *executionContext) _RetentionVerdict_snapshot(ctx context.Context, field graphql.CollectedField, obj *control.Verdict) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -16379,6 +16640,38 @@ func (ec *executionContext) fieldContext_Volume_quota(_ context.Context, field g
 		IsResolver: false,
 		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 			return ec.childFields_VolumeQuota(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Volume_restoring(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Volume_restoring(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Restoring, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *control.Restoring) graphql.Marshaler {
+			return ec.marshalORestoring2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐRestoring(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Volume_restoring(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Volume",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Restoring(ctx, field)
 		},
 	}
 	return fc, nil
@@ -20308,6 +20601,69 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 	return out
 }
 
+var restoringImplementors = []string{"Restoring"}
+
+func (ec *executionContext) _Restoring(ctx context.Context, sel ast.SelectionSet, obj *control.Restoring) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, restoringImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Restoring")
+		case "backup":
+			out.Values[i] = ec._Restoring_backup(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "repository":
+			out.Values[i] = ec._Restoring_repository(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "contentBytes":
+			out.Values[i] = ec._Restoring_contentBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "reachedBytes":
+			out.Values[i] = ec._Restoring_reachedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "pulling":
+			out.Values[i] = ec._Restoring_pulling(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "waitingReads":
+			out.Values[i] = ec._Restoring_waitingReads(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "problem":
+			out.Values[i] = ec._Restoring_problem(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var retentionVerdictImplementors = []string{"RetentionVerdict"}
 
 func (ec *executionContext) _RetentionVerdict(ctx context.Context, sel ast.SelectionSet, obj *control.Verdict) graphql.Marshaler {
@@ -21090,6 +21446,11 @@ func (ec *executionContext) _Volume(ctx context.Context, sel ast.SelectionSet, o
 			}
 		case "quota":
 			out.Values[i] = ec._Volume_quota(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
+		case "restoring":
+			out.Values[i] = ec._Volume_restoring(ctx, field, obj)
 			if out.Values[i] == graphql.RequiredNull {
 				out.Invalids++
 			}
@@ -22448,6 +22809,13 @@ func (ec *executionContext) marshalOHistory2ᚖgithubᚗcomᚋhyperᚑnixosᚋhy
 		return graphql.Null
 	}
 	return ec._History(ctx, sel, v)
+}
+
+func (ec *executionContext) marshalORestoring2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐRestoring(ctx context.Context, sel ast.SelectionSet, v *control.Restoring) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._Restoring(ctx, sel, v)
 }
 
 func (ec *executionContext) unmarshalOString2ᚕstringᚄ(ctx context.Context, v any) ([]string, error) {

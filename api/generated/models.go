@@ -206,6 +206,8 @@ type Volume struct {
 	ReferencedBytes uint64 `json:"referencedBytes"`
 	// Null when there is none.
 	Quota *VolumeQuota `json:"quota,omitempty"`
+	// Of a volume that is being restored while it is used; null when all of its content is there.
+	Restoring *control.Restoring `json:"restoring,omitempty"`
 }
 
 // What the clients of a volume may do in a second; 0: no limit. Snapshots are not limited.

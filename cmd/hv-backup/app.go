@@ -62,6 +62,9 @@ func run(ctx context.Context, a *app, args []string) int {
 		if command.Name() == "run" || command.Name() == "copy" {
 			err = fmt.Errorf("%w; what is stored already need not be stored again", err)
 		}
+		if flag := command.Flags().Lookup("live"); flag != nil && flag.Changed {
+			err = fmt.Errorf("%w; what has come is kept, reads of the rest wait, and the same command goes on", err)
+		}
 	}
 	code, hint := judge(command, err)
 	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")

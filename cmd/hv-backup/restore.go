@@ -24,18 +24,25 @@ import (
 
 func newRestore(a *app) *cobra.Command {
 	var file, volume, dir, chunking string
+	var live bool
 	c := &cobra.Command{
-		Use:   "restore BACKUP --to-file FILE | restore BACKUP --to-volume NAME | restore BACKUP --to-dir FOLDER",
+		Use:   "restore BACKUP --to-file FILE | restore BACKUP --to-volume NAME [--live] | restore BACKUP --to-dir FOLDER",
 		Short: "Write a backup to a raw image, a new volume of hvd, or a folder",
 		Long: `Write a backup to a raw image, which is sparse, gets its name when it is complete, and replaces no other file; or to a new volume of hvd, which appears under its name when it is complete
-and durable. Backups of files (run --files) are unpacked into a folder that is new or empty, by their whole paths below it. BACKUP is a name, as many letters of it as tell it from others, latest, or latest:SOURCE. Every byte is checked before it is written.`,
+and durable. With --live it can be attached at once: what a guest reads before it has come is brought first, the rest in the background, and what the guest writes stays. If that is interrupted, reads of what has not come wait, and
+the same command goes on. Backups of files (run --files) are unpacked into a folder that is new or empty, by their whole paths below it. BACKUP is a name, as many letters of it as tell it from others, latest, or
+latest:SOURCE. Every byte is checked before it is written.`,
 		Example: `  hv-backup restore latest:web1 --to-file web1.raw --repo /mnt/backup/vms
   hv-backup restore latest:web1 --to-volume web1-restored --repo /mnt/backup/vms
+  hv-backup restore latest:web1 --to-volume web1-restored --live --repo /mnt/backup/vms
   hv-backup restore latest:web1.conf --to-dir /srv/web1.conf --repo /mnt/backup/vms`,
 		Args: console.Exactly("BACKUP"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if to := slices.DeleteFunc([]string{file, volume, dir}, func(to string) bool { return to == "" }); len(to) != 1 {
 				return console.Usagef("where to? give one of --to-file, --to-volume and --to-dir")
+			}
+			if live && volume == "" {
+				return console.Usagef("--live is for volumes: give --to-volume")
 			}
 			if _, err := os.Lstat(file); file != "" && err == nil {
 				return fmt.Errorf("%s: %w", file, block.ErrExists)
@@ -58,6 +65,9 @@ and durable. Backups of files (run --files) are unpacked into a folder that is n
 			case dir != "":
 				to = dir
 				result["folder"], err = dir, a.restoreToDir(c.Context(), r, m, dir)
+			case live:
+				result["volume"], result["live"] = volume, true
+				result["resumed"], err = a.restoreLive(c.Context(), r, m, volume, chunking)
 			default:
 				result["volume"], err = volume, a.restoreToVolume(c.Context(), r, m, client.ImportOptions{Name: volume, Chunking: chunking})
 			}
@@ -72,6 +82,7 @@ and durable. Backups of files (run --files) are unpacked into a folder that is n
 	f.StringVar(&file, "to-file", "", "the image to write")
 	f.StringVar(&dir, "to-dir", "", "the folder to unpack files into")
 	f.StringVar(&volume, "to-volume", "", "the volume to make")
+	f.BoolVar(&live, "live", false, "let the new volume be used at once, while its content comes")
 	f.StringVar(&chunking, "chunking", "", "how the new volume is cut: cdc, or fixed:SIZE (default cdc)")
 	return c
 }

@@ -33,6 +33,33 @@ type volumeView struct {
 	Quota      *quotaView      `json:"quota"`  // null when there is none
 	Origin     *originView     `json:"origin,omitempty"`
 	Attachment *attachmentView `json:"attachment"` // null when it is not attached
+	Restoring  *restoringView  `json:"restoring,omitempty"`
+}
+
+// restoringView is how far the live restore of a volume is.
+type restoringView struct {
+	Backup       string `json:"backup"`
+	Repository   string `json:"repository"`
+	ContentBytes uint64 `json:"contentBytes"`
+	ReachedBytes uint64 `json:"reachedBytes"`
+	Pulling      bool   `json:"pulling"`
+	WaitingReads int    `json:"waitingReads"`
+	Problem      string `json:"problem,omitempty"`
+}
+
+// String says it in a line.
+func (r *restoringView) String() string {
+	text := fmt.Sprintf("from backup %s, %s of %s have come", r.Backup, units.Size(r.ReachedBytes).Human(), units.Size(r.ContentBytes).Human())
+	switch {
+	case r.Problem != "":
+		return r.Problem
+	case !r.Pulling:
+		text += "; stopped: run hv-backup restore --live again"
+	}
+	if r.WaitingReads > 0 {
+		text += fmt.Sprintf(", %d reads wait", r.WaitingReads)
+	}
+	return text
 }
 
 type originView struct {
@@ -63,6 +90,9 @@ func viewVolume(v client.Volume) volumeView {
 	}
 	if v.OriginVolume != "" || v.OriginSnapshot != "" {
 		view.Origin = &originView{v.OriginVolume, v.OriginSnapshot}
+	}
+	if r := v.Restoring; r != nil {
+		view.Restoring = &restoringView{r.Backup, r.Repository, r.ContentBytes, r.ReachedBytes, r.Pulling, r.WaitingReads, r.Problem}
 	}
 	if v.Attachment != nil {
 		attachment := viewAttachment(*v.Attachment)
@@ -239,6 +269,9 @@ func (a *app) volumePairs(v volumeView) {
 	}
 	if v.Origin != nil {
 		list = append(list, [2]string{"clone of", v.Origin.Volume + "@" + v.Origin.Snapshot})
+	}
+	if v.Restoring != nil {
+		list = append(list, [2]string{"being restored", v.Restoring.String()})
 	}
 	list = append(list, [2]string{"attached", attachedText(v.Attachment)})
 	if at := v.Attachment; at != nil {
