@@ -196,7 +196,7 @@ func (c *Control) AttachMoment(ctx context.Context, name, at string) (HistoryMom
 func (c *Control) DetachMoment(ctx context.Context, export string, force bool) error {
 	volume, _, ok := strings.Cut(export, momentMark)
 	if !ok {
-		return c.Detach(ctx, export, force)
+		return fmt.Errorf("%q is a volume, not a moment of one (VOLUME%sNUMBER); `hv-storage-fabric volume detach` is for volumes: %w", export, momentMark, block.ErrInvalid)
 	}
 	return c.change(ctx, "detach a moment of", volume, nil, func() error {
 		if err := c.detach(ctx, export, force); err != nil {

@@ -70,6 +70,13 @@ func (f Folder) Load(name string) (p *Policy, s State, err error) {
 	if err := f.read(name+".state", stateFormat, &s); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, s, err
 	}
+	if s.Created.IsZero() { // the file is lost
+		info, err := os.Stat(f.path(name + ".json"))
+		if err != nil {
+			return nil, s, err
+		}
+		s.Created = info.ModTime().UTC()
+	}
 	return p, s, nil
 }
 

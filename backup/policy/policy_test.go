@@ -116,6 +116,12 @@ func TestFolder(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Error(info, err)
 	}
+	if err := os.Remove(f.path("nightly.state")); err != nil {
+		t.Fatal(err)
+	}
+	if _, lost, err := f.Load("nightly"); err != nil || time.Since(lost.Created) > time.Hour {
+		t.Errorf("without its state: %+v, %v", lost, err)
+	}
 	unlock, err := f.Lock("nightly")
 	if err != nil {
 		t.Fatal(err)

@@ -72,10 +72,10 @@ func newList(a *app) *cobra.Command {
 					continue
 				}
 				list = append(list, shownBackup{Name: m.Name, Manifest: m})
-				rows = append(rows, []string{m.Name, m.Source.Name, m.Time.Local().Format(time.DateTime), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ",")})
+				rows = append(rows, []string{m.Name, m.Source.Name, m.Source.Kind, m.Time.Local().Format(time.DateTime), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ",")})
 			}
 			return a.show(list, func() {
-				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "TIME", "SIZE", "DATA", "ADDED", "TAGS"}, rows)
+				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "KIND", "TIME", "SIZE", "DATA", "ADDED", "TAGS"}, rows)
 			})
 		},
 	}

@@ -135,7 +135,7 @@ func (n *notices) mail(ctx context.Context, say notice) error {
 	command := exec.CommandContext(ctx, program, "-i", "--", n.policy.MailTo)
 	command.Stdin = &message
 	if said, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(said)))
+		return errors.New(strings.TrimSuffix(fmt.Sprintf("%s: %v: %s", program, err, strings.TrimSpace(string(said))), ": "))
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/policy"
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
@@ -131,38 +133,43 @@ func (p *policies) set(want *policy.Policy) (err error) {
 	if want.PasswordFile == "" && len(want.Identities) == 0 {
 		return console.Usagef("nobody is there to ask for a passphrase: give --password-file or --identity")
 	}
-	files := []*string{&want.PasswordFile, &want.CopyPasswordFile, &want.WebhookFile}
-	for i := range want.Identities {
-		files = append(files, &want.Identities[i])
+	type given struct {
+		flag string
+		file *string
 	}
-	for _, place := range []*string{&want.Repository, &want.CopyTo} {
-		if !strings.Contains(*place, "://") {
-			files = append(files, place)
+	all := []given{{"--password-file", &want.PasswordFile}, {"--copy-password-file", &want.CopyPasswordFile}, {"--webhook-file", &want.WebhookFile}}
+	for i := range want.Identities {
+		all = append(all, given{"--identity", &want.Identities[i]})
+	}
+	for _, place := range []given{{"--repo", &want.Repository}, {"--copy-to", &want.CopyTo}} {
+		if !strings.Contains(*place.file, "://") {
+			all = append(all, place)
 		}
 	}
-	for _, file := range files {
-		if *file == "" {
+	for _, one := range all {
+		if *one.file == "" {
 			continue
 		}
-		if *file, err = filepath.Abs(*file); err != nil {
-			return err
+		if *one.file, err = filepath.Abs(*one.file); err == nil {
+			_, err = os.Stat(*one.file)
 		}
-		if _, err := os.Stat(*file); err != nil {
-			return err
+		if err != nil {
+			return fmt.Errorf("%s: %w", one.flag, err)
 		}
 	}
 	folder, err := p.in()
 	if err != nil {
 		return err
 	}
+	_, state, err := folder.Load(want.Name)
+	isNew := errors.Is(err, block.ErrNotFound)
+	if err != nil && !isNew {
+		return policyError(fmt.Errorf("what there is of policy %s cannot be read; `hv-backup policy delete %s` removes it: %w", want.Name, want.Name, err))
+	}
 	if err := folder.Save(want); err != nil {
 		return err
 	}
-	_, state, err := folder.Load(want.Name)
-	if err != nil {
-		return err
-	}
-	if state.Created.IsZero() {
+	if isNew {
 		state.Created = time.Now().UTC()
 		if err := folder.SaveState(want.Name, state); err != nil {
 			return err
@@ -186,10 +193,20 @@ type policyView struct {
 	State   policy.State `json:"state"`
 	Next    time.Time    `json:"next"`
 	Missing bool         `json:"missing"` // the last backup is half a period older than it should be
+
+	Unreadable string `json:"unreadable,omitempty"` // why, of a policy of which nothing but the name is known
+}
+
+// policyError is an error about the files of policies: damage of these is none of a repository, whose verification would be of no help.
+func policyError(err error) error {
+	if errors.Is(err, block.ErrCorrupt) {
+		return &stepError{exitDamaged, err.Error()}
+	}
+	return err
 }
 
 func (p *policies) view(is *policy.Policy, s policy.State) policyView {
-	return policyView{is, s, is.Next(s, time.Local), is.Missing(s, time.Now())}
+	return policyView{Policy: is, State: s, Next: is.Next(s, time.Local), Missing: is.Missing(s, time.Now())}
 }
 
 func newPolicyList(p *policies) *cobra.Command {
@@ -211,7 +228,10 @@ func newPolicyList(p *policies) *cobra.Command {
 			for _, name := range names {
 				is, s, err := folder.Load(name)
 				if err != nil {
-					return err
+					bad++
+					views = append(views, policyView{Policy: &policy.Policy{Name: name}, Unreadable: err.Error()})
+					rows = append(rows, []string{name, "", "", "", "", "", err.Error()})
+					continue
 				}
 				v := p.view(is, s)
 				views = append(views, v)
@@ -235,7 +255,7 @@ func newPolicyList(p *policies) *cobra.Command {
 				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "TROUBLE"}, rows)
 			})
 			if err == nil && bad > 0 {
-				err = fmt.Errorf("%d of %d policies are in trouble: %w", bad, len(names), errProblems)
+				err = &stepError{exitDamaged, fmt.Sprintf("policies in trouble: %d of %d", bad, len(names))}
 			}
 			return err
 		},

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -75,7 +74,9 @@ func (p *policies) run(ctx context.Context, named []string) error {
 			continue
 		}
 		if err != nil {
-			err = fmt.Errorf("policy %s: %w", name, err)
+			if !errors.Is(err, block.ErrNotFound) && !errors.Is(err, block.ErrInUse) { // those name it
+				err = fmt.Errorf("policy %s: %w", name, err)
+			}
 			if failed == nil {
 				failed = err
 			} else {
@@ -95,7 +96,7 @@ func (p *policies) run(ctx context.Context, named []string) error {
 // runOne runs a policy that was named, or is due.
 func (p *policies) runOne(ctx context.Context, folder policy.Folder, name string, anyway bool) (s policy.State, ran bool, err error) {
 	if _, _, err := folder.Load(name); err != nil {
-		return s, false, err
+		return s, false, policyError(err)
 	}
 	unlock, err := folder.Lock(name)
 	if err != nil {
@@ -246,7 +247,7 @@ func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.Stat
 // step runs one command of this program for a policy and returns what it prints.
 func (p *policies) step(ctx context.Context, is *policy.Policy, args ...string) ([]byte, error) {
 	var out, said bytes.Buffer
-	sub := newApp(strings.NewReader(""), &out, io.MultiWriter(p.a.err, &said), p.a.getenv)
+	sub := newApp(strings.NewReader(""), &out, &said, p.a.getenv)
 	args = append(args, "--repo", is.Repository)
 	if is.PasswordFile != "" {
 		args = append(args, "--password-file", is.PasswordFile)
@@ -258,9 +259,18 @@ func (p *policies) step(ctx context.Context, is *policy.Policy, args ...string) 
 		args = append(args, "--endpoint", is.Endpoint)
 	}
 	code := run(ctx, sub, args)
+	lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+	failure := ""
+	if code != exitDone { // the last line is why
+		failure, lines = strings.TrimPrefix(lines[len(lines)-1], "hv-backup: "), lines[:len(lines)-1]
+	}
+	for _, line := range lines {
+		if line != "" {
+			p.a.note("%s", line)
+		}
+	}
 	if code == exitDone {
 		return out.Bytes(), nil
 	}
-	lines := strings.Split(strings.TrimSpace(said.String()), "\n")
-	return out.Bytes(), &stepError{code, strings.TrimPrefix(lines[len(lines)-1], "hv-backup: ")}
+	return out.Bytes(), &stepError{code, failure}
 }

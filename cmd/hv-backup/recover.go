@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,8 +36,8 @@ func newRecover(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "recover [SOURCE...]",
 		Short: "Bring back everything that a host had, from its repository",
-		Long: `Bring back everything that a host had, from its repository alone: the youngest backup of each of its volumes as a volume of the same name, and with --files-to its files, each backup of them in a folder of its name. A volume
-that is there already is left alone, so an interrupted recovery goes on when it is run again, and one that fails does not keep the others from coming back. Images are not restored: "restore --to-file" does that.
+		Long: `Bring back everything that a host had, from its repository alone: the youngest backup of each of its volumes as a volume of the same name, and with --files-to its files, each backup of them in a folder of its name. A volume,
+or a folder with something in it, that is there already is left alone, so an interrupted recovery goes on when it is run again (a folder that was being filled must be removed first), and one that fails does not keep the others from coming back. Images are not restored: "restore --to-file" does that.
 
 On an empty machine: install, bring the files back with --files-to, put hvd's configuration and the policies in place, start hvd, and run it again for the volumes.`,
 		Example: `  hv-backup recover --dry-run --repo s3://backups/host1
@@ -134,6 +135,9 @@ func (k *recovering) plan(all []*repository.Manifest) ([]*recovered, error) {
 	slices.SortFunc(plan, func(a, b *recovered) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Source, b.Source))
 	})
+	if len(plan) == 0 && len(k.only) == 0 {
+		return nil, fmt.Errorf("a backup of that host, or of that time: %w", block.ErrNotFound)
+	}
 	for _, name := range k.only {
 		if !slices.ContainsFunc(plan, func(one *recovered) bool { return one.Source == name }) {
 			return nil, fmt.Errorf("a backup of %s: %w", name, block.ErrNotFound)
@@ -142,12 +146,29 @@ func (k *recovering) plan(all []*repository.Manifest) ([]*recovered, error) {
 	return plan, nil
 }
 
+// look says whether a volume is there already.
+func (k *recovering) look(ctx context.Context, one *recovered) error {
+	api, err := k.a.hvd()
+	if err != nil {
+		return err
+	}
+	_, err = client.GetVolume(ctx, api, one.Source)
+	switch said := (*client.Error)(nil); {
+	case err == nil:
+		one.State, one.Why = "there", "a volume of that name is left alone"
+	case errors.As(err, &said) && said.Code == client.CodeNotFound:
+	default:
+		one.Why = err.Error() // hvd does not run yet
+	}
+	return nil
+}
+
 // restore brings one source back.
 func (k *recovering) restore(ctx context.Context, r *repository.Repository, one *recovered) error {
 	switch one.Kind {
 	case "volume":
 		if k.dryRun {
-			return nil
+			return k.look(ctx, one)
 		}
 		err := k.a.restoreToVolume(ctx, r, one.m, client.ImportOptions{Name: one.Source})
 		if said := (*client.Error)(nil); errors.As(err, &said) && said.Code == client.CodeExists {
@@ -163,14 +184,19 @@ func (k *recovering) restore(ctx context.Context, r *repository.Repository, one 
 			one.State, one.Why = "left", "give --files-to for files"
 			return nil
 		}
-		if k.dryRun {
-			return nil
-		}
 		if !filepath.IsLocal(one.Source) {
 			return fmt.Errorf("%q cannot be the name of a folder: restore it with --to-dir", one.Source)
 		}
+		to := filepath.Join(k.filesTo, one.Source)
+		if entries, _ := os.ReadDir(to); len(entries) > 0 {
+			one.State, one.Why = "there", to+" is not empty, and left alone"
+			return nil
+		}
+		if k.dryRun {
+			return nil
+		}
 		one.State = "restored"
-		return k.a.restoreToDir(ctx, r, one.m, filepath.Join(k.filesTo, one.Source))
+		return k.a.restoreToDir(ctx, r, one.m, to)
 	}
 	one.State, one.Why = "left", "an image: `restore --to-file`"
 	return nil

@@ -55,6 +55,12 @@ latest:SOURCE. Every byte is checked before it is written.`,
 			if err != nil {
 				return err
 			}
+			if (m.Source.Kind == files.Kind) != (dir != "") {
+				if dir == "" {
+					return console.Usagef("%s is of files: --to-dir unpacks them", m.Name)
+				}
+				return console.Usagef("%s is of a disk: `hv-backup mount` shows the files on it", m.Name)
+			}
 			began := time.Now()
 			result := map[string]any{"backup": m.Name, "sizeBytes": m.SizeBytes}
 			to := "volume " + volume
@@ -95,9 +101,6 @@ func (a *app) restoreToFile(ctx context.Context, r *repository.Repository, m *re
 
 // restoreToDir unpacks a backup of files.
 func (a *app) restoreToDir(ctx context.Context, r *repository.Repository, m *repository.Manifest, dir string) (err error) {
-	if m.Source.Kind != files.Kind {
-		return console.Usagef("%s is of a disk: `hv-backup mount` shows the files on it", m.Name)
-	}
 	device, err := backup.NewDevice(r, m, 0)
 	if err != nil {
 		return err

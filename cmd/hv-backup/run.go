@@ -95,8 +95,11 @@ func (a *app) planRun(args []string, file, asFiles, full bool, agents []string) 
 		w.agents[volume] = socket
 	}
 	if asFiles {
-		if file || len(args) < 2 || len(agents) > 0 || len(args[0]) > 200 {
+		if file || len(args) < 2 || len(agents) > 0 {
 			return nil, console.Usagef("--files: want a name and files or folders, as in run --files web1.conf /etc/hvd.yaml")
+		}
+		if len(args[0]) > 200 || strings.Contains(args[0], "/") || !filepath.IsLocal(args[0]) {
+			return nil, console.Usagef("--files: the name %.40q could not be one of a folder: at most 200 bytes, without slashes", args[0])
 		}
 		w.alone, w.files = args[0], args[1:]
 		return w, nil

@@ -143,6 +143,9 @@ func (v *frozenVolume) backUp(ctx context.Context, m *repository.Manifest, full 
 		m.Consistency = "frozen"
 	}
 	m.Frozen = &repository.Frozen{Volume: v.uuid, Sequence: v.snapshot.Sequence}
+	if !full && len(v.earlier) > 0 && !slices.ContainsFunc(v.earlier, func(kept keptSnapshot) bool { return kept.backup != nil }) {
+		v.a.note("hv-backup: %s is read whole: the backups of the snapshots that hvd kept are gone", v.snapshot.Volume)
+	}
 	for _, kept := range v.earlier {
 		if full || kept.backup == nil {
 			continue
@@ -192,7 +195,7 @@ func (v *frozenVolume) tidy(ctx context.Context, done bool) error {
 	remove := func(s client.Snapshot) {
 		_, err := client.DeleteSnapshot(ctx, v.api, s.Volume, s.Name)
 		if said := (*client.Error)(nil); err != nil && !(errors.As(err, &said) && said.Code == client.CodeNotFound) {
-			v.a.note("hv-backup: snapshot %s@%s is of no more use, and could not be deleted: %v", s.Volume, s.Name, err)
+			v.a.note("hv-backup: snapshot %s@%s is of no more use, and could not be deleted: %v; a backup a day later does, or `hv-storage-fabric snapshot delete %s@%s`", s.Volume, s.Name, err, s.Volume, s.Name)
 		}
 	}
 	if !done {

@@ -31,13 +31,14 @@ type Onset struct {
 }
 
 const (
-	ratio     = 8       // times what was usual is a rise
-	leastMiB  = 1       // a second; below that nothing is told
-	sustain   = 4       // stretches that are looked at together
-	leastPast = 12      // stretches, before which nothing is usual yet
-	usualAt   = 0.95    // quantile of the past that counts as usual
-	bestOf    = 1000    // highest score
-	mebibyte  = 1 << 20 // bytes
+	ratio       = 8       // times what was usual is a rise
+	leastRandom = 0.5     // share of what is written in a rise
+	leastMiB    = 1       // a second; below that nothing is told
+	sustain     = 4       // stretches that are looked at together
+	leastPast   = 12      // stretches, before which nothing is usual yet
+	usualAt     = 0.95    // quantile of the past that counts as usual
+	bestOf      = 1000    // highest score
+	mebibyte    = 1 << 20 // bytes
 )
 
 // Find returns the onsets among stretches of a length, the most striking first, at most ten. A rise is told when, over four stretches, data is replaced by what looks encrypted eight times faster than in 95 of 100 stretches before, and at a MiB a second
@@ -56,7 +57,13 @@ func Find(stretches []Stretch, length time.Duration) (found []Onset) {
 			i++
 			continue
 		}
-		found = append(found, describe(dense, i, end, usual, rate))
+		if o := describe(dense, i, end, usual, rate); o.Random >= leastRandom {
+			found = append(found, o)
+		} else {
+			for ; i < end; i++ { // something else
+				past = insert(past, dense[i].hostile()/seconds)
+			}
+		}
 		i = end
 	}
 	slices.SortStableFunc(found, func(a, b Onset) int {
