@@ -56,6 +56,7 @@ type restoring struct {
 	// Guarded by Control.mu.
 	record  restoreRecord
 	session *restoreSession // nil: nobody pulls
+	over    bool            // it is complete or given up, and in restores.json no more
 }
 
 // restoreSession is who pulls.
@@ -86,7 +87,7 @@ func (c *Control) openRestores(ctx context.Context) error {
 		c.mu.restores[record.Volume], marks[record.Marks] = r, true
 	}
 	if len(c.mu.restores) < len(file.Restores) {
-		if err := c.saveRestores(nil); err != nil {
+		if err := c.saveRestores(); err != nil {
 			return err
 		}
 	}
@@ -133,20 +134,35 @@ func (c *Control) noteWait(r *restoring) {
 	}
 }
 
-// saveRestores writes the restores that there are, but for one.
-func (c *Control) saveRestores(but *restoring) error {
+// saveRestores writes the restores that are not over.
+func (c *Control) saveRestores() error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
 	file := restoresFile{stateHeader: restoresHeader, Restores: []restoreRecord{}}
 	c.mu.Lock()
 	for _, r := range c.mu.restores {
-		if r != but {
+		if !r.over {
 			file.Restores = append(file.Restores, r.record)
 		}
 	}
 	c.mu.Unlock()
 	slices.SortFunc(file.Restores, func(a, b restoreRecord) int { return cmp.Compare(a.Volume, b.Volume) })
 	return writeState(c.restoresPath(), file)
+}
+
+// saveOver writes the restores without one that is over. If that fails, it is not.
+func (c *Control) saveOver(r *restoring) error {
+	set := func(over bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		r.over = over
+	}
+	set(true)
+	err := c.saveRestores()
+	if err != nil {
+		set(false)
+	}
+	return err
 }
 
 // restoreOf returns the restore of a volume, nil if there is none.

@@ -154,7 +154,7 @@ func (c *Control) newRestore(ctx context.Context, spec RestoreSpec, checked bloc
 		c.mu.Lock()
 		delete(c.mu.restores, spec.Name)
 		c.mu.Unlock()
-		return nil, errors.Join(err, r.marks.Close(), c.saveRestores(nil))
+		return nil, errors.Join(err, r.marks.Close(), c.saveRestores())
 	}
 	return r, nil
 }
@@ -167,7 +167,7 @@ func (c *Control) nameRestore(ctx context.Context, r *restoring, hidden string) 
 	c.mu.Lock()
 	c.mu.restores[r.record.Volume] = r
 	c.mu.Unlock()
-	if err := c.saveRestores(nil); err != nil {
+	if err := c.saveRestores(); err != nil {
 		return err
 	}
 	if err := c.engine.RenameVolume(ctx, hidden, r.record.Volume); err != nil {
@@ -200,7 +200,7 @@ func (c *Control) pull(ctx context.Context, r *restoring, conn RestoreConn, resu
 		c.mu.Lock()
 		r.record.ReachedBytes = reached
 		c.mu.Unlock()
-		return c.saveRestores(nil)
+		return c.saveRestores()
 	}})
 }
 
@@ -212,7 +212,7 @@ func (c *Control) completeRestore(ctx context.Context, r *restoring) error {
 	}
 	defer release()
 	ctx = context.WithoutCancel(ctx)
-	if err := c.saveRestores(r); err != nil {
+	if err := c.saveOver(r); err != nil {
 		return err
 	}
 	if err := r.live.Complete(ctx); err != nil {
@@ -273,5 +273,5 @@ func (c *Control) dropRestore(ctx context.Context, r *restoring) error {
 	if r.live != nil {
 		r.live.End()
 	}
-	return errors.Join(c.saveRestores(r), c.forgetRestore(context.WithoutCancel(ctx), r))
+	return errors.Join(c.saveOver(r), c.forgetRestore(context.WithoutCancel(ctx), r))
 }

@@ -275,3 +275,24 @@ func TestLiveRestoreGivenUp(t *testing.T) {
 		t.Errorf("the volume is still there: %d %s", state.code, state.stdout)
 	}
 }
+
+// What the repository cannot give ends a restore with the code for damage; the volume stays, says so, and can be deleted.
+func TestLiveRestoreDamaged(t *testing.T) {
+	d, r := startDaemon(t), newRepo(t)
+	liveDisk(t, r)
+	_ = filepath.WalkDir(filepath.Join(r.dir, "packs"), func(path string, e os.DirEntry, err error) error {
+		if info, _ := e.Info(); err == nil && e.Type().IsRegular() && info.Size() > 8<<20 {
+			flip(t, path, 5<<20)
+		}
+		return err
+	})
+	p := r.restoreLive(d, "web1")
+	p.end(5, "hv-backup repo verify")
+	if state := d.restoring("web1"); state == nil || state.Pulling || state.ReachedBytes == state.ContentBytes {
+		t.Errorf("it is %+v", state)
+	}
+	d.run("volume", "delete", "web1", "--yes")
+	if list := d.try("volume", "list"); strings.Contains(list.stdout, "web1") {
+		t.Error(list.stdout)
+	}
+}

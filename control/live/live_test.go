@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,7 +25,7 @@ type rig struct {
 	restore       *Restore
 	device        Device
 	durable       uint64
-	waited        int
+	waited        atomic.Int32
 }
 
 func newRig(t *testing.T, source []byte) *rig {
@@ -39,7 +40,7 @@ func newRig(t *testing.T, source []byte) *rig {
 // open is what a start of the daemon does.
 func (g *rig) open() {
 	g.t.Helper()
-	r, err := Open(g.t.Context(), Options{ContentBytes: uint64(len(g.source)), ReachedBytes: g.durable, Marks: g.marks, Waits: func() { g.waited++ }})
+	r, err := Open(g.t.Context(), Options{ContentBytes: uint64(len(g.source)), ReachedBytes: g.durable, Marks: g.marks, Waits: func() { g.waited.Add(1) }})
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -173,7 +174,7 @@ func TestReadsWait(t *testing.T) {
 		t.Errorf("a second one that pulls: %v", err)
 	}
 	s.cut()
-	if g.waited == 0 {
+	if g.waited.Load() == 0 {
 		t.Error("nobody was told that a read waits although nobody pulls")
 	}
 	g.restore.End()

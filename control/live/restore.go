@@ -152,7 +152,7 @@ func (r *Restore) fetch(ctx context.Context, ranges []block.Range) error {
 	r.mu.Lock()
 	for _, x := range ranges {
 		for step := x.Off / Step; step*Step < x.End(); step++ {
-			if len(steps) > 0 && steps[len(steps)-1] == step {
+			if len(steps) > 0 && steps[len(steps)-1] == step || r.hasReached(step) { // whoever reached it since the caller looked wakes nobody who comes after
 				continue
 			}
 			w := r.mu.wants[step]
@@ -164,6 +164,10 @@ func (r *Restore) fetch(ctx context.Context, ranges []block.Range) error {
 			w.waiting++
 			mine, steps = append(mine, w), append(steps, step)
 		}
+	}
+	if len(mine) == 0 {
+		r.mu.Unlock()
+		return nil
 	}
 	r.mu.waiting++
 	alone := r.mu.puller == nil
@@ -252,13 +256,19 @@ func (r *Restore) wanted(x block.Range) bool {
 	return false
 }
 
+// hasReached reports whether a step has come as a whole.
+func (r *Restore) hasReached(step uint64) bool {
+	reached := r.reached.Load()
+	return reached >= min((step+1)*Step, r.content)
+}
+
 // advance notes that everything before an offset has come, and wakes those who wait for a part of it.
 func (r *Restore) advance(reached uint64) {
 	r.reached.Store(reached)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for step, w := range r.mu.wants {
-		if min((step+1)*Step, r.content) <= reached || reached >= r.content {
+		if r.hasReached(step) {
 			close(w.done)
 			delete(r.mu.wants, step)
 		}
