@@ -208,3 +208,19 @@ func TestBackupPolicyRefusals(t *testing.T) {
 		t.Error("a policy is there that was refused")
 	}
 }
+
+// The shell is offered volumes and policies.
+func TestBackupCompletion(t *testing.T) {
+	d := startDaemon(t)
+	d.run("volume", "create", "web1", "--size", "1M")
+	t.Setenv("HV_ENDPOINT", "unix:"+d.dir+"/hvd.sock")
+	t.Setenv("HV_BACKUP_POLICIES", t.TempDir())
+	for _, c := range []struct{ args, want string }{
+		{"run ", "web1"}, {"cdp attach ", "web1"}, {"cdp find-onset ", "web1"}, {"policy set nightly ", "web1"}, {"run web1 ", ""}, {"policy run ", ""},
+	} {
+		args := append([]string{"__complete"}, strings.Split(c.args, " ")...)
+		if got := execute(t, nil, backupPath, args...); strings.Contains(got.stdout, "web1") != (c.want != "") {
+			t.Errorf("%q is completed with %q", c.args, got.stdout)
+		}
+	}
+}

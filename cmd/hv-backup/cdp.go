@@ -57,7 +57,8 @@ A page has --limit of them; --after NUMBER goes on behind the last.`,
 		Example: `  hv-backup cdp points web1
   hv-backup cdp points web1 --labelled
   hv-backup cdp points web1 --after 123456 --limit 1000 -o json`,
-		Args: console.Exactly("VOLUME"),
+		Args:              console.Exactly("VOLUME"),
+		ValidArgsFunction: a.completeVolumes(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.hvd()
 			if err != nil {
@@ -112,7 +113,8 @@ needs. With --writable a volume of its own is made of the moment (as "cdp restor
 		Example: `  hv-backup cdp attach web1 --at "5m ago"
   hv-backup cdp attach web1 --at 2026-11-29T06:00:00.5Z -o json
   hv-backup cdp attach web1 --at before-upgrade --writable --as web1-check`,
-		Args: console.Exactly("VOLUME"),
+		Args:              console.Exactly("VOLUME"),
+		ValidArgsFunction: a.completeVolumes(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case at == "":
@@ -183,8 +185,9 @@ func newCDPRestore(a *app) *cobra.Command {
 		Short: "Make a volume that begins as another one was at a moment",
 		Long: `Make a volume that begins as another one was after a write of its past. What lies below the automatic root before the moment is shared, what was written since is written anew. The new volume appears
 under its name when it is whole and durable; an interrupt leaves nothing of it.`,
-		Example: `  hv-backup cdp restore web1 --at "90s ago" --to-volume web1-rescued`,
-		Args:    console.Exactly("VOLUME"),
+		Example:           `  hv-backup cdp restore web1 --at "90s ago" --to-volume web1-rescued`,
+		Args:              console.Exactly("VOLUME"),
+		ValidArgsFunction: a.completeVolumes(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if at == "" || to == "" {
 				return console.Usagef("give --at MOMENT (%s) and --to-volume NAME", momentsAre)
@@ -210,11 +213,12 @@ under its name when it is whole and durable; an interrupt leaves nothing of it.`
 
 func newCDPMark(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:     "mark VOLUME LABEL",
-		Short:   "Name the present moment of a volume",
-		Long:    `Name the present moment of a volume, durably, so that "--at LABEL" finds it. Of a label that was given twice the newer counts.`,
-		Example: `  hv-backup cdp mark web1 before-upgrade`,
-		Args:    console.Exactly("VOLUME", "LABEL"),
+		Use:               "mark VOLUME LABEL",
+		Short:             "Name the present moment of a volume",
+		Long:              `Name the present moment of a volume, durably, so that "--at LABEL" finds it. Of a label that was given twice the newer counts.`,
+		Example:           `  hv-backup cdp mark web1 before-upgrade`,
+		Args:              console.Exactly("VOLUME", "LABEL"),
+		ValidArgsFunction: a.completeVolumes(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.hvd()
 			if err != nil {

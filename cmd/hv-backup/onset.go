@@ -23,7 +23,8 @@ before. The number that is printed names the state just before it, for "cdp atta
 and what is slower than a MiB a second is not told.`,
 		Example: `  hv-backup cdp find-onset web1
   hv-backup cdp attach web1 --at "$(hv-backup cdp find-onset web1 -o json | jq .onsets[0].before)"`,
-		Args: console.Exactly("VOLUME"),
+		Args:              console.Exactly("VOLUME"),
+		ValidArgsFunction: a.completeVolumes(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			found, err := a.findOnset(c.Context(), args[0], time.Duration(stretch)*time.Second)
 			if err != nil {

@@ -73,7 +73,8 @@ policy's backups into another one.
 When a backup fails it is tried again after 5 minutes, 10, and so on, at least every hour. --webhook-file and --mail-to tell of the first failure, of a backup that is missing (half a period late), of damage, and when all is well again.`,
 		Example: `  hv-backup policy set nightly web1 db1 --every 1d --at 02:00 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune-every 1d --verify-every 1w --verify-data 5 --repo /mnt/backup/vms --password-file /etc/hv-backup/password
   hv-backup policy set shop @shop --every 1h --keep-hourly 24 --keep-daily 14 --repo s3://backups/shop --identity /etc/hv-backup/key --mail-to ops@example.org`,
-		Args: console.Between(2, 1000, "NAME and VOLUME or @GROUP"),
+		Args:              console.Between(2, 1000, "NAME and VOLUME or @GROUP"),
+		ValidArgsFunction: p.a.completeVolumes(1, 1000),
 		RunE: func(c *cobra.Command, args []string) error {
 			want.Name, want.Every, want.PruneEvery, want.VerifyEvery = args[0], policy.Seconds(every), policy.Seconds(prune), policy.Seconds(verify)
 			for _, target := range args[1:] {
@@ -264,10 +265,11 @@ func newPolicyList(p *policies) *cobra.Command {
 
 func newPolicyDelete(p *policies) *cobra.Command {
 	return &cobra.Command{
-		Use:     "delete NAME",
-		Short:   "Delete a policy; its backups stay",
-		Example: "  hv-backup policy delete nightly",
-		Args:    console.Exactly("NAME"),
+		Use:               "delete NAME",
+		Short:             "Delete a policy; its backups stay",
+		Example:           "  hv-backup policy delete nightly",
+		Args:              console.Exactly("NAME"),
+		ValidArgsFunction: p.complete,
 		RunE: func(c *cobra.Command, args []string) error {
 			folder, err := p.in()
 			if err != nil {

@@ -29,7 +29,8 @@ func newPolicyRun(p *policies) *cobra.Command {
 Let a timer call it with --due every few minutes.`,
 		Example: `  hv-backup policy run nightly
   hv-backup policy run --due`,
-		Args: console.Between(0, 1000, "NAME"),
+		Args:              console.Between(0, 1000, "NAME"),
+		ValidArgsFunction: p.complete,
 		RunE: func(c *cobra.Command, args []string) error {
 			if due == (len(args) > 0) {
 				return console.Usagef("run which? give names, or --due")

@@ -42,7 +42,8 @@ With --files it is files and folders, under a name: what a host or a guest needs
   hv-backup run db1 --guest-agent db1=/run/vms/db1/agent.sock --repo /mnt/backup/vms
   hv-backup run --file old-disk.raw --repo /mnt/backup/vms
   hv-backup run --files db1.conf /etc/libvirt/qemu/db1.xml /var/lib/libvirt/qemu/nvram/db1_VARS.fd --repo /mnt/backup/vms`,
-		Args: console.Between(1, 1000, "VOLUME, @GROUP or IMAGE"),
+		Args:              console.Between(1, 1000, "VOLUME, @GROUP or IMAGE"),
+		ValidArgsFunction: a.completeRun,
 		RunE: func(c *cobra.Command, args []string) error {
 			work, err := a.planRun(args, file, asFiles, full, agents)
 			if err != nil {
