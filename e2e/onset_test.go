@@ -50,9 +50,10 @@ func TestFindOnset(t *testing.T) {
 	for off := range 16 {
 		qemuIO(t, uri, fmt.Sprintf("write -s %s %dM 4M", secret, 4*off))
 	}
+	end := time.Now()
 	got := find()
-	if len(got.Onsets) == 0 || got.Onsets[0].At.After(begin.Add(time.Second)) || got.Onsets[0].At.Before(begin.Add(-2*time.Second)) || got.Onsets[0].Bytes < 16<<20 {
-		t.Fatalf("it began %v, and found is %+v", begin, got)
+	if len(got.Onsets) == 0 || got.Onsets[0].At.After(end) || got.Onsets[0].At.Before(begin.Add(-2*time.Second)) || got.Onsets[0].Bytes < 16<<20 {
+		t.Fatalf("it began %v and ended %v, and found is %+v", begin, end, got)
 	}
 	var before moment
 	d.cdpJSON(&before, "attach", "web1", "--at", strconv.FormatUint(got.Onsets[0].Before, 10))
