@@ -21,8 +21,8 @@ type content []byte
 
 func (c content) Size() uint64 { return uint64(len(c)) }
 
-func (c content) Region(_ context.Context, p []byte, off uint64) (bool, error) {
-	return false, c.ReadRange(nil, p, off)
+func (c content) Region(ctx context.Context, p []byte, off uint64) (bool, error) {
+	return false, c.ReadRange(ctx, p, off)
 }
 
 func (c content) ReadRange(_ context.Context, p []byte, off uint64) error {

@@ -80,15 +80,6 @@ func (g *rig) pull() *source {
 	return s
 }
 
-// answer answers what is waited for next.
-func (s *source) answer() {
-	s.g.t.Helper()
-	r := <-s.wants
-	if err := s.send(r); err != nil {
-		s.g.t.Fatal(err)
-	}
-}
-
 func (s *source) send(r block.Range) error {
 	if p := s.g.source[r.Off:r.End()]; len(bytes.Trim(p, "\x00")) == 0 {
 		return s.out.Zero(r.Off, r.Len)
@@ -200,8 +191,10 @@ func TestZeroesStay(t *testing.T) {
 	clear(want[8192:16384])
 	step(g.device.Trim(ctx, block.Range{Off: 20_000, Len: 10_000}, false))
 	clear(want[20480:28672])
-	go s.answer()
+	answered := make(chan error, 1)
+	go func() { answered <- s.send(<-s.wants) }()
 	step(g.device.Zero(ctx, block.Range{Off: 300_000, Len: 10_000}, false, false))
+	step(<-answered)
 	clear(want[300_000:310_000])
 	// A block that has come, and whose last bytes are zeroed in parts.
 	step(g.device.Write(ctx, []nbd.Write{{Off: 532_480, Data: bytes.Repeat([]byte{1}, 4096)}}, false))
