@@ -126,8 +126,14 @@ func (c *Control) resumeRestore(r *restoring, spec RestoreSpec, session *restore
 	return nil
 }
 
+// maxRestore bounds the content of a volume that is restored while it is used, in bytes: as much as a backup has at most. Its marks are read whole at a start.
+const maxRestore = 64 << 40
+
 // newRestore makes the volume and what belongs to it. It gets its name when a crash would find the restore in restores.json.
 func (c *Control) newRestore(ctx context.Context, spec RestoreSpec, checked blockstore.VolumeSpec) (r *restoring, err error) {
+	if spec.ContentBytes > maxRestore {
+		return nil, fmt.Errorf("content of %d B, at most %d B: %w", spec.ContentBytes, uint64(maxRestore), block.ErrInvalid)
+	}
 	ctx = context.WithoutCancel(ctx) // it is short, and whoever hung up can go on with it
 	marks := blockstore.VolumeSpec{Name: restorePrefix + strings.ToLower(rand.Text()), SizeBytes: live.MarksSize(checked.SizeBytes)}
 	checked.Name = importPrefix + strings.ToLower(rand.Text())
@@ -273,5 +279,9 @@ func (c *Control) dropRestore(ctx context.Context, r *restoring) error {
 	if r.live != nil {
 		r.live.End()
 	}
-	return errors.Join(c.saveOver(r), c.forgetRestore(context.WithoutCancel(ctx), r))
+	var err error
+	if r.marks != nil {
+		err = r.marks.Flush(ctx) // the delete is durable before the restore is forgotten, or a power loss would leave a volume with holes that nobody knows of
+	}
+	return errors.Join(err, c.saveOver(r), c.forgetRestore(context.WithoutCancel(ctx), r))
 }

@@ -194,9 +194,11 @@ func (s *liveSender) answer(ctx context.Context, r block.Range) error {
 		err = s.out.w.Zero(r.Off, r.Len)
 	default:
 		err = s.out.w.Data(r.Off, p)
-		s.mu.Lock()
-		s.mu.sent[r.Off] = struct{}{}
-		s.mu.Unlock()
+		if r.Off%sentUnit == 0 && (r.Len == sentUnit || r.Off+r.Len == s.m.SizeBytes) {
+			s.mu.Lock()
+			s.mu.sent[r.Off] = struct{}{}
+			s.mu.Unlock()
+		}
 	}
 	s.out.Unlock()
 	return err
@@ -285,9 +287,12 @@ func (s *liveSender) waitForCalm() {
 	}
 }
 
+// sentUnit is what hvd asks for at once, in bytes. Where it asks for other ranges, they are sent again.
+const sentUnit = 256 << 10
+
 // wasSent reports whether all of a part was sent already, as what somebody waited for.
 func (s *liveSender) wasSent(off, end uint64) bool {
-	const unit = 256 << 10 // that hvd asks for; if it asks for others, they are sent twice
+	const unit = sentUnit
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := true

@@ -31,12 +31,12 @@ func (d device) TryReadAt(p []byte, off uint64, holes []block.Range) ([]block.Ra
 	if err != nil {
 		return holes, err
 	}
-	for _, h := range got {
-		for at := h.Off; at < h.End(); at = at/block.Size*block.Size + block.Size {
-			if !had.has(at) {
-				return holes, nbd.ErrLongWait
-			}
+	for at := 0; at < len(p); { // pieces of blocks; of a part that is zero it cannot be said whether its block is
+		n := min(len(p)-at, int(block.Size-(off+uint64(at))%block.Size))
+		if isZero(p[at:at+n]) && !had.has(off+uint64(at)) {
+			return holes, nbd.ErrLongWait
 		}
+		at += n
 	}
 	return appendHoles(holes, got), nil
 }
@@ -78,7 +78,7 @@ func (d device) blocks(ctx context.Context, p []byte, off uint64, holes []block.
 		if got, err = d.Device.ReadAt(ctx, p, off, got[:0]); err != nil {
 			return holes, err
 		}
-		missing := had.missing(got, d.Size())
+		missing := had.missing(p, off)
 		if len(missing) == 0 {
 			return appendHoles(holes, got), nil
 		}
@@ -88,7 +88,7 @@ func (d device) blocks(ctx context.Context, p []byte, off uint64, holes []block.
 	}
 }
 
-// part reads a part of a block. The block is read as a whole, since a hole in it does not say that all of it is one.
+// part reads a part of a block. The block is read as a whole, since zeroes in a part of it do not say that all of it is zero.
 func (d device) part(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
 	whole := make([]byte, block.Size)
 	first := off / block.Size * block.Size

@@ -209,21 +209,19 @@ func (c *come) has(off uint64) bool {
 	return page != nil && page.has(off/block.Size%pageBlocks)
 }
 
-// missing returns which whole blocks lie in holes and had not come. Holes ascend and do not touch; size is that of the device.
-func (c *come) missing(holes []block.Range, size uint64) (all []block.Range) {
-	for _, h := range holes {
-		whole := inward(h, size)
-		for off := whole.Off; off < whole.End(); off += block.Size {
-			if c.has(off) {
-				continue
-			}
-			n := min(block.Size, whole.End()-off)
-			if k := len(all); k > 0 && all[k-1].End() == off {
-				all[k-1].Len += n
-				continue
-			}
-			all = append(all, block.Range{Off: off, Len: n})
+// missing returns which blocks had not come of a range of whole blocks of which p was read: those without a mark whose bytes are all zero. Whether the engine tells them as holes says nothing: destage cuts regions as a whole, and stores what is zero
+// beside data with it. Bytes that are not zero have come, as nothing but a guest or the puller writes them; a guest's zeroes have marks.
+func (c *come) missing(p []byte, off uint64) (all []block.Range) {
+	for at := 0; at < len(p); at += block.Size {
+		n, here := min(block.Size, len(p)-at), off+uint64(at)
+		if !isZero(p[at:at+n]) || c.has(here) {
+			continue
 		}
+		if k := len(all); k > 0 && all[k-1].End() == here {
+			all[k-1].Len += uint64(n)
+			continue
+		}
+		all = append(all, block.Range{Off: here, Len: uint64(n)})
 	}
 	return all
 }

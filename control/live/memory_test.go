@@ -42,8 +42,7 @@ func (m *memory) ReadAt(_ context.Context, p []byte, off uint64, holes []block.R
 		n := min(uint64(len(p)), block.Size-in)
 		if b := m.blocks[off/block.Size]; b != nil {
 			copy(p[:n], b[in:])
-		} else {
-			clear(p[:n])
+		} else if clear(p[:n]); off/block.Size%3 != 0 { // the engine stores some of what is zero, beside data, and does not call that a hole
 			holes = appendHoles(holes, []block.Range{{Off: off, Len: n}})
 		}
 		p, off = p[n:], off+n

@@ -188,9 +188,8 @@ func (r *Restore) putZero(ctx context.Context, d Device, x block.Range) error {
 func (r *Restore) missing(ctx context.Context, d Device, x block.Range, scratch []byte) ([]block.Range, error) {
 	var had come
 	r.look(&had, x.Off, x.Len)
-	holes, err := d.ReadAt(ctx, scratch[:x.Len], x.Off, nil)
-	if err != nil {
+	if _, err := d.ReadAt(ctx, scratch[:x.Len], x.Off, nil); err != nil {
 		return nil, err
 	}
-	return had.missing(holes, d.Size()), nil
+	return had.missing(scratch[:x.Len], x.Off), nil
 }

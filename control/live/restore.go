@@ -159,7 +159,9 @@ func (r *Restore) fetch(ctx context.Context, ranges []block.Range) error {
 			if w == nil {
 				w = &want{done: make(chan struct{})}
 				r.mu.wants[step] = w
-				r.mu.queue = append(r.mu.queue, step)
+				if r.mu.puller != nil { // one that comes later is told of all wants
+					r.mu.queue = append(r.mu.queue, step)
+				}
 			}
 			w.waiting++
 			mine, steps = append(mine, w), append(steps, step)
