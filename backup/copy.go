@@ -418,28 +418,7 @@ func (run *copyRun) store(region *copyRegion) error {
 		run.shares = run.shares || !region.zero
 		return run.out.page(region.page)
 	}
-	extents := make([]extent, len(region.extents))
-	zero := true
-	for i, e := range region.extents {
-		extents[i] = e.extent
-		zero = zero && e.id == (block.Hash{})
-		if e.data == nil {
-			continue
-		}
-		isNew, err := run.w.Add(e.id, e.data)
-		if err != nil {
-			return err
-		}
-		if isNew {
-			run.newBytes += uint64(e.length)
-		}
-	}
-	if zero {
-		return run.out.page(block.Hash{})
-	}
-	id, err := run.out.add(encodePage(extents))
-	if err != nil {
-		return err
-	}
-	return run.out.page(id)
+	added, _, err := run.out.store(region.extents)
+	run.newBytes += added
+	return err
 }

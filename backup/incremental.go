@@ -226,28 +226,8 @@ func (run *incremental) store(region *updatedRegion) error {
 	if region.same {
 		return run.out.page(region.page)
 	}
-	extents := make([]extent, len(region.extents))
-	for i, e := range region.extents {
-		extents[i] = e.extent
-		if e.data == nil {
-			continue
-		}
-		isNew, err := run.w.Add(e.id, e.data)
-		if err != nil {
-			return err
-		}
-		if isNew {
-			run.m.NewBytes += uint64(e.length)
-		}
-	}
-	nonZero := nonZeroOf(extents)
+	added, nonZero, err := run.out.store(region.extents)
+	run.m.NewBytes += added
 	run.m.NonZero += nonZero - region.before // that much was counted
-	if nonZero == 0 {
-		return run.out.page(block.Hash{})
-	}
-	id, err := run.out.add(encodePage(extents))
-	if err != nil {
-		return err
-	}
-	return run.out.page(id)
+	return err
 }

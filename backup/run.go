@@ -196,11 +196,7 @@ func (run *running) store(g *region) error {
 	if zero {
 		return run.tree.page(block.Hash{})
 	}
-	id, err := run.tree.add(encodePage(g.extents))
-	if err != nil {
-		return err
-	}
-	return run.tree.page(id)
+	return run.tree.region(g.extents)
 }
 
 // tree collects pages into directories, and these into the root.
@@ -216,6 +212,37 @@ func (t *tree) add(b []byte) (block.Hash, error) {
 	id := t.hasher.Sum(b)
 	_, err := t.w.Add(id, b)
 	return id, err
+}
+
+// region stores the page of a region that is not all zero.
+func (t *tree) region(extents []extent) error {
+	id, err := t.add(encodePage(extents))
+	if err != nil {
+		return err
+	}
+	return t.page(id)
+}
+
+// store stores what a region consists of, and tells how many bytes of its chunks were new and how many are not zero.
+func (t *tree) store(parts []copyExtent) (added, nonZero uint64, err error) {
+	extents := make([]extent, len(parts))
+	for i, e := range parts {
+		extents[i] = e.extent
+		if e.data == nil {
+			continue
+		}
+		isNew, err := t.w.Add(e.id, e.data)
+		if err != nil {
+			return added, 0, err
+		}
+		if isNew {
+			added += uint64(e.length)
+		}
+	}
+	if nonZero = nonZeroOf(extents); nonZero == 0 {
+		return added, 0, t.page(block.Hash{})
+	}
+	return added, nonZero, t.region(extents)
 }
 
 func (t *tree) page(id block.Hash) error {
