@@ -57,6 +57,9 @@ func (c *Conn) Recv(n int) []byte {
 	return p
 }
 
+// Close hangs up.
+func (c *Conn) Close() { _ = c.nc.Close() }
+
 // Closed checks that the server has hung up and sent nothing more.
 func (c *Conn) Closed() {
 	c.t.Helper()
