@@ -159,7 +159,7 @@ func TestLengthsOf64Bits(t *testing.T) {
 	v.c = v.extended("vast", allocation, depth, "qemu:dirty-bitmap:s")
 	v.verify("zeroed, after a kill", v.c, v.done)
 
-	v.mustDo("trim", 0, nbdTrim, 0, 4*gib)                // half of a piece
+	v.mustDo("trim", 0, nbdTrim, 0, 4*gib)                  // half of a piece
 	v.mustDo("trim", nbdFUA, nbdTrim, 8*tib+100, 8*tib-100) // whole blocks only, of which there are none with data before 8 TiB + 4 KiB
 	v.done = append(v.done, change{off: 0, length: 4 * gib}, change{off: 8*tib + 100, length: 8*tib - 100})
 	left := [][2]uint64{{4 * gib, 4096}, {tib - 4096, vastPiece}}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,6 +21,13 @@ type client struct {
 	t  testing.TB
 	nc net.Conn
 }
+
+func newClient(t testing.TB, nc net.Conn) *client {
+	return &client{nbdtest.NewConn(t, nc), t, nc}
+}
+
+// goOn has the client go on with another connection, such as TLS over its first.
+func (c *client) goOn(nc net.Conn) { c.Conn, c.nc = nbdtest.NewConn(c.t, nc), nc }
 
 // served is a server on a unix socket.
 type served struct {
@@ -78,7 +84,7 @@ func (s *served) dial(t testing.TB) *client {
 	}
 	t.Cleanup(func() { nc.Close() })
 	_ = nc.SetDeadline(time.Now().Add(2 * time.Minute)) // a hang is a failure with a stack, not a timeout of the whole run
-	return &client{nbdtest.NewConn(t, nc), t, nc}
+	return newClient(t, nc)
 }
 
 // attach dials and enters transmission on "disk".
@@ -107,12 +113,15 @@ func (s *served) attach(t testing.TB, structured bool) *client {
 // What nbdtest does, under the names that it has in this package's tests.
 var pack, infoRequest, metaQuery = nbdtest.Pack, nbdtest.InfoRequest, nbdtest.MetaQuery
 
-func (c *client) send(parts ...any)                                 { c.t.Helper(); c.Send(parts...) }
-func (c *client) recv(n int) []byte                                 { c.t.Helper(); return c.Recv(n) }
-func (c *client) closed()                                           { c.t.Helper(); c.Closed() }
-func (c *client) greet(flags uint32)                                { c.t.Helper(); c.Greet(flags) }
-func (c *client) sendOption(opt uint32, data []byte)                { c.t.Helper(); c.Option(opt, data) }
-func (c *client) optionReply(opt uint32) (kind uint32, data []byte) { c.t.Helper(); return c.OptionReply(opt) }
+func (c *client) send(parts ...any)                  { c.t.Helper(); c.Send(parts...) }
+func (c *client) recv(n int) []byte                  { c.t.Helper(); return c.Recv(n) }
+func (c *client) closed()                            { c.t.Helper(); c.Closed() }
+func (c *client) greet(flags uint32)                 { c.t.Helper(); c.Greet(flags) }
+func (c *client) sendOption(opt uint32, data []byte) { c.t.Helper(); c.Option(opt, data) }
+func (c *client) optionReply(opt uint32) (kind uint32, data []byte) {
+	c.t.Helper()
+	return c.OptionReply(opt)
+}
 
 func (c *client) metaContexts(opt uint32, export string, queries ...string) (ids map[string]uint32, names []string) {
 	c.t.Helper()
