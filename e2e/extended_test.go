@@ -84,10 +84,30 @@ func (v *vast) verify(when string, c *nbdtest.Extended, want changes) {
 	}
 }
 
-// told checks what a block status of everything says, in one reply.
+// status asks for a whole volume, and again for what a reply has left out: hvd looks at no more than a TiB for one. Neighbours of one status are joined.
+func (v *vast) status(c *nbdtest.Extended, context string) (all []nbdtest.Extent) {
+	v.t.Helper()
+	requests := 0
+	for at := uint64(0); at < vastSize; requests++ {
+		for _, e := range c.Status(0, at, vastSize-at)[context] {
+			if n := len(all); n > 0 && all[n-1][1] == e[1] {
+				all[n-1][0] += e[0]
+			} else {
+				all = append(all, e)
+			}
+			at += e[0]
+		}
+	}
+	if requests > vastSize/tib {
+		v.t.Errorf("it took %d requests to tell of 16 TiB", requests)
+	}
+	return all
+}
+
+// told checks what a block status of everything says.
 func (v *vast) told(when string, c *nbdtest.Extended, context string, want []nbdtest.Extent) {
 	v.t.Helper()
-	if got := c.Status(0, 0, vastSize)[context]; !reflect.DeepEqual(got, want) {
+	if got := v.status(c, context); !reflect.DeepEqual(got, want) {
 		v.t.Errorf("%s: %s is %v, want %v", when, context, got, want)
 	}
 }
@@ -141,7 +161,8 @@ func TestLengthsOf64Bits(t *testing.T) {
 		v.verify(where, v.c, v.done)
 		v.told(where, v.c, allocation, extents(0, 3, written...))
 		v.told(where, v.c, depth, extents(1, 0, written...))
-		if got := v.c.Status(nbdReqOne, 2*tib, 8*tib)[allocation]; !reflect.DeepEqual(got, []nbdtest.Extent{{3 * tib, 3}}) {
+		// The end of the one extent that REQ_ONE asks for is 3 TiB away.
+		if got := v.c.Status(nbdReqOne, 2*tib, 8*tib)[allocation]; len(got) != 1 || got[0][0] <= 1<<32 || got[0][0] > 3*tib || got[0][1] != 3 {
 			t.Errorf("%s: the one extent at 2 TiB is %v", where, got)
 		}
 		v.settle()
@@ -166,7 +187,7 @@ func TestLengthsOf64Bits(t *testing.T) {
 	for _, where := range []string{"trimmed", "trimmed, in segments"} {
 		v.verify(where, v.c, v.done)
 		v.told(where, v.c, allocation, extents(0, 3, left...))
-		dirty := v.c.Status(0, 0, vastSize)["qemu:dirty-bitmap:s"]
+		dirty := v.status(v.c, "qemu:dirty-bitmap:s")
 		for at, want := range map[uint64]uint64{0: 1, 4*gib - 4096: 1, 4 * gib: 0, tib - 4096: 0, tib: 1, 5 * tib: 1, 9 * tib: 1, vastSize - 1: 1} {
 			if got := statusAt(dirty, at); got != want {
 				t.Errorf("%s: dirty at %d: %d, want %d", where, at, got, want)
