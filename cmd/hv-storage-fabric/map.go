@@ -74,7 +74,7 @@ func (a *app) mapVolume(ctx context.Context, kernel kernelNBD, name, device stri
 		return fmt.Errorf("map volume %s: %w", name, err)
 	}
 	// A device of 1 KiB blocks, the default, would lack an odd last sector. -persist: it outlives a restart of hvd.
-	connect := []string{"-unix", at.Socket, device, "-name", name, "-block-size", "512", "-persist"}
+	connect := []string{"-unix", at.Socket, device, "-name", name, "-block-size", "512", "-persist", "-nonetlink"}
 	if at.ReadOnly {
 		connect = append(connect, "-readonly")
 	}
