@@ -32,7 +32,7 @@ func TestMarkdownNamesEverything(t *testing.T) {
 	r.markdown(&out)
 	for _, want := range []string{
 		"today", "a CPU", "Linux 9", "fio-9; hvd version 9", "MB = 10^6 B", "- a setting", "- a note", "99.9 % of blocks", "State: as it was. Found: nothing.", "`fio --rw=randwrite`", "cgroup v9",
-		"| server | IOPS: median | least to most | each run | p50 / p99 µs | CPU s per GiB | with work after | anon MB, most | file MB, most | disk B per guest B | load | destaged |",
+		"| server | IOPS: median | least to most | each run | p50 / p99 µs | CPU s per GiB | with work after | anon MB, most | file MB, most | disk B per guest B | client, % of a core | load | destaged |",
 		"| 4 KiB random write | hvd / qemu-nbd, IOPS | **4.00** | 3.00 to 5.00 | at least 3.00 × | VOID |",
 		"| hvd | 400 | 300 to 500 | 300, 400, 500 | 120 / 900 | 4.50 | 6.25 | 300 | 700 | 1.75 | 83 | 0.31, 0.31, 0.31 | 97 % after 3.2 s, 1.86 : 1",
 		"of 3.00, 4.00, 5.00; aim: at least 3.00 ×; **VOID** because too late",
