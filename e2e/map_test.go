@@ -42,6 +42,13 @@ func (d *daemon) kernelDisk(volume string, flags ...string) string {
 	return device
 }
 
+// unmap ends a device and waits until it is free.
+func (d *daemon) unmap(device string) {
+	d.t.Helper()
+	d.run("volume", "unmap", device)
+	eventually(d.t, device+" is free again", func() bool { return sysBlock(device, "pid") == "" })
+}
+
 // sysBlock reads a file of a device in /sys/block, "" if it is not there.
 func sysBlock(device, name string) string {
 	text, _ := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), name))
@@ -60,8 +67,8 @@ func deviceBytes(t *testing.T, device string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// TestVolumeMap makes volumes block devices with the real nbd-client and the kernel's driver: size to the sector, bytes both ways, a read-only one, a restart of hvd under
-// it, and unmap.
+// TestVolumeMap makes volumes block devices with the real nbd-client and the kernel's driver: size to the sector, bytes both ways, a read-only one, unmap, and a
+// kill of hvd under it.
 func TestVolumeMap(t *testing.T) {
 	needsKernelNBD(t)
 	needs(t, "blockdev")
@@ -103,22 +110,23 @@ func TestVolumeMap(t *testing.T) {
 	mustHold(t, d, "disk", content)
 	d.kill()
 	d.start()
-	mustHold(t, d, "disk", content)
-	var got []byte
-	eventually(t, "the device comes back by itself", func() (back bool) {
-		var err error
-		got, err = deviceBytes(t, device)
-		return err == nil && len(got) > 0
-	})
-	if !bytes.Equal(got, content) {
-		t.Fatalf("after a kill of hvd the device differs at %d", differAt(got, content))
+	// Whether the device comes back by itself is up to nbd-client: that of Debian 12 does not. It may fail then, but show nothing else.
+	if got, err := deviceBytes(t, device); err == nil && !bytes.Equal(got, content) {
+		t.Errorf("after a kill of hvd the device has %d bytes, or others", len(got))
+	}
+	for _, mapped := range []string{device, fixed} {
+		d.unmap(mapped)
+	}
+	device, fixed = d.kernelDisk("disk"), d.kernelDisk("fixed")
+	got, err := deviceBytes(t, device)
+	if err != nil || !bytes.Equal(got, content) {
+		t.Fatalf("mapped again after a kill of hvd: %v, %d bytes, or others", err, len(got))
 	}
 	writeDevice(randomBytes(2, 1<<20), 3<<20)
 	mustHold(t, d, "disk", content)
 
 	for _, mapped := range []string{device, fixed} {
-		d.run("volume", "unmap", mapped)
-		eventually(t, mapped+" is free again", func() bool { return sysBlock(mapped, "pid") == "" })
+		d.unmap(mapped)
 	}
 	d.refuses(3, []string{"nothing is mapped"}, "volume", "unmap", device)
 }
