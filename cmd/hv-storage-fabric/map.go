@@ -30,8 +30,8 @@ func newVolumeMap(a *app) *cobra.Command {
 		Long: `Make an attached volume a block device of this machine, through the kernel's NBD client, and print the device. This needs root, the kernel
 module nbd and the program nbd-client. Without the module, nbdfuse (libnbd) shows the volume as a file, which a loop device can be made of.
 
-The device does not outlive hvd: once hvd was restarted, it gives I/O errors until it is unmapped and mapped again, since nbd-client (3.24 is what was tested) does
-not come back by itself on present kernels. For what must go on, such as a guest's disk, use QEMU with reconnect-delay.`,
+The device does not outlive its connection: once hvd was restarted, or the volume resized, it gives I/O errors until it is unmapped and mapped again, since nbd-client
+(3.24 is what was tested) does not come back by itself on present kernels. For what must go on, such as a guest's disk, use QEMU with reconnect-delay.`,
 		Example: `  hv-storage-fabric volume map web1
   hv-storage-fabric volume map web1 --device /dev/nbd3`,
 		Args:              exactly("NAME"),
