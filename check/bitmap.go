@@ -74,8 +74,7 @@ func parseTouched(key, b []byte) ([]touch, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	want := crc(append(append(append([]byte{}, key...), b[:4]...), b[8:]...))
-	f.err = checkSum(4, want, binary.LittleEndian.Uint32(b[4:]))
+	f.err = checkSum(4, crcMore(crcMore(crc(key), b[:4]), b[8:]), binary.LittleEndian.Uint32(b[4:]))
 	f.rule(b[0] == 1, 0, "version 1", "%d", b[0])
 	f.u8()
 	n := f.u8()
