@@ -80,6 +80,10 @@ func (v *fakeVolume) find(name string) (*fakeSnapshot, error) {
 func (v *fakeVolume) now() blockstore.VolumeInfo {
 	info := v.info
 	info.Snapshots = len(v.snapshots)
+	info.Bitmaps = nil
+	for _, b := range v.bitmaps {
+		info.Bitmaps = append(info.Bitmaps, b.Name)
+	}
 	return info
 }
 

@@ -27,7 +27,7 @@ func viewBitmap(b client.Bitmap) bitmapView {
 
 func newVolumeBitmap(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "bitmap", Short: "Remember what changes in a volume, for backup programs that speak NBD"})
-	c.Long = `Remember what changes in a volume, without keeping what it was: a bitmap takes 40 bytes for each 16 MiB of the volume that are written to. Programs that speak NBD ask for it as the
+	c.Long = `Remember what changes in a volume, without keeping what it was: a bitmap takes 48 bytes for each 16 MiB of the volume that are written to. Programs that speak NBD ask for it as the
 metadata context qemu:dirty-bitmap:NAME of the volume and of its snapshots, in granules of 64 KiB: what was written, trimmed or zeroed since the bitmap was added or cleared. It survives crashes and restarts. After a
 rollback of the volume everything counts as changed until the bitmap is cleared.
 
