@@ -53,7 +53,7 @@ func TestBitmapModel(t *testing.T) {
 	for k := range uint64(3) {
 		t.Run(fmt.Sprint(seed+k), func(t *testing.T) {
 			t.Logf("repeat: go test ./blockstore -run 'TestBitmapModel/%d' -model.seed %d -model.steps %d", seed+k, seed+k, *modelSteps)
-			m := &bitmapModel{t: t, rng: rand.New(rand.NewPCG(seed+k, 64)), mem: vfs.NewCrashableMem(), snaps: map[string]*modelSnap{}, bitmaps: map[string]*modelBitmap{}}
+			m := &bitmapModel{t: t, rng: rand.New(rand.NewPCG(seed+k, 64)), mem: newCrashMem(t), snaps: map[string]*modelSnap{}, bitmaps: map[string]*modelBitmap{}}
 			m.run(2 * *modelSteps)
 		})
 	}
@@ -287,6 +287,7 @@ func (m *bitmapModel) losePower() {
 func (m *bitmapModel) crash(unsyncedPercent int) {
 	left := m.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsyncedPercent, RNG: m.rng})
 	m.check(m.s.Close())
+	setUsage(left)
 	m.mem, m.opts.FS = left, left
 	if m.rng.IntN(3) == 0 {
 		m.t.Log("the metadata is lost")

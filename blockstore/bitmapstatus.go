@@ -67,6 +67,10 @@ func (g *granuleSet) has(granule uint64) bool {
 // ranges returns what was added, joined, cut to the window.
 func (g *granuleSet) ranges() (all []block.Range) {
 	for at := g.window.Off; at < g.window.End(); {
+		if next := at/BitmapGranule - g.first; next%64 == 0 && g.bits[next/64] == 0 {
+			at = (g.first + next + 64) * BitmapGranule
+			continue
+		}
 		end := min((at/BitmapGranule+1)*BitmapGranule, g.window.End())
 		if g.has(at / BitmapGranule) {
 			if k := len(all); k > 0 && all[k-1].End() == at {
@@ -140,8 +144,8 @@ func (s *Store) addTouched(id block.VolumeID, since nodeID, g *granuleSet) (err 
 			if err != nil {
 				return err
 			}
-			bits, row := allGranules, touched(nil)
-			if row, err = decodeTouched(it.Key(), value); err == nil {
+			bits := allGranules
+			if row, err := decodeTouched(it.Key(), value); err == nil {
 				bits = row.since(since)
 			} else {
 				s.report("read which granules changed", err) // all of it may have

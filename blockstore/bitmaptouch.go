@@ -221,7 +221,11 @@ func (m *metaBatch) touchSlots(n *node, snap *overlay.RegionSnapshot) {
 	for i := range snap.Slots {
 		g.set(uint64(snap.Slots[i].Block) * block.Size / BitmapGranule)
 	}
-	if g != (granules{}) {
+	switch g {
+	case granules{}:
+	case allGranules:
+		m.touchRegions(n, snap.Region, 1) // one bit of a row that its neighbours share
+	default:
 		m.touch(touchedKey{n.volume.id, 0, snap.Region}, touch{n.id, g})
 	}
 }
