@@ -23,7 +23,7 @@ func volumeOf(v control.Volume) generated.Volume {
 	}
 	return generated.Volume{
 		Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Chunking: v.Chunking, Mode: mode, CreatedAt: v.CreatedAt,
-		SnapshotCount: v.SnapshotCount, OriginVolume: v.OriginVolume, OriginSnapshot: v.OriginSnapshot, Attachment: v.Attachment,
+		SnapshotCount: v.SnapshotCount, Bitmaps: append([]string{}, v.Bitmaps...), OriginVolume: v.OriginVolume, OriginSnapshot: v.OriginSnapshot, Attachment: v.Attachment,
 		Limits: limits, UndestagedBytes: v.UndestagedBytes,
 		Quota: quota, ReferencedBytes: v.ReferencedBytes, Restoring: v.Restoring,
 	}

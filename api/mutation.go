@@ -152,6 +152,18 @@ func (m mutation) DeleteSnapshot(ctx context.Context, volume, name string) (stri
 	return name, m.control.DeleteSnapshot(ctx, volume, name)
 }
 
+func (m mutation) AddBitmap(ctx context.Context, volume, name string) (control.Bitmap, error) {
+	return m.control.AddBitmap(ctx, volume, name)
+}
+
+func (m mutation) ClearBitmap(ctx context.Context, volume, name string) (control.Bitmap, error) {
+	return m.control.ClearBitmap(ctx, volume, name)
+}
+
+func (m mutation) RemoveBitmap(ctx context.Context, volume, name string) (string, error) {
+	return name, m.control.RemoveBitmap(ctx, volume, name)
+}
+
 func (m mutation) Rollback(ctx context.Context, volume, snapshot string) (generated.Volume, error) {
 	if err := m.control.Rollback(ctx, volume, snapshot); err != nil {
 		return generated.Volume{}, err

@@ -42,6 +42,10 @@ func (q query) Snapshots(_ context.Context, volume string) ([]control.Snapshot, 
 	return q.control.Snapshots(volume)
 }
 
+func (q query) Bitmaps(_ context.Context, volume string) ([]control.Bitmap, error) {
+	return q.control.Bitmaps(volume)
+}
+
 func (q query) VolumeGroups(context.Context) ([]control.VolumeGroup, error) {
 	return q.control.Groups(), nil
 }

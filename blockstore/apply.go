@@ -53,6 +53,12 @@ func (s *Store) applyLocked(o *op) error {
 	case opNumber:
 	case opRollback:
 		err = s.withVolumeLocked(o, s.applyRollbackLocked)
+	case opAddBitmap:
+		err = s.withVolumeLocked(o, s.applyAddBitmapLocked)
+	case opRemoveBitmap:
+		err = s.withVolumeLocked(o, s.applyRemoveBitmapLocked)
+	case opClearBitmap:
+		err = s.withVolumeLocked(o, s.applyClearBitmapLocked)
 	default:
 		err = fmt.Errorf("control record %d has unknown kind %d: %w", o.Seq, o.Kind, block.ErrVersion)
 	}
@@ -131,12 +137,16 @@ func (s *Store) applyDeleteLocked(_ *op, v *Volume) error {
 		n.flags |= nodeDeleted
 		s.touchNodeLocked(n)
 	}
+	if len(v.bitmaps) > 0 {
+		s.freeTouched.Store(true)
+	}
 	return nil
 }
 
 // applyResizeLocked changes the size. What a shrink cuts off reads as zeroes when the volume grows again.
 func (s *Store) applyResizeLocked(o *op, v *Volume) error {
 	v.size.Store(o.Size)
+	v.resizedLocked(o.Size)
 	v.head.Load().layer.PublishZero(o.Gone.Off/block.Size, o.Gone.Len/block.Size, uint64(o.Pos))
 	return nil
 }
@@ -155,6 +165,7 @@ func (s *Store) applyRollbackLocked(o *op, v *Volume) error {
 		s.touchNodeLocked(old)
 		v.mapEpoch++
 		v.size.Store(target.size)
+		v.rolledBackLocked()
 		v.head.Store(s.addNodeLocked(nodeID(o.Seq), v, target))
 	})
 }

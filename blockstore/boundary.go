@@ -22,7 +22,7 @@ const (
 )
 
 // wholeTables are the tables that a full checkpoint holds row by row. Of chunk rows it holds which there are; hints and segment rows follow from the segments.
-var wholeTables = []byte{keyDead, keyJob, keyRadix, keyPage, keyRef, keySnapshot, keyVolume}
+var wholeTables = []byte{keyDead, keyJob, keyRadix, keyPage, keyRef, keySnapshot, keyTouched, keyVolume}
 
 // boundary is a moment between two metadata batches.
 type boundary struct {

@@ -319,6 +319,9 @@ func (d *destager) detachRanges(nodes []*node, maxPos journal.Pos) (int, error) 
 				return count, err
 			}
 		}
+		for _, t := range tombs {
+			m.touchRegions(n, t.First, t.N)
+		}
 		if err := e.finish(); err != nil {
 			m.abort()
 			return count, err

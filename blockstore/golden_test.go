@@ -57,7 +57,15 @@ func goldens() []golden {
 	protected := *node
 	protected.Flags = nodeClosed | nodeStarted | nodeResolved | nodeProtected
 	index := indexState{StoreID: goldenUUID, Through: 5990, Unmatched: 8, Doubles: 4, Joined: 2, JoinedRaw: 30 << 10}
+	addBitmap := &op{Kind: opAddBitmap, Volume: 7, Name: "monday"}
+	withBitmaps := *volume
+	withBitmaps.Bitmaps = []bitmap{{ID: 70, Epoch: 95, Since: 1_700_000_000_000_000_005, Size: 10 << 30, Name: "monday"}, {ID: 71, Epoch: 71, Since: 1_700_000_000_000_000_006, Size: 20 << 30, All: true, Name: "sunday"}}
+	granulesKey := touchedKey{7, 1, 3}.bytes()
+	changed := touched{{95, granules{1, 0, 0, 1 << 63}}, {71, granules{0, 1 << 5, 0, 0}}}
 	return []golden{
+		{"op-add-bitmap", addBitmap, addBitmap.encode(), func(b []byte) (any, error) { return decodeOp(opAddBitmap, 7, b) }},
+		{"volume-bitmaps", &withBitmaps, withBitmaps.encode(), func(b []byte) (any, error) { return decodeVolumeRow(b) }},
+		{"granules", changed, changed.encode(granulesKey), func(b []byte) (any, error) { return decodeTouched(granulesKey, b) }},
 		{"gc", collect, collect.encode(), func(b []byte) (any, error) { r, err := decodeCollect(b, "golden"); return &r, err }},
 		{"survivors", &survivors, survivorsBytes, func(b []byte) (any, error) { return decodeSegmentRow(b) }},
 		{"super", super, super.encode(), func(b []byte) (any, error) { return decodeSuper(b, "golden") }},

@@ -75,6 +75,7 @@ type VolumeInfo struct {
 	Mode      WriteMode
 	CreatedAt time.Time
 	Snapshots int // how many snapshots it has
+	Bitmaps   []string // names of its bitmaps, those first that began first
 	Limits    VolumeLimits
 	Quota     VolumeQuota
 	Fill      FillState // of the quota

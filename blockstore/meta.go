@@ -106,6 +106,8 @@ type metaBatch struct {
 
 	unmatched map[[16]byte]bool // of hints, those of chunks that nobody looked for: they get none
 
+	touched map[touchedKey]touched // what changed in volumes that have bitmaps
+
 	purged  []*node // leave the tree with the commit
 	onApply []func()
 }
@@ -173,6 +175,9 @@ func (m *metaBatch) commit() (err error) {
 		if _, known := s.segments.get(id); !known {
 			m.c.Segments++
 		}
+	}
+	if err := m.writeTouched(); err != nil {
+		return err
 	}
 	s.tree.Lock()
 	captured := m.captureTreeLocked()

@@ -99,6 +99,7 @@ func newStore(opts Options) *Store {
 	s.sums = map[rowKey]uint64{}
 	s.space = newSpaceGate(s)
 	s.worker = newWorker(s)
+	s.freeTouched.Store(true) // an earlier run may have left some
 	s.keeper = newKeeper(s)
 	s.collector = newCollector(s)
 	s.recuts.budget.s = s

@@ -26,13 +26,18 @@ const (
 	opUnprotectSnapshot journal.Kind = 26
 	opSnapshotSet       journal.Kind = 27 // of several volumes at once
 	opNumber            journal.Kind = 28 // changes nothing: its sequence number becomes that of a head which a later opSnapshotSet makes
+
+	// Of a store with the feature "bitmaps".
+	opAddBitmap    journal.Kind = 29
+	opRemoveBitmap journal.Kind = 30
+	opClearBitmap  journal.Kind = 31
 )
 
 // op is the payload of a control record. Fields that a kind does not use are zero.
 type op struct {
 	Kind   journal.Kind
 	Volume block.VolumeID
-	Node   nodeID // the snapshot that is meant (delete, rollback, clone, rename, protect, unprotect)
+	Node   nodeID // the snapshot that is meant (delete, rollback, clone, rename, protect, unprotect), or the bitmap (remove, clear)
 	UUID   block.UUID
 	Size   uint64 // bytes
 	Mode   WriteMode
@@ -89,12 +94,15 @@ func decodeOp(kind journal.Kind, volume block.VolumeID, b []byte) (*op, error) {
 	return o, d.end("control record")
 }
 
-// feature is the bit of the superblock without which a program does not know records of this kind; 0: every program does.
-func (o *op) feature() uint64 {
-	if o.Kind >= opRenameSnapshot {
-		return incompatSnapshots
+// need makes older programs that do not know records of this kind refuse the store.
+func (s *Store) need(o *op) error {
+	switch {
+	case o.Kind >= opAddBitmap:
+		return s.addROCompat(roCompatBitmaps)
+	case o.Kind >= opRenameSnapshot:
+		return s.needFeature(incompatSnapshots)
 	}
-	return 0
+	return nil
 }
 
 // appendControl appends a record that may use the log's reserve, or returns errLogFull.

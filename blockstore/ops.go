@@ -98,10 +98,8 @@ func (s *Store) tryOp(closes []*Volume, prepare func() (*op, error)) (*op, error
 	if err != nil {
 		return nil, err
 	}
-	if bit := o.feature(); bit != 0 {
-		if err := s.needFeature(bit); err != nil {
-			return nil, err
-		}
+	if err := s.need(o); err != nil {
+		return nil, err
 	}
 	if err := s.numberMembers(o); err != nil {
 		return nil, err
@@ -243,8 +241,8 @@ func (s *Store) CreateSnapshot(_ context.Context, volume, name string) (Snapshot
 			if v.gone.Load() {
 				return nil, block.ErrNotFound
 			}
-			if s.snapshotLocked(v, name) != nil {
-				return nil, block.ErrExists
+			if err := s.freeNameLocked(v, name); err != nil {
+				return nil, err
 			}
 			n = v.head.Load()
 			return &op{Kind: opSnapshot, Volume: v.id, Name: name}, nil
@@ -398,6 +396,7 @@ func (n *node) infoLocked() SnapshotInfo {
 func (v *Volume) infoLocked() VolumeInfo {
 	i := VolumeInfo{ID: v.id, UUID: v.uuid, Name: v.name, SizeBytes: v.size.Load(), Mode: WriteMode(v.mode.Load()), CreatedAt: time.Unix(0, v.created), Limits: v.limitsNow(), ReferencedBytes: v.referencedLocked()}
 	i.Quota, i.Fill = v.quotaNow()
+	i.Bitmaps = v.bitmapNamesLocked()
 	switch {
 	case v.cut.Kind == cdc.Fixed:
 		i.Chunking.FixedBytes = v.cut.Avg

@@ -147,6 +147,7 @@ func (p *pass) pack(w *regionWork) error {
 	if err := s.packer.region(p.m, e, w); err != nil {
 		return err
 	}
+	p.m.touchSlots(w.n, &w.snap)
 	for i := range w.chunks {
 		p.bytes += int64(len(w.chunks[i].raw))
 	}

@@ -148,7 +148,7 @@ func (s *Store) loadTree() error {
 		if err != nil {
 			return err
 		}
-		v := &Volume{s: s, id: r.ID, uuid: r.UUID, cut: r.Cut, created: r.Created, name: r.Name, mapEpoch: r.MapEpoch}
+		v := &Volume{s: s, id: r.ID, uuid: r.UUID, cut: r.Cut, created: r.Created, name: r.Name, mapEpoch: r.MapEpoch, bitmaps: r.Bitmaps}
 		v.size.Store(r.Size)
 		v.mode.Store(uint32(r.Mode))
 		s.volumes[v.id], s.names[v.name], heads[v.id] = v, v, r.Head

@@ -84,11 +84,21 @@ type volumeRow struct {
 	Cut      cdc.Params
 	Created  int64 // ns since the epoch
 	Name     string
+	Bitmaps  []bitmap
 }
+
+// volumeRowBitmaps is the version of a row with bitmaps; without any it is rowVersion.
+const volumeRowBitmaps = 2
+
+const bitmapAll = 1 << 0 // a bit of a bitmap's flags
 
 func (r *volumeRow) encode() []byte {
 	e := &enc{}
-	e.u8(rowVersion)
+	if len(r.Bitmaps) > 0 {
+		e.u8(volumeRowBitmaps)
+	} else {
+		e.u8(rowVersion)
+	}
 	e.u8(uint8(r.Mode))
 	e.zero(2)
 	e.u32(r.MapEpoch)
@@ -102,14 +112,51 @@ func (r *volumeRow) encode() []byte {
 	e.bytes(cut)
 	e.zero(44) // consistency group, class and policy ids, base-layer source, key id
 	e.string(r.Name)
+	if len(r.Bitmaps) == 0 {
+		return e.b
+	}
+	e.u32(uint32(len(r.Bitmaps)))
+	for i := range r.Bitmaps {
+		b := &r.Bitmaps[i]
+		flags := uint8(0)
+		if b.All {
+			flags = bitmapAll
+		}
+		e.u8(flags)
+		e.zero(3)
+		for _, v := range []uint64{b.ID, uint64(b.Epoch), uint64(b.Since), b.Size} {
+			e.u64(v)
+		}
+		e.string(b.Name)
+	}
 	return e.b
+}
+
+// decodeBitmaps reads the bitmaps of a row that has some.
+func decodeBitmaps(d *dec, volume block.VolumeID) ([]bitmap, error) {
+	n := d.u32()
+	if !d.short && (n == 0 || n > MaxBitmaps) {
+		return nil, &block.CorruptError{Source: fmt.Sprintf("volume row %d", volume), Want: fmt.Sprintf("1 to %d bitmaps", MaxBitmaps), Got: fmt.Sprint(n)}
+	}
+	var all []bitmap
+	for range min(n, MaxBitmaps) {
+		flags := d.u8()
+		d.zero(3)
+		b := bitmap{ID: d.u64(), Epoch: nodeID(d.u64()), Since: int64(d.u64()), Size: d.u64(), All: flags&bitmapAll != 0, Name: d.string()}
+		if !d.short && (flags&^bitmapAll != 0 || b.ID == 0 || uint64(b.Epoch) < b.ID) {
+			return nil, &block.CorruptError{Source: fmt.Sprintf("volume row %d", volume), Want: "a bitmap with known flags that began when it was added or later", Got: fmt.Sprintf("flags %02x, %d, %d", flags, b.ID, b.Epoch)}
+		}
+		all = append(all, b)
+	}
+	return all, nil
 }
 
 func decodeVolumeRow(b []byte) (*volumeRow, error) {
 	d := &dec{b: b}
 	r := &volumeRow{}
-	if v := d.u8(); v != rowVersion {
-		return nil, fmt.Errorf("volume row version %d: %w", v, block.ErrVersion)
+	version := d.u8()
+	if version != rowVersion && version != volumeRowBitmaps {
+		return nil, fmt.Errorf("volume row version %d: %w", version, block.ErrVersion)
 	}
 	r.Mode = WriteMode(d.u8())
 	d.zero(2)
@@ -122,6 +169,12 @@ func decodeVolumeRow(b []byte) (*volumeRow, error) {
 	r.Cut = getCut(d.take(20))
 	d.zero(44)
 	r.Name = d.string()
+	if version == volumeRowBitmaps {
+		var err error
+		if r.Bitmaps, err = decodeBitmaps(d, r.ID); err != nil {
+			return nil, err
+		}
+	}
 	return r, d.end(fmt.Sprintf("volume row %d", r.ID))
 }
 

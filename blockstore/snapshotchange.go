@@ -19,8 +19,8 @@ func (s *Store) RenameSnapshot(_ context.Context, volume, name, to string) error
 			if n.users > 0 {
 				return nil, fmt.Errorf("%d open devices: %w", n.users, block.ErrInUse)
 			}
-			if s.snapshotLocked(n.volume, to) != nil {
-				return nil, fmt.Errorf("snapshot %q: %w", to, block.ErrExists)
+			if err := s.freeNameLocked(n.volume, to); err != nil {
+				return nil, err
 			}
 			return &op{Kind: opRenameSnapshot, Volume: n.volume.id, Node: n.id, Name: to}, nil
 		})

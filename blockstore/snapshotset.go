@@ -99,8 +99,8 @@ func (s *Store) createSnapshots(names []StateName, automatic bool) ([]SnapshotIn
 			if v.gone.Load() {
 				return nil, fmt.Errorf("volume %q: %w", names[i].Volume, block.ErrNotFound)
 			}
-			if s.snapshotLocked(v, names[i].Snapshot) != nil {
-				return nil, fmt.Errorf("snapshot %v: %w", names[i], block.ErrExists)
+			if err := s.freeNameLocked(v, names[i].Snapshot); err != nil {
+				return nil, fmt.Errorf("volume %q: %w", names[i].Volume, err)
 			}
 			o.Set.Members = append(o.Set.Members, snapshotMember{Volume: v.id, Name: names[i].Snapshot})
 			closed = append(closed, v.head.Load())

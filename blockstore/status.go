@@ -206,7 +206,7 @@ func (w *depthWalk) sectors() []depthRun {
 	return w.whole
 }
 
-// ChangeBases returns the names of the snapshots that changes can be counted from, newest first.
+// ChangeBases returns the names of the snapshots that changes can be counted from, newest first, and then those of bitmaps.
 func (d *Device) ChangeBases() []string {
 	s := d.v.s
 	s.tree.RLock()
@@ -217,22 +217,30 @@ func (d *Device) ChangeBases() []string {
 			names = append(names, n.name)
 		}
 	}
-	return names
+	return append(names, d.bitmapNamesLocked()...)
 }
 
 // Changes tells, from r.Off on, which bytes may differ from those of an older snapshot of the volume: those that were written, trimmed or zeroed since, and, once they are
-// destaged, of these only what really differs in where it is stored. It calls emit for consecutive runs until emit returns false, r ends, or a TiB was told.
-func (d *Device) Changes(ctx context.Context, snapshot string, r block.Range, emit func(n uint64, changed bool) bool) error {
+// destaged, of these only what really differs in where it is stored. Of a bitmap it tells the granules of BitmapGranule bytes in which anything was written, trimmed or zeroed since that began; a snapshot of the volume tells of what was written
+// after it, too. It calls emit for consecutive runs until emit returns false, r ends, or a TiB was told. ErrNotFound when there is no such snapshot or bitmap, or a bitmap was removed or cleared meanwhile.
+func (d *Device) Changes(ctx context.Context, base string, r block.Range, emit func(n uint64, changed bool) bool) error {
 	if err := d.check("report on", r.Off, r.Len); err != nil {
 		return err
 	}
 	s, top := d.v.s, d.node()
-	base := s.olderSnapshot(top, snapshot)
-	if base == nil {
-		return fmt.Errorf("changes of volume %d since snapshot %q: %w", d.v.id, snapshot, block.ErrNotFound)
+	older := s.olderSnapshot(top, base)
+	b, isBitmap := d.bitmapFor(base)
+	if older == nil && !isBitmap {
+		return fmt.Errorf("changes of volume %d since snapshot or bitmap %q: %w", d.v.id, base, block.ErrNotFound)
 	}
 	return s.windows(ctx, r, func(window block.Range) (bool, error) {
-		changed, err := s.changedBetween(ctx, base, top, window)
+		var changed []block.Range
+		var err error
+		if older != nil {
+			changed, err = s.changedBetween(ctx, older, top, window)
+		} else {
+			changed, err = s.changedInBitmap(d.v, top, b, window)
+		}
 		if err != nil {
 			return false, err
 		}

@@ -106,6 +106,7 @@ type Store struct {
 	thorough    atomic.Int32 // settles under way: reclaim goes further
 	dueFirst    dueFirst     // what they wait for
 	recuts      recuts
+	freeTouched atomic.Bool // there may be rows of granules that no bitmap needs
 	historian   *historian
 }
 

@@ -39,6 +39,8 @@ const (
 	incompatSnapshots = 1 << 3
 	// roCompatHistory says that volumes have history, or had: a program that does not know it would release the log before it is copied.
 	roCompatHistory = 1 << 0
+	// roCompatBitmaps says that volumes have bitmaps, or had: a program that does not know them would change maps without a word to them.
+	roCompatBitmaps = 1 << 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

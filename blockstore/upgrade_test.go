@@ -112,7 +112,8 @@ func TestFeaturesOfANewerProgram(t *testing.T) {
 		{superblock{Incompat: incompatParity}, ""},
 		{superblock{Compat: 1 << 63}, ""},
 		{superblock{ROCompat: roCompatHistory}, ""},
-		{superblock{ROCompat: 1 << 1}, "may be read but not written"},
+		{superblock{ROCompat: roCompatBitmaps}, ""},
+		{superblock{ROCompat: 1 << 62}, "may be read but not written"},
 		{superblock{Incompat: incompatParity | 1<<40}, "nothing of the store can be read right"},
 	} {
 		err := c.super.checkFeatures("super.0")

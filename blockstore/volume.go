@@ -38,6 +38,8 @@ type Volume struct {
 	name  string
 	users int              // open devices
 	nodes map[nodeID]*node // its states, deleted ones that are not purged yet included
+	// bitmaps is replaced, never changed: whoever read it goes on with what it was.
+	bitmaps []bitmap
 
 	counters volumeCounters
 }
@@ -58,7 +60,7 @@ func (v *Volume) adoptLocked(n *node) {
 }
 
 func (v *Volume) rowLocked() *volumeRow {
-	return &volumeRow{ID: v.id, UUID: v.uuid, Size: v.size.Load(), MapEpoch: v.mapEpoch, Mode: WriteMode(v.mode.Load()), Head: v.head.Load().id, Cut: v.cut, Created: v.created, Name: v.name}
+	return &volumeRow{ID: v.id, UUID: v.uuid, Size: v.size.Load(), MapEpoch: v.mapEpoch, Mode: WriteMode(v.mode.Load()), Head: v.head.Load().id, Cut: v.cut, Created: v.created, Name: v.name, Bitmaps: v.bitmaps}
 }
 
 // checkRange returns ErrOutOfRange when [off, off+n) does not lie in the volume.

@@ -81,7 +81,7 @@ func (w *worker) round(ctx context.Context) (more bool, err error) {
 	if err := w.s.flushTree(); err != nil {
 		return false, err
 	}
-	for _, step := range []func(context.Context) (bool, error){w.s.sealGivenUp, w.often(w.s.stepJobs), w.often(w.s.stepPurge), w.reclaim, w.s.stepDamaged} {
+	for _, step := range []func(context.Context) (bool, error){w.s.sealGivenUp, w.often(w.s.stepJobs), w.often(w.s.stepPurge), w.often(w.s.stepTouched), w.reclaim, w.s.stepDamaged} {
 		did, stepErr := step(ctx)
 		more, err = more || did, errors.Join(err, stepErr)
 	}

@@ -97,7 +97,7 @@ func (r *run) all() error {
 		f    func() error
 	}{
 		{"metadata", r.checkRows}, {"tree", r.checkTree}, {"log", r.checkLog}, {"segments", r.checkSegments}, {"chunks", r.checkChunks},
-		{"maps", r.checkMaps}, {"deadlists", r.checkInheritance}, {"sizes of maps", r.checkMapped}, {"references", r.checkReferences}, {"counters", r.checkCounters},
+		{"maps", r.checkMaps}, {"bitmaps", r.checkTouched}, {"deadlists", r.checkInheritance}, {"sizes of maps", r.checkMapped}, {"references", r.checkReferences}, {"counters", r.checkCounters},
 		{"checkpoints", r.checkCheckpoints}, {"scrub", r.checkScrub}, {"history", r.checkHistory}, {"garbage collection", r.checkGC},
 	} {
 		if err := r.progress(step.name); err != nil {

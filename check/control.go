@@ -22,6 +22,11 @@ const (
 	opSnapshotSet       = 27
 	opNumber            = 28
 
+	// Of a store with the feature superBitmaps.
+	opAddBitmap    = 29
+	opRemoveBitmap = 30
+	opClearBitmap  = 31
+
 	maxSnapshotSet = 256
 )
 
@@ -32,6 +37,7 @@ var recordNames = map[uint8]string{
 	kindWrite: "write", kindTrim: "trim", kindZeroRec: "zero",
 	opCreate: "create", opDelete: "delete", opRename: "rename", opResize: "resize", opSnapshot: "snapshot", opDeleteSnapshot: "delete-snapshot", opRollback: "rollback", opClone: "clone",
 	opRenameSnapshot: "rename-snapshot", opProtectSnapshot: "protect-snapshot", opUnprotectSnapshot: "unprotect-snapshot", opSnapshotSet: "snapshot-set", opNumber: "number",
+	opAddBitmap: "add-bitmap", opRemoveBitmap: "remove-bitmap", opClearBitmap: "clear-bitmap",
 }
 
 // control is the payload of a control record.
@@ -82,7 +88,7 @@ func parseSnapshotSet(rec *logRecord) (*control, error) {
 }
 
 func parseControl(rec *logRecord) (*control, error) {
-	if rec.Kind < opCreate || rec.Kind > opNumber {
+	if rec.Kind < opCreate || rec.Kind > opClearBitmap {
 		return nil, faultf(-recordHeader+4, "a known kind of control record", "%d", rec.Kind)
 	}
 	if rec.Kind == opSnapshotSet {
@@ -104,11 +110,11 @@ func parseControl(rec *logRecord) (*control, error) {
 	f.reserved(20)
 	at := f.at
 	c.Name = f.text()
-	named := makes || rec.Kind == opRename || rec.Kind == opSnapshot || rec.Kind == opRenameSnapshot
+	named := makes || rec.Kind == opRename || rec.Kind == opSnapshot || rec.Kind == opRenameSnapshot || rec.Kind == opAddBitmap
 	f.rule(named && nameOK(c.Name) || !named && c.Name == "", at, "a name where the kind has one", "%q", c.Name)
 	f.rule(c.Mode <= 1, 1, "a known write mode", "%d", c.Mode)
 	f.rule((makes || rec.Kind == opResize) == (c.Size != 0) && (c.Size == 0 || sizeOK(c.Size)), 16, "a size where the kind has one", "%d", c.Size)
-	f.rule((rec.Kind >= opDeleteSnapshot && rec.Kind != opNumber) == (c.Node != 0), 8, "a node where the kind has one", "%d", c.Node)
+	f.rule((rec.Kind >= opDeleteSnapshot && rec.Kind != opNumber && rec.Kind != opAddBitmap) == (c.Node != 0), 8, "a node where the kind has one", "%d", c.Node)
 	f.rule(makes || id == block.UUID{}, 24, "no UUID", "%v", id)
 	f.rule(rec.Kind == opResize || rec.Off == 0 && rec.Len == 0, -recordHeader+32, "no range", "%d+%d", rec.Off, rec.Len)
 	return c, f.end()

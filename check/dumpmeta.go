@@ -227,11 +227,12 @@ type VolumesDump struct {
 	Nodes    []*nodeRow     `json:"nodes"`
 	Deadlist map[uint64]int `json:"deadlistRows"` // by node
 	Jobs     map[uint64]int `json:"jobs"`         // by node
+	Touched  map[uint64]int `json:"touchedRows"`  // by volume: rows of granules, for bitmaps
 }
 
 // DumpVolumes reads the rows of all volumes and nodes; with a name only those of that volume.
 func DumpVolumes(dir, name string) (*VolumesDump, error) {
-	d := &VolumesDump{Volumes: []*volumeRow{}, Nodes: []*nodeRow{}, Deadlist: map[uint64]int{}, Jobs: map[uint64]int{}}
+	d := &VolumesDump{Volumes: []*volumeRow{}, Nodes: []*nodeRow{}, Deadlist: map[uint64]int{}, Jobs: map[uint64]int{}, Touched: map[uint64]int{}}
 	err := withMeta(dir, "volumes", func(r *run) error {
 		if err := errors.Join(r.readCounters(), r.readTree()); err != nil {
 			return err
@@ -251,10 +252,14 @@ func DumpVolumes(dir, name string) (*VolumesDump, error) {
 				d.Jobs[n.ID] += len(n.jobs)
 			}
 		}
-		return r.meta.table(tableDead, func(key, _ []byte) error {
+		err := r.meta.table(tableDead, func(key, _ []byte) error {
 			d.Deadlist[keyField(key, 1)]++
 			return nil
 		})
+		return errors.Join(err, r.meta.table(tableTouched, func(key, _ []byte) error {
+			d.Touched[keyField(key, 0)]++
+			return nil
+		}))
 	})
 	return d, err
 }
@@ -269,6 +274,9 @@ func (d *VolumesDump) WriteText(w io.Writer) error {
 	for _, v := range d.Volumes {
 		known[v.ID] = true
 		fmt.Fprintf(&b, "volume %d %q: %d B, mode %d, map epoch %d, head %d, cut %s, %s\n", v.ID, v.Name, v.Size, v.Mode, v.MapEpoch, v.Head, v.Cut, v.UUID)
+		for _, m := range v.Bitmaps {
+			fmt.Fprintf(&b, "  bitmap %d %q: epoch %d, least size %d B, all %t, %d rows of granules for the volume\n", m.ID, m.Name, m.Epoch, m.Size, m.All, d.Touched[v.ID])
+		}
 		d.writeNodes(&b, func(n *nodeRow) bool { return n.Volume == v.ID })
 	}
 	d.writeNodes(&b, func(n *nodeRow) bool { return !known[n.Volume] })

@@ -31,12 +31,20 @@ func richStore(t *testing.T) string {
 	l.close()
 	l.open() // which seals the segment
 	l.snapshot("a", "s1")
+	for _, name := range []string{"kept", "cleared", "removed"} {
+		l.bitmap("a", name)
+	}
+	l.bitmap("big", "kept")
 	l.write("a", 100_000, l.data(150_000))
 	l.trim("a", 16<<20, 48<<20)
 	l.clone("a", "s1", "c")
 	l.write("c", 64<<20, l.pool[5])
 	l.snapshot("big", "s1")
 	l.trim("big", 3<<40, 2<<40)
+	_, err := l.s.ClearBitmap(t.Context(), "a", "cleared")
+	l.must(err)
+	l.must(l.s.RemoveBitmap(t.Context(), "a", "removed"))
+	l.write("a", 90<<20, l.data(5000))
 	l.settle()
 	l.write("a", 70<<20, l.data(300))
 	l.write("a", 71<<20, l.pool[5])

@@ -22,7 +22,7 @@ type journaled struct {
 const journaledUnit = "M|j"
 
 // journaledTables are those that checkpoints hold row by row.
-var journaledTables = []byte{tableDead, tableJob, tableRadix, tablePage, tableRef, tableNode, tableVolume}
+var journaledTables = []byte{tableDead, tableJob, tableRadix, tablePage, tableRef, tableNode, tableTouched, tableVolume}
 
 // compareState compares the rows with a full checkpoint and the deltas after it, the newest first: what that says of a key counts.
 func (r *run) compareState(j *journalRow, full checkpoint, deltas []checkpoint) error {

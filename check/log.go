@@ -148,7 +148,8 @@ func (r *run) checkRecord(lf *logFile, rec *logRecord) {
 		r.expect(rec.Off+rec.Len >= rec.Off && rec.Off+rec.Len <= block.MaxVolumeSize, lf.path, rec.At+32, "a range below 8 EiB", fmt.Sprintf("%d+%d", rec.Off, rec.Len))
 		return
 	}
-	r.expect(rec.Kind < opRenameSnapshot || r.super.Incompat&superSnapshots != 0, lf.path, rec.At+4, "no such record without the feature in the superblock", fmt.Sprint("kind ", rec.Kind))
+	r.expect(rec.Kind < opAddBitmap || r.super.ROCompat&superBitmaps != 0, lf.path, rec.At+4, "no such record without the feature in the superblock", fmt.Sprint("kind ", rec.Kind))
+	r.expect(rec.Kind < opRenameSnapshot || rec.Kind >= opAddBitmap || r.super.Incompat&superSnapshots != 0, lf.path, rec.At+4, "no such record without the feature in the superblock", fmt.Sprint("kind ", rec.Kind))
 	if r.sealed() {
 		return
 	}

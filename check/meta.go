@@ -27,7 +27,7 @@ const (
 
 // keyLengths are the lengths of the keys of each table, in bytes.
 var keyLengths = map[byte]int{
-	tableChunk: 9, tableDead: 33, tableSegment: 9, tableHint: 17, tableJob: 17, tableMeta: 2, tableRadix: 9, tablePage: 9, tableRef: 9, tableNode: 9, tableVolume: 9,
+	tableChunk: 9, tableDead: 33, tableSegment: 9, tableHint: 17, tableJob: 17, tableMeta: 2, tableRadix: 9, tablePage: 9, tableRef: 9, tableNode: 9, tableTouched: 25, tableVolume: 9,
 }
 
 // meta is the metadata of a store, opened for reading.

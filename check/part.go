@@ -136,7 +136,7 @@ func markerKeyOK(key []byte) bool {
 	switch key[5] {
 	case tableLive:
 		return len(key)-5 == 9
-	case tableDead, tableJob, tableRadix, tablePage, tableRef, tableNode, tableVolume:
+	case tableDead, tableJob, tableRadix, tablePage, tableRef, tableNode, tableTouched, tableVolume:
 		return len(key)-5 == keyLengths[key[5]]
 	}
 	return false

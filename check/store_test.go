@@ -123,6 +123,12 @@ func (l *lab) snapshot(name, snap string) {
 	l.must(err)
 }
 
+func (l *lab) bitmap(volume, name string) {
+	l.t.Helper()
+	_, err := l.s.AddBitmap(context.Background(), volume, name)
+	l.must(err)
+}
+
 func (l *lab) clone(name, snap, to string) {
 	l.t.Helper()
 	_, err := l.s.Clone(context.Background(), name, snap, to)

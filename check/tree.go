@@ -174,6 +174,7 @@ func (r *run) checkVolume(v *volumeRow) {
 		return
 	}
 	r.expect(h.Volume == v.ID && !h.is(nodeClosed) && !h.is(nodeDeleted), u, 40, "an open node of the volume as its head", fmt.Sprintf("node %d of volume %d, flags %02x", h.ID, h.Volume, h.Flags))
+	r.checkBitmaps(v)
 	r.expect(h.MapEpoch == v.MapEpoch, u, 4, fmt.Sprintf("map epoch %d, as the head's", h.MapEpoch), v.MapEpoch)
 }
 

@@ -17,11 +17,14 @@ type volumeRow struct {
 	Head      uint64     `json:"head"` // node
 	CreatedNs int64      `json:"createdNs"`
 	Cut       cut        `json:"cut"`
+
+	Bitmaps []bitmapRow `json:"bitmaps,omitempty"`
 }
 
 func parseVolumeRow(id uint64, b []byte) (*volumeRow, error) {
 	f := &fields{b: b}
-	f.version(1)
+	version := f.u8()
+	f.rule(version == 1 || version == 2, 0, "version 1 or 2", "%d", version)
 	v := &volumeRow{Mode: f.u8()}
 	f.reserved(2)
 	v.MapEpoch, v.ID, v.UUID = f.u32(), f.u64(), block.UUID(f.take(16))
@@ -34,6 +37,9 @@ func parseVolumeRow(id uint64, b []byte) (*volumeRow, error) {
 	f.rule(v.UUID[6]>>4 == 4 && v.UUID[8]>>6 == 2, 16, "a random UUID", "%v", v.UUID)
 	f.rule(sizeOK(v.Size), 32, "a size of whole sectors below 8 EiB", "%d", v.Size)
 	f.rule(nameOK(v.Name), at, "a name of 1 to 128 B", "%q", v.Name)
+	if version == 2 {
+		v.Bitmaps = f.bitmaps()
+	}
 	return v, f.end()
 }
 

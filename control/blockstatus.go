@@ -9,15 +9,15 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/nbd"
 )
 
-// reporting tells NBD clients what the engine knows of a device: holes, the state that bytes come from, and what changed since each older snapshot.
+// reporting tells NBD clients what the engine knows of a device: holes, the state that bytes come from, and what changed since each older snapshot and in each bitmap.
 type reporting struct{ Device }
 
 // MetaContexts implements nbd.StatusReporter.
 func (d reporting) MetaContexts() []string {
 	names := []string{nbd.ContextAllocation, nbd.ContextDepth}
-	for _, snapshot := range d.ChangeBases() {
-		if !hidden(snapshot) {
-			names = append(names, nbd.ContextDirtyPrefix+snapshot)
+	for _, base := range d.ChangeBases() {
+		if !hidden(base) {
+			names = append(names, nbd.ContextDirtyPrefix+base)
 		}
 	}
 	return names
@@ -36,11 +36,11 @@ func (d reporting) BlockStatus(ctx context.Context, metaContext string, r block.
 	case nbd.ContextDepth:
 		return d.Depths(ctx, r, emit)
 	}
-	snapshot, ok := strings.CutPrefix(metaContext, nbd.ContextDirtyPrefix)
+	base, ok := strings.CutPrefix(metaContext, nbd.ContextDirtyPrefix)
 	if !ok {
 		return fmt.Errorf("metadata context %q: %w", metaContext, block.ErrNotFound)
 	}
-	return d.Changes(ctx, snapshot, r, func(n uint64, changed bool) bool {
+	return d.Changes(ctx, base, r, func(n uint64, changed bool) bool {
 		if changed {
 			return emit(n, nbd.StatusDirty)
 		}

@@ -51,6 +51,15 @@ type Engine interface {
 	// Clone makes a volume from a snapshot, or from the volume as it is when snapshot is empty.
 	Clone(ctx context.Context, volume, snapshot, newName string) (blockstore.VolumeInfo, error)
 
+	// AddBitmap begins to remember what changes in a volume, under a name that no snapshot of it has. ErrInvalid when it has as many as it can.
+	AddBitmap(ctx context.Context, volume, name string) (blockstore.BitmapInfo, error)
+	// ClearBitmap lets a bitmap begin again from now.
+	ClearBitmap(ctx context.Context, volume, name string) (blockstore.BitmapInfo, error)
+	// RemoveBitmap forgets a bitmap, whoever uses it.
+	RemoveBitmap(ctx context.Context, volume, name string) error
+	// Bitmaps lists the bitmaps of a volume, those first that began first.
+	Bitmaps(volume string) ([]blockstore.BitmapInfo, error)
+
 	// OpenDevice opens a volume, or read-only one of its snapshots when snapshot is not empty. A volume can be open several times.
 	OpenDevice(volume, snapshot string) (Device, error)
 
@@ -124,10 +133,10 @@ type Device interface {
 	nbd.Paced
 	// Depths tells which state the bytes come from: 0 none, 1 the device's own, 2 the snapshot it stands on, and so on.
 	Depths(ctx context.Context, r block.Range, emit func(n uint64, depth uint32) bool) error
-	// ChangeBases returns the names of the snapshots that Changes can count from.
+	// ChangeBases returns the names of the snapshots and bitmaps that Changes can count from.
 	ChangeBases() []string
-	// Changes tells what may differ from an older snapshot.
-	Changes(ctx context.Context, snapshot string, r block.Range, emit func(n uint64, changed bool) bool) error
+	// Changes tells what may differ from an older snapshot, or has changed since a bitmap began.
+	Changes(ctx context.Context, base string, r block.Range, emit func(n uint64, changed bool) bool) error
 	// Close ends the use of the device. No call may be running.
 	Close() error
 }

@@ -47,6 +47,7 @@ type fakeVolume struct {
 	info      blockstore.VolumeInfo
 	blocks    map[uint64][]byte // by block number
 	snapshots []*fakeSnapshot
+	bitmaps   []blockstore.BitmapInfo
 	open      int
 }
 
@@ -79,6 +80,10 @@ func (v *fakeVolume) find(name string) (*fakeSnapshot, error) {
 func (v *fakeVolume) now() blockstore.VolumeInfo {
 	info := v.info
 	info.Snapshots = len(v.snapshots)
+	info.Bitmaps = nil
+	for _, b := range v.bitmaps {
+		info.Bitmaps = append(info.Bitmaps, b.Name)
+	}
 	return info
 }
 
@@ -295,6 +300,59 @@ func (e *fakeEngine) ProtectSnapshot(_ context.Context, volume, name string, pro
 		s.info.Protected = protect
 	}
 	return err
+}
+
+// bitmap runs do with a volume and the place of a bitmap among its bitmaps, -1 if there is none.
+func (e *fakeEngine) bitmap(volume, name string, do func(v *fakeVolume, i int) error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v, err := e.find(volume)
+	if err != nil {
+		return err
+	}
+	return do(v, slices.IndexFunc(v.bitmaps, func(b blockstore.BitmapInfo) bool { return b.Name == name }))
+}
+
+func (e *fakeEngine) AddBitmap(_ context.Context, volume, name string) (info blockstore.BitmapInfo, err error) {
+	err = e.bitmap(volume, name, func(v *fakeVolume, i int) error {
+		if i >= 0 {
+			return fmt.Errorf("add bitmap %q: %w", name, block.ErrExists)
+		}
+		info = blockstore.BitmapInfo{Name: name, Epoch: 3, Since: time.Unix(1700000002, 0).UTC()}
+		v.bitmaps = append(v.bitmaps, info)
+		return nil
+	})
+	return info, err
+}
+
+func (e *fakeEngine) ClearBitmap(_ context.Context, volume, name string) (info blockstore.BitmapInfo, err error) {
+	err = e.bitmap(volume, name, func(v *fakeVolume, i int) error {
+		if i < 0 {
+			return fmt.Errorf("clear bitmap %q: %w", name, block.ErrNotFound)
+		}
+		v.bitmaps[i].Epoch++
+		info = v.bitmaps[i]
+		return nil
+	})
+	return info, err
+}
+
+func (e *fakeEngine) RemoveBitmap(_ context.Context, volume, name string) error {
+	return e.bitmap(volume, name, func(v *fakeVolume, i int) error {
+		if i < 0 {
+			return fmt.Errorf("remove bitmap %q: %w", name, block.ErrNotFound)
+		}
+		v.bitmaps = slices.Delete(v.bitmaps, i, i+1)
+		return nil
+	})
+}
+
+func (e *fakeEngine) Bitmaps(volume string) (all []blockstore.BitmapInfo, err error) {
+	err = e.bitmap(volume, "", func(v *fakeVolume, _ int) error {
+		all = slices.Clone(v.bitmaps)
+		return nil
+	})
+	return all, err
 }
 
 func (e *fakeEngine) Diff(_ context.Context, from, to blockstore.StateName, emit func(blockstore.Change) bool) error {

@@ -21,6 +21,7 @@ type Volume struct {
 	Mode          string // "writeback" or "durable"
 	CreatedAt     time.Time
 	SnapshotCount int
+	Bitmaps       []string // names, those first that began first
 	Limits        blockstore.VolumeLimits
 	Quota         blockstore.VolumeQuota
 	QuotaState    string // "ok", "near full", "nearly full" or "full"
@@ -211,6 +212,7 @@ func (c *Control) volume(info blockstore.VolumeInfo) Volume {
 		Mode:          info.Mode.String(),
 		CreatedAt:     info.CreatedAt,
 		SnapshotCount: info.Snapshots,
+		Bitmaps:       info.Bitmaps,
 		Limits:        info.Limits, UndestagedBytes: info.UndestagedBytes,
 		Quota: info.Quota, QuotaState: info.Fill.String(), ReferencedBytes: info.ReferencedBytes,
 		Attachment: c.attachmentOf(info.Name), Restoring: c.restoringOf(info.Name),

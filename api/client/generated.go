@@ -9,6 +9,15 @@ import (
 	"github.com/Khan/genqlient/graphql"
 )
 
+// AddBitmapResponse is returned by AddBitmap on success.
+type AddBitmapResponse struct {
+	// Begins to remember what changes in a volume, under a name that no other bitmap and no snapshot of it has. NBD clients find it as the metadata context qemu:dirty-bitmap:NAME. At most 64 a volume.
+	AddBitmap Bitmap `json:"addBitmap"`
+}
+
+// GetAddBitmap returns AddBitmapResponse.AddBitmap, and is useful for accessing the field via an interface.
+func (v *AddBitmapResponse) GetAddBitmap() Bitmap { return v.AddBitmap }
+
 // AttachHistoryResponse is returned by AttachHistory on success.
 type AttachHistoryResponse struct {
 	// Exports a moment of a volume over NBD, read-only, until detachHistory, across restarts, as long as history has it. at is the number of a record, a time as in RFC 3339, a time ago such as 5m ago, now, or the label of a point.
@@ -237,6 +246,41 @@ type AuditGarbageResponse struct {
 // GetAuditGarbage returns AuditGarbageResponse.AuditGarbage, and is useful for accessing the field via an interface.
 func (v *AuditGarbageResponse) GetAuditGarbage() Garbage { return v.AuditGarbage }
 
+// Bitmap includes the GraphQL fields of Bitmap requested by the fragment Bitmap.
+// The GraphQL type's documentation follows.
+//
+// What changed in a volume since a moment. It holds no data.
+type Bitmap struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+	// When it was added, or cleared last.
+	Since time.Time `json:"since"`
+	// The place in the order of all changes of the store from which on changes count.
+	Sequence uint64 `json:"sequence"`
+	// Everything counts as changed, as the volume was rolled back since.
+	All bool `json:"all"`
+	// How finely it tells what changed.
+	GranuleBytes uint64 `json:"granuleBytes"`
+}
+
+// GetVolume returns Bitmap.Volume, and is useful for accessing the field via an interface.
+func (v *Bitmap) GetVolume() string { return v.Volume }
+
+// GetName returns Bitmap.Name, and is useful for accessing the field via an interface.
+func (v *Bitmap) GetName() string { return v.Name }
+
+// GetSince returns Bitmap.Since, and is useful for accessing the field via an interface.
+func (v *Bitmap) GetSince() time.Time { return v.Since }
+
+// GetSequence returns Bitmap.Sequence, and is useful for accessing the field via an interface.
+func (v *Bitmap) GetSequence() uint64 { return v.Sequence }
+
+// GetAll returns Bitmap.All, and is useful for accessing the field via an interface.
+func (v *Bitmap) GetAll() bool { return v.All }
+
+// GetGranuleBytes returns Bitmap.GranuleBytes, and is useful for accessing the field via an interface.
+func (v *Bitmap) GetGranuleBytes() uint64 { return v.GranuleBytes }
+
 // Cache includes the requested fields of the GraphQL type Cache.
 type Cache struct {
 	Name   string `json:"name"`
@@ -283,6 +327,15 @@ type CancelScrubResponse struct {
 
 // GetCancelScrub returns CancelScrubResponse.CancelScrub, and is useful for accessing the field via an interface.
 func (v *CancelScrubResponse) GetCancelScrub() Scrub { return v.CancelScrub }
+
+// ClearBitmapResponse is returned by ClearBitmap on success.
+type ClearBitmapResponse struct {
+	// Lets a bitmap begin again from now.
+	ClearBitmap Bitmap `json:"clearBitmap"`
+}
+
+// GetClearBitmap returns ClearBitmapResponse.ClearBitmap, and is useful for accessing the field via an interface.
+func (v *ClearBitmapResponse) GetClearBitmap() Bitmap { return v.ClearBitmap }
 
 // ClearVolumeLimitsResponse is returned by ClearVolumeLimits on success.
 type ClearVolumeLimitsResponse struct {
@@ -1284,6 +1337,15 @@ func (v *KeepRulesInput) GetMonthly() int { return v.Monthly }
 // GetYearly returns KeepRulesInput.Yearly, and is useful for accessing the field via an interface.
 func (v *KeepRulesInput) GetYearly() int { return v.Yearly }
 
+// ListBitmapsResponse is returned by ListBitmaps on success.
+type ListBitmapsResponse struct {
+	// The bitmaps of a volume, those first that began first.
+	Bitmaps []Bitmap `json:"bitmaps"`
+}
+
+// GetBitmaps returns ListBitmapsResponse.Bitmaps, and is useful for accessing the field via an interface.
+func (v *ListBitmapsResponse) GetBitmaps() []Bitmap { return v.Bitmaps }
+
 // ListDamagesResponse is returned by ListDamages on success.
 type ListDamagesResponse struct {
 	// Segments that were found damaged since the daemon started, mended or not.
@@ -1427,6 +1489,15 @@ type RebuildIndexResponse struct {
 
 // GetRebuildIndex returns RebuildIndexResponse.RebuildIndex, and is useful for accessing the field via an interface.
 func (v *RebuildIndexResponse) GetRebuildIndex() Index { return v.RebuildIndex }
+
+// RemoveBitmapResponse is returned by RemoveBitmap on success.
+type RemoveBitmapResponse struct {
+	// Forgets a bitmap. Returns its name.
+	RemoveBitmap string `json:"removeBitmap"`
+}
+
+// GetRemoveBitmap returns RemoveBitmapResponse.RemoveBitmap, and is useful for accessing the field via an interface.
+func (v *RemoveBitmapResponse) GetRemoveBitmap() string { return v.RemoveBitmap }
 
 // RenameSnapshotResponse is returned by RenameSnapshot on success.
 type RenameSnapshotResponse struct {
@@ -1593,7 +1664,7 @@ func (v *RevokeTokenResponse) GetRevokeToken() string { return v.RevokeToken }
 
 // RollbackResponse is returned by Rollback on success.
 type RollbackResponse struct {
-	// Makes a volume that is not attached what the snapshot is.
+	// Makes a volume that is not attached what the snapshot is. Its bitmaps count everything as changed then.
 	Rollback Volume `json:"rollback"`
 }
 
@@ -2199,6 +2270,8 @@ type Volume struct {
 	Mode          WriteMode `json:"mode"`
 	CreatedAt     time.Time `json:"createdAt"`
 	SnapshotCount int       `json:"snapshotCount"`
+	// Names of its bitmaps, those first that began first.
+	Bitmaps []string `json:"bitmaps"`
 	// Of a clone: the volume it was made from, while that exists; else empty.
 	OriginVolume string `json:"originVolume"`
 	// Of a clone: the snapshot it was made from, while that exists; else empty.
@@ -2237,6 +2310,9 @@ func (v *Volume) GetCreatedAt() time.Time { return v.CreatedAt }
 
 // GetSnapshotCount returns Volume.SnapshotCount, and is useful for accessing the field via an interface.
 func (v *Volume) GetSnapshotCount() int { return v.SnapshotCount }
+
+// GetBitmaps returns Volume.Bitmaps, and is useful for accessing the field via an interface.
+func (v *Volume) GetBitmaps() []string { return v.Bitmaps }
 
 // GetOriginVolume returns Volume.OriginVolume, and is useful for accessing the field via an interface.
 func (v *Volume) GetOriginVolume() string { return v.OriginVolume }
@@ -2380,6 +2456,18 @@ var AllWriteMode = []WriteMode{
 	WriteModeDurable,
 }
 
+// __AddBitmapInput is used internally by genqlient
+type __AddBitmapInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
+// GetVolume returns __AddBitmapInput.Volume, and is useful for accessing the field via an interface.
+func (v *__AddBitmapInput) GetVolume() string { return v.Volume }
+
+// GetName returns __AddBitmapInput.Name, and is useful for accessing the field via an interface.
+func (v *__AddBitmapInput) GetName() string { return v.Name }
+
 // __AttachHistoryInput is used internally by genqlient
 type __AttachHistoryInput struct {
 	Volume string `json:"volume"`
@@ -2399,6 +2487,18 @@ type __AttachVolumeInput struct {
 
 // GetInput returns __AttachVolumeInput.Input, and is useful for accessing the field via an interface.
 func (v *__AttachVolumeInput) GetInput() AttachVolumeInput { return v.Input }
+
+// __ClearBitmapInput is used internally by genqlient
+type __ClearBitmapInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
+// GetVolume returns __ClearBitmapInput.Volume, and is useful for accessing the field via an interface.
+func (v *__ClearBitmapInput) GetVolume() string { return v.Volume }
+
+// GetName returns __ClearBitmapInput.Name, and is useful for accessing the field via an interface.
+func (v *__ClearBitmapInput) GetName() string { return v.Name }
 
 // __ClearVolumeLimitsInput is used internally by genqlient
 type __ClearVolumeLimitsInput struct {
@@ -2556,6 +2656,14 @@ type __GetVolumeInput struct {
 // GetName returns __GetVolumeInput.Name, and is useful for accessing the field via an interface.
 func (v *__GetVolumeInput) GetName() string { return v.Name }
 
+// __ListBitmapsInput is used internally by genqlient
+type __ListBitmapsInput struct {
+	Volume string `json:"volume"`
+}
+
+// GetVolume returns __ListBitmapsInput.Volume, and is useful for accessing the field via an interface.
+func (v *__ListBitmapsInput) GetVolume() string { return v.Volume }
+
 // __ListHistoryPointsInput is used internally by genqlient
 type __ListHistoryPointsInput struct {
 	Volume   string `json:"volume"`
@@ -2607,6 +2715,18 @@ func (v *__ProtectSnapshotInput) GetVolume() string { return v.Volume }
 
 // GetName returns __ProtectSnapshotInput.Name, and is useful for accessing the field via an interface.
 func (v *__ProtectSnapshotInput) GetName() string { return v.Name }
+
+// __RemoveBitmapInput is used internally by genqlient
+type __RemoveBitmapInput struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+}
+
+// GetVolume returns __RemoveBitmapInput.Volume, and is useful for accessing the field via an interface.
+func (v *__RemoveBitmapInput) GetVolume() string { return v.Volume }
+
+// GetName returns __RemoveBitmapInput.Name, and is useful for accessing the field via an interface.
+func (v *__RemoveBitmapInput) GetName() string { return v.Name }
 
 // __RenameSnapshotInput is used internally by genqlient
 type __RenameSnapshotInput struct {
@@ -2839,6 +2959,50 @@ func (v *__UnprotectSnapshotInput) GetVolume() string { return v.Volume }
 
 // GetName returns __UnprotectSnapshotInput.Name, and is useful for accessing the field via an interface.
 func (v *__UnprotectSnapshotInput) GetName() string { return v.Name }
+
+// The mutation executed by AddBitmap.
+const AddBitmap_Operation = `
+mutation AddBitmap ($volume: String!, $name: String!) {
+	addBitmap(volume: $volume, name: $name) {
+		... Bitmap
+	}
+}
+fragment Bitmap on Bitmap {
+	volume
+	name
+	since
+	sequence
+	all
+	granuleBytes
+}
+`
+
+func AddBitmap(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	name string,
+) (data_ *AddBitmapResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "AddBitmap",
+		Query:  AddBitmap_Operation,
+		Variables: &__AddBitmapInput{
+			Volume: volume,
+			Name:   name,
+		},
+	}
+
+	data_ = &AddBitmapResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
 
 // The mutation executed by AttachHistory.
 const AttachHistory_Operation = `
@@ -3246,6 +3410,50 @@ func CancelScrub(
 	return data_, err_
 }
 
+// The mutation executed by ClearBitmap.
+const ClearBitmap_Operation = `
+mutation ClearBitmap ($volume: String!, $name: String!) {
+	clearBitmap(volume: $volume, name: $name) {
+		... Bitmap
+	}
+}
+fragment Bitmap on Bitmap {
+	volume
+	name
+	since
+	sequence
+	all
+	granuleBytes
+}
+`
+
+func ClearBitmap(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	name string,
+) (data_ *ClearBitmapResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ClearBitmap",
+		Query:  ClearBitmap_Operation,
+		Variables: &__ClearBitmapInput{
+			Volume: volume,
+			Name:   name,
+		},
+	}
+
+	data_ = &ClearBitmapResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by ClearVolumeLimits.
 const ClearVolumeLimits_Operation = `
 mutation ClearVolumeLimits ($name: String!) {
@@ -3261,6 +3469,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -3355,6 +3564,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -3449,6 +3659,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -3801,6 +4012,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -4607,6 +4819,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -4675,6 +4888,48 @@ func GetVolume(
 	}
 
 	data_ = &GetVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by ListBitmaps.
+const ListBitmaps_Operation = `
+query ListBitmaps ($volume: String!) {
+	bitmaps(volume: $volume) {
+		... Bitmap
+	}
+}
+fragment Bitmap on Bitmap {
+	volume
+	name
+	since
+	sequence
+	all
+	granuleBytes
+}
+`
+
+func ListBitmaps(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+) (data_ *ListBitmapsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ListBitmaps",
+		Query:  ListBitmaps_Operation,
+		Variables: &__ListBitmapsInput{
+			Volume: volume,
+		},
+	}
+
+	data_ = &ListBitmapsResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -4951,6 +5206,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -5278,6 +5534,40 @@ func RebuildIndex(
 	return data_, err_
 }
 
+// The mutation executed by RemoveBitmap.
+const RemoveBitmap_Operation = `
+mutation RemoveBitmap ($volume: String!, $name: String!) {
+	removeBitmap(volume: $volume, name: $name)
+}
+`
+
+func RemoveBitmap(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	volume string,
+	name string,
+) (data_ *RemoveBitmapResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "RemoveBitmap",
+		Query:  RemoveBitmap_Operation,
+		Variables: &__RemoveBitmapInput{
+			Volume: volume,
+			Name:   name,
+		},
+	}
+
+	data_ = &RemoveBitmapResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The mutation executed by RenameSnapshot.
 const RenameSnapshot_Operation = `
 mutation RenameSnapshot ($volume: String!, $name: String!, $newName: String!) {
@@ -5341,6 +5631,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -5536,6 +5827,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -5901,6 +6193,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -6141,6 +6434,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes
@@ -6237,6 +6531,7 @@ fragment Volume on Volume {
 	mode
 	createdAt
 	snapshotCount
+	bitmaps
 	originVolume
 	originSnapshot
 	undestagedBytes

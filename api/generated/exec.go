@@ -78,6 +78,15 @@ type ComplexityRoot struct {
 		WrongSegments    func(childComplexity int) int
 	}
 
+	Bitmap struct {
+		All          func(childComplexity int) int
+		GranuleBytes func(childComplexity int) int
+		Name         func(childComplexity int) int
+		Sequence     func(childComplexity int) int
+		Since        func(childComplexity int) int
+		Volume       func(childComplexity int) int
+	}
+
 	Cache struct {
 		HitRate func(childComplexity int) int
 		Hits    func(childComplexity int) int
@@ -274,12 +283,14 @@ type ComplexityRoot struct {
 	}
 
 	Mutation struct {
+		AddBitmap           func(childComplexity int, volume string, name string) int
 		AttachHistory       func(childComplexity int, volume string, at string) int
 		AttachVolume        func(childComplexity int, input AttachVolumeInput) int
 		AuditGarbage        func(childComplexity int) int
 		CancelExplain       func(childComplexity int) int
 		CancelGarbage       func(childComplexity int) int
 		CancelScrub         func(childComplexity int) int
+		ClearBitmap         func(childComplexity int, volume string, name string) int
 		ClearVolumeLimits   func(childComplexity int, name string) int
 		ClearVolumeQuota    func(childComplexity int, name string) int
 		CloneVolume         func(childComplexity int, name string, snapshot *string, newName string) int
@@ -301,6 +312,7 @@ type ComplexityRoot struct {
 		PauseScrub          func(childComplexity int) int
 		ProtectSnapshot     func(childComplexity int, volume string, name string) int
 		RebuildIndex        func(childComplexity int) int
+		RemoveBitmap        func(childComplexity int, volume string, name string) int
 		RenameSnapshot      func(childComplexity int, volume string, name string, newName string) int
 		RenameVolume        func(childComplexity int, name string, newName string) int
 		Repair              func(childComplexity int) int
@@ -330,6 +342,7 @@ type ComplexityRoot struct {
 
 	Query struct {
 		Attachments    func(childComplexity int) int
+		Bitmaps        func(childComplexity int, volume string) int
 		Damages        func(childComplexity int) int
 		Disks          func(childComplexity int) int
 		Explaining     func(childComplexity int) int
@@ -484,6 +497,7 @@ type ComplexityRoot struct {
 
 	Volume struct {
 		Attachment      func(childComplexity int) int
+		Bitmaps         func(childComplexity int) int
 		Chunking        func(childComplexity int) int
 		CreatedAt       func(childComplexity int) int
 		Limits          func(childComplexity int) int
@@ -552,6 +566,9 @@ type MutationResolver interface {
 	ProtectSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
 	UnprotectSnapshot(ctx context.Context, volume string, name string) (control.Snapshot, error)
 	DeleteSnapshot(ctx context.Context, volume string, name string) (string, error)
+	AddBitmap(ctx context.Context, volume string, name string) (control.Bitmap, error)
+	ClearBitmap(ctx context.Context, volume string, name string) (control.Bitmap, error)
+	RemoveBitmap(ctx context.Context, volume string, name string) (string, error)
 	Rollback(ctx context.Context, volume string, snapshot string) (Volume, error)
 	Settle(ctx context.Context, cold bool) (control.Settling, error)
 	CollectGarbage(ctx context.Context) (control.Garbage, error)
@@ -576,6 +593,7 @@ type QueryResolver interface {
 	Volumes(ctx context.Context) ([]Volume, error)
 	Volume(ctx context.Context, name string) (Volume, error)
 	Snapshots(ctx context.Context, volume string) ([]control.Snapshot, error)
+	Bitmaps(ctx context.Context, volume string) ([]control.Bitmap, error)
 	SnapshotFrees(ctx context.Context, volume string, name string) (uint64, error)
 	Schedules(ctx context.Context) ([]Schedule, error)
 	Retention(ctx context.Context, target string, keep retention.Rules) ([]control.Verdict, error)
@@ -789,6 +807,43 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Audit.WrongSegments(childComplexity), true
+
+	case "Bitmap.all":
+		if e.ComplexityRoot.Bitmap.All == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Bitmap.All(childComplexity), true
+	case "Bitmap.granuleBytes":
+		if e.ComplexityRoot.Bitmap.GranuleBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Bitmap.GranuleBytes(childComplexity), true
+	case "Bitmap.name":
+		if e.ComplexityRoot.Bitmap.Name == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Bitmap.Name(childComplexity), true
+	case "Bitmap.sequence":
+		if e.ComplexityRoot.Bitmap.Sequence == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Bitmap.Sequence(childComplexity), true
+	case "Bitmap.since":
+		if e.ComplexityRoot.Bitmap.Since == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Bitmap.Since(childComplexity), true
+	case "Bitmap.volume":
+		if e.ComplexityRoot.Bitmap.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Bitmap.Volume(childComplexity), true
 
 	case "Cache.hitRate":
 		if e.ComplexityRoot.Cache.HitRate == nil {
@@ -1654,6 +1709,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.MemoryPart.UsedBytes(childComplexity), true
 
+	case "Mutation.addBitmap":
+		if e.ComplexityRoot.Mutation.AddBitmap == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_addBitmap_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.AddBitmap(childComplexity, args["volume"].(string), args["name"].(string)), true
 	case "Mutation.attachHistory":
 		if e.ComplexityRoot.Mutation.AttachHistory == nil {
 			break
@@ -1700,6 +1766,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.CancelScrub(childComplexity), true
+	case "Mutation.clearBitmap":
+		if e.ComplexityRoot.Mutation.ClearBitmap == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_clearBitmap_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.ClearBitmap(childComplexity, args["volume"].(string), args["name"].(string)), true
 	case "Mutation.clearVolumeLimits":
 		if e.ComplexityRoot.Mutation.ClearVolumeLimits == nil {
 			break
@@ -1911,6 +1988,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Mutation.RebuildIndex(childComplexity), true
+	case "Mutation.removeBitmap":
+		if e.ComplexityRoot.Mutation.RemoveBitmap == nil {
+			break
+		}
+
+		args, err := ec.field_Mutation_removeBitmap_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Mutation.RemoveBitmap(childComplexity, args["volume"].(string), args["name"].(string)), true
 	case "Mutation.renameSnapshot":
 		if e.ComplexityRoot.Mutation.RenameSnapshot == nil {
 			break
@@ -2126,6 +2214,17 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Query.Attachments(childComplexity), true
+	case "Query.bitmaps":
+		if e.ComplexityRoot.Query.Bitmaps == nil {
+			break
+		}
+
+		args, err := ec.field_Query_bitmaps_args(ctx, rawArgs)
+		if err != nil {
+			return 0, false
+		}
+
+		return e.ComplexityRoot.Query.Bitmaps(childComplexity, args["volume"].(string)), true
 	case "Query.damages":
 		if e.ComplexityRoot.Query.Damages == nil {
 			break
@@ -2916,6 +3015,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Volume.Attachment(childComplexity), true
+	case "Volume.bitmaps":
+		if e.ComplexityRoot.Volume.Bitmaps == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Volume.Bitmaps(childComplexity), true
 	case "Volume.chunking":
 		if e.ComplexityRoot.Volume.Chunking == nil {
 			break
@@ -3191,6 +3296,8 @@ type Query {
   volume(name: String!): Volume! @scope(needs: READ)
   "The snapshots of a volume, oldest first."
   snapshots(volume: String!): [Snapshot!]! @scope(needs: READ)
+  "The bitmaps of a volume, those first that began first."
+  bitmaps(volume: String!): [Bitmap!]! @scope(needs: READ)
   "Stored bytes that deleting a snapshot would free now."
   snapshotFrees(volume: String!, name: String!): Bytes! @scope(needs: READ)
   "Schedules of snapshots, those of volumes first, ordered by target."
@@ -3276,7 +3383,13 @@ type Mutation {
   unprotectSnapshot(volume: String!, name: String!): Snapshot! @scope(needs: OPERATE)
   "Returns the snapshot's name."
   deleteSnapshot(volume: String!, name: String!): String! @scope(needs: OPERATE)
-  "Makes a volume that is not attached what the snapshot is."
+  "Begins to remember what changes in a volume, under a name that no other bitmap and no snapshot of it has. NBD clients find it as the metadata context qemu:dirty-bitmap:NAME. At most 64 a volume."
+  addBitmap(volume: String!, name: String!): Bitmap! @scope(needs: OPERATE)
+  "Lets a bitmap begin again from now."
+  clearBitmap(volume: String!, name: String!): Bitmap! @scope(needs: OPERATE)
+  "Forgets a bitmap. Returns its name."
+  removeBitmap(volume: String!, name: String!): String! @scope(needs: OPERATE)
+  "Makes a volume that is not attached what the snapshot is. Its bitmaps count everything as changed then."
   rollback(volume: String!, snapshot: String!): Volume! @scope(needs: OPERATE)
 
   "Begins to destage and reclaim everything that is there now; while a settle runs, another one follows it. Ask settling until its ended has reached the run of this reply. With cold it also rewrites all that is stored into cold segments: the smallest that the store can be, and slower to read at random."
@@ -3434,6 +3547,8 @@ type Volume {
   mode: WriteMode!
   createdAt: Time!
   snapshotCount: Int!
+  "Names of its bitmaps, those first that began first."
+  bitmaps: [String!]!
   "Of a clone: the volume it was made from, while that exists; else empty."
   originVolume: String!
   "Of a clone: the snapshot it was made from, while that exists; else empty."
@@ -3546,6 +3661,20 @@ type Snapshot {
   automatic: Boolean!
   "How many volumes were made from it and are there."
   clones: Int!
+}
+
+"What changed in a volume since a moment. It holds no data."
+type Bitmap {
+  volume: String!
+  name: String!
+  "When it was added, or cleared last."
+  since: Time!
+  "The place in the order of all changes of the store from which on changes count."
+  sequence: Count!
+  "Everything counts as changed, as the volume was rolled back since."
+  all: Boolean!
+  "How finely it tells what changed."
+  granuleBytes: Bytes!
 }
 
 type Schedule {
@@ -4099,6 +4228,24 @@ func (ec *executionContext) childFields_Audit(ctx context.Context, field graphql
 		return ec.fieldContext_Audit_filesKept(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Audit", field.Name)
+}
+
+func (ec *executionContext) childFields_Bitmap(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "volume":
+		return ec.fieldContext_Bitmap_volume(ctx, field)
+	case "name":
+		return ec.fieldContext_Bitmap_name(ctx, field)
+	case "since":
+		return ec.fieldContext_Bitmap_since(ctx, field)
+	case "sequence":
+		return ec.fieldContext_Bitmap_sequence(ctx, field)
+	case "all":
+		return ec.fieldContext_Bitmap_all(ctx, field)
+	case "granuleBytes":
+		return ec.fieldContext_Bitmap_granuleBytes(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Bitmap", field.Name)
 }
 
 func (ec *executionContext) childFields_Cache(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
@@ -4781,6 +4928,8 @@ func (ec *executionContext) childFields_Volume(ctx context.Context, field graphq
 		return ec.fieldContext_Volume_createdAt(ctx, field)
 	case "snapshotCount":
 		return ec.fieldContext_Volume_snapshotCount(ctx, field)
+	case "bitmaps":
+		return ec.fieldContext_Volume_bitmaps(ctx, field)
 	case "originVolume":
 		return ec.fieldContext_Volume_originVolume(ctx, field)
 	case "originSnapshot":
@@ -4969,6 +5118,28 @@ func (ec *executionContext) dir_scope_args(ctx context.Context, rawArgs map[stri
 	return args, nil
 }
 
+func (ec *executionContext) field_Mutation_addBitmap_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
+	return args, nil
+}
+
 func (ec *executionContext) field_Mutation_attachHistory_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
@@ -5002,6 +5173,28 @@ func (ec *executionContext) field_Mutation_attachVolume_args(ctx context.Context
 		return nil, err
 	}
 	args["input"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_clearBitmap_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
 	return args, nil
 }
 
@@ -5294,6 +5487,28 @@ func (ec *executionContext) field_Mutation_markHistory_args(ctx context.Context,
 }
 
 func (ec *executionContext) field_Mutation_protectSnapshot_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
+	arg1, err := graphql.ProcessArgField(ctx, rawArgs, "name",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["name"] = arg1
+	return args, nil
+}
+
+func (ec *executionContext) field_Mutation_removeBitmap_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
 	var err error
 	args := map[string]any{}
 	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
@@ -5672,6 +5887,20 @@ func (ec *executionContext) field_Query___type_args(ctx context.Context, rawArgs
 		return nil, err
 	}
 	args["name"] = arg0
+	return args, nil
+}
+
+func (ec *executionContext) field_Query_bitmaps_args(ctx context.Context, rawArgs map[string]any) (map[string]any, error) {
+	var err error
+	args := map[string]any{}
+	arg0, err := graphql.ProcessArgField(ctx, rawArgs, "volume",
+		func(ctx context.Context, v any) (string, error) {
+			return ec.unmarshalNString2string(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["volume"] = arg0
 	return args, nil
 }
 
@@ -6569,6 +6798,144 @@ func (ec *executionContext) _Audit_filesKept(ctx context.Context, field graphql.
 }
 func (ec *executionContext) fieldContext_Audit_filesKept(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Audit", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Bitmap_volume(ctx context.Context, field graphql.CollectedField, obj *control.Bitmap) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Bitmap_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Bitmap_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Bitmap", field, false, false, "String")
+}
+
+func (ec *executionContext) _Bitmap_name(ctx context.Context, field graphql.CollectedField, obj *control.Bitmap) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Bitmap_name(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Name, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Bitmap_name(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Bitmap", field, false, false, "String")
+}
+
+func (ec *executionContext) _Bitmap_since(ctx context.Context, field graphql.CollectedField, obj *control.Bitmap) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Bitmap_since(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Since, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Bitmap_since(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Bitmap", field, false, false, "Time")
+}
+
+func (ec *executionContext) _Bitmap_sequence(ctx context.Context, field graphql.CollectedField, obj *control.Bitmap) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Bitmap_sequence(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Sequence, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Bitmap_sequence(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Bitmap", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Bitmap_all(ctx context.Context, field graphql.CollectedField, obj *control.Bitmap) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Bitmap_all(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.All, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Bitmap_all(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Bitmap", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _Bitmap_granuleBytes(ctx context.Context, field graphql.CollectedField, obj *control.Bitmap) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Bitmap_granuleBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.GranuleBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Bitmap_granuleBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Bitmap", field, false, false, "Bytes")
 }
 
 func (ec *executionContext) _Cache_name(ctx context.Context, field graphql.CollectedField, obj *Cache) (ret graphql.Marshaler) {
@@ -11605,6 +11972,192 @@ func (ec *executionContext) fieldContext_Mutation_deleteSnapshot(ctx context.Con
 	return fc, nil
 }
 
+func (ec *executionContext) _Mutation_addBitmap(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_addBitmap(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().AddBitmap(ctx, fc.Args["volume"].(string), fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Bitmap
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Bitmap
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Bitmap) graphql.Marshaler {
+			return ec.marshalNBitmap2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐBitmap(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_addBitmap(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Bitmap(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_addBitmap_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_clearBitmap(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_clearBitmap(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().ClearBitmap(ctx, fc.Args["volume"].(string), fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal control.Bitmap
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal control.Bitmap
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v control.Bitmap) graphql.Marshaler {
+			return ec.marshalNBitmap2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐBitmap(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_clearBitmap(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Bitmap(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_clearBitmap_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Mutation_removeBitmap(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Mutation_removeBitmap(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Mutation().RemoveBitmap(ctx, fc.Args["volume"].(string), fc.Args["name"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "OPERATE")
+				if err != nil {
+					var zeroVal string
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal string
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Mutation_removeBitmap(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Mutation",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return nil, errors.New("field of type String does not have child fields")
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Mutation_removeBitmap_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Mutation_rollback(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -12899,6 +13452,68 @@ func (ec *executionContext) fieldContext_Query_snapshots(ctx context.Context, fi
 	}()
 	ctx = graphql.WithFieldContext(ctx, fc)
 	if fc.Args, err = ec.field_Query_snapshots_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
+		ec.Error(ctx, err)
+		return fc, err
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Query_bitmaps(ctx context.Context, field graphql.CollectedField) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Query_bitmaps(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			fc := graphql.GetFieldContext(ctx)
+			return ec.Resolvers.Query().Bitmaps(ctx, fc.Args["volume"].(string))
+		},
+		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
+			directive0 := next
+
+			directive1 := func(ctx context.Context) (any, error) {
+				needs, err := ec.unmarshalNScope2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐScope(ctx, "READ")
+				if err != nil {
+					var zeroVal []control.Bitmap
+					return zeroVal, err
+				}
+				if ec.Directives.Scope == nil {
+					var zeroVal []control.Bitmap
+					return zeroVal, errors.New("directive scope is not implemented")
+				}
+				return ec.Directives.Scope(ctx, nil, directive0, needs)
+			}
+
+			next = directive1
+			return next
+		},
+		func(ctx context.Context, selections ast.SelectionSet, v []control.Bitmap) graphql.Marshaler {
+			return ec.marshalNBitmap2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐBitmapᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Query_bitmaps(ctx context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Query",
+		Field:      field,
+		IsMethod:   true,
+		IsResolver: true,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Bitmap(ctx, field)
+		},
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			err = ec.Recover(ctx, r)
+			ec.Error(ctx, err)
+		}
+	}()
+	ctx = graphql.WithFieldContext(ctx, fc)
+	if fc.Args, err = ec.field_Query_bitmaps_args(ctx, field.ArgumentMap(ec.Variables)); err != nil {
 		ec.Error(ctx, err)
 		return fc, err
 	}
@@ -16457,6 +17072,29 @@ func (ec *executionContext) fieldContext_Volume_snapshotCount(_ context.Context,
 	return graphql.NewScalarFieldContext("Volume", field, false, false, "Int")
 }
 
+func (ec *executionContext) _Volume_bitmaps(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Volume_bitmaps(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Bitmaps, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []string) graphql.Marshaler {
+			return ec.marshalNString2ᚕstringᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Volume_bitmaps(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Volume", field, false, false, "String")
+}
+
 func (ec *executionContext) _Volume_originVolume(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -18817,6 +19455,64 @@ func (ec *executionContext) _Audit(ctx context.Context, sel ast.SelectionSet, ob
 	return out
 }
 
+var bitmapImplementors = []string{"Bitmap"}
+
+func (ec *executionContext) _Bitmap(ctx context.Context, sel ast.SelectionSet, obj *control.Bitmap) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, bitmapImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Bitmap")
+		case "volume":
+			out.Values[i] = ec._Bitmap_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "name":
+			out.Values[i] = ec._Bitmap_name(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "since":
+			out.Values[i] = ec._Bitmap_since(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "sequence":
+			out.Values[i] = ec._Bitmap_sequence(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "all":
+			out.Values[i] = ec._Bitmap_all(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "granuleBytes":
+			out.Values[i] = ec._Bitmap_granuleBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var cacheImplementors = []string{"Cache"}
 
 func (ec *executionContext) _Cache(ctx context.Context, sel ast.SelectionSet, obj *Cache) graphql.Marshaler {
@@ -20234,6 +20930,27 @@ func (ec *executionContext) _Mutation(ctx context.Context, sel ast.SelectionSet)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "addBitmap":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_addBitmap(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "clearBitmap":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_clearBitmap(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "removeBitmap":
+			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
+				return ec._Mutation_removeBitmap(ctx, field)
+			})
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "rollback":
 			out.Values[i] = ec.OperationContext.RootResolverMiddleware(innerCtx, func(ctx context.Context) (res graphql.Marshaler) {
 				return ec._Mutation_rollback(ctx, field)
@@ -20467,6 +21184,12 @@ func (ec *executionContext) _Query(ctx context.Context, sel ast.SelectionSet) gr
 				true, true,
 				func(ctx context.Context) graphql.Marshaler {
 					return ec._Query_snapshots(ctx, field)
+				})
+		case "bitmaps":
+			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
+				true, true,
+				func(ctx context.Context) graphql.Marshaler {
+					return ec._Query_bitmaps(ctx, field)
 				})
 		case "snapshotFrees":
 			out.ResolveRootConcurrently(innerCtx, ec.OperationContext, i,
@@ -21414,6 +22137,11 @@ func (ec *executionContext) _Volume(ctx context.Context, sel ast.SelectionSet, o
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "bitmaps":
+			out.Values[i] = ec._Volume_bitmaps(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "originVolume":
 			out.Values[i] = ec._Volume_originVolume(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
@@ -22002,6 +22730,26 @@ func (ec *executionContext) marshalNAttachment2ᚖgithubᚗcomᚋhyperᚑnixos�
 		return graphql.Null
 	}
 	return ec._Attachment(ctx, sel, v)
+}
+
+func (ec *executionContext) marshalNBitmap2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐBitmap(ctx context.Context, sel ast.SelectionSet, v control.Bitmap) graphql.Marshaler {
+	return ec._Bitmap(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNBitmap2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐBitmapᚄ(ctx context.Context, sel ast.SelectionSet, v []control.Bitmap) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNBitmap2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐBitmap(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
 }
 
 func (ec *executionContext) unmarshalNBoolean2bool(ctx context.Context, v any) (bool, error) {

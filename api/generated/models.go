@@ -192,6 +192,8 @@ type Volume struct {
 	Mode          WriteMode `json:"mode"`
 	CreatedAt     time.Time `json:"createdAt"`
 	SnapshotCount int       `json:"snapshotCount"`
+	// Names of its bitmaps, those first that began first.
+	Bitmaps []string `json:"bitmaps"`
 	// Of a clone: the volume it was made from, while that exists; else empty.
 	OriginVolume string `json:"originVolume"`
 	// Of a clone: the snapshot it was made from, while that exists; else empty.

@@ -219,7 +219,7 @@ func (r *Rows) problem() string {
 		return "a key of 1 to 64 B"
 	}
 	switch r.Key[0] {
-	case 'D', 'J', 'N', 'P', 'R', 'S', 'V':
+	case 'D', 'J', 'N', 'P', 'R', 'S', 'T', 'V':
 		return ""
 	case 'M':
 		if !r.Deleted && len(r.Key) == 2 {

@@ -10,6 +10,7 @@ func TestCompletion(t *testing.T) {
 	d := startDaemon(t)
 	d.must("volume", "create", "web1", "--size", "1G")
 	d.must("snapshot", "create", "web1@s1")
+	d.must("volume", "bitmap", "add", "web1", "monday")
 	d.must("volume", "group", "set", "shop", "web1")
 	d.must("snapshot", "schedule", "set", "@shop", "--every", "1h")
 	d.must("token", "create", "ci", "--scope", "read")
@@ -31,6 +32,8 @@ func TestCompletion(t *testing.T) {
 		{[]string{"snapshot", "rename", "web1@"}, "web1@s1"},
 		{[]string{"snapshot", "protect", "web1@"}, "web1@s1"},
 		{[]string{"snapshot", "diff", "web1@s1", "web1@"}, "web1@s1"},
+		{[]string{"volume", "bitmap", "clear", "we"}, "web1"},
+		{[]string{"volume", "bitmap", "remove", "web1", ""}, "monday"},
 		{[]string{"token", "revoke", ""}, "ci"},
 		{[]string{"volume", "create", "web2", "--chunking", ""}, "cdc"},
 		{[]string{"volume", "list", "-o", ""}, "table"},

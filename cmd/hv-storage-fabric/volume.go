@@ -14,7 +14,7 @@ import (
 func newVolume(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "volume", Short: "Make, change, attach, import and export volumes"})
 	c.AddCommand(newVolumeCreate(a), newVolumeList(a), newVolumeShow(a), newVolumeRename(a), newVolumeResize(a), newVolumeDelete(a),
-		newVolumeClone(a), newVolumeQoS(a), newVolumeQuota(a), newVolumeGroup(a), newVolumeHistory(a), newVolumeAttach(a), newVolumeDetach(a), newVolumeMap(a), newVolumeUnmap(a), newVolumeImport(a), newVolumeExport(a))
+		newVolumeClone(a), newVolumeQoS(a), newVolumeQuota(a), newVolumeGroup(a), newVolumeHistory(a), newVolumeBitmap(a), newVolumeAttach(a), newVolumeDetach(a), newVolumeMap(a), newVolumeUnmap(a), newVolumeImport(a), newVolumeExport(a))
 	return c
 }
 
@@ -27,6 +27,7 @@ type volumeView struct {
 	Mode       string          `json:"mode"`
 	CreatedAt  time.Time       `json:"createdAt"`
 	Snapshots  int             `json:"snapshots"`
+	Bitmaps    []string        `json:"bitmaps"`
 	Undestaged uint64          `json:"undestagedBytes"`
 	Referenced uint64          `json:"referencedBytes"`
 	Limits     *limitsView     `json:"limits"` // null when there are none
@@ -85,7 +86,7 @@ type attachmentView struct {
 func viewVolume(v client.Volume) volumeView {
 	view := volumeView{
 		Name: v.Name, UUID: v.Uuid, SizeBytes: v.SizeBytes, Chunking: v.Chunking, Mode: strings.ToLower(string(v.Mode)),
-		CreatedAt: v.CreatedAt, Snapshots: v.SnapshotCount,
+		CreatedAt: v.CreatedAt, Snapshots: v.SnapshotCount, Bitmaps: v.Bitmaps,
 		Undestaged: v.UndestagedBytes, Referenced: v.ReferencedBytes, Limits: viewLimits(v.Limits), Quota: viewQuota(v.Quota),
 	}
 	if v.OriginVolume != "" || v.OriginSnapshot != "" {
@@ -266,6 +267,9 @@ func (a *app) volumePairs(v volumeView) {
 		{"size", fmt.Sprintf("%s (%d bytes)", units.Size(v.SizeBytes).Human(), v.SizeBytes)},
 		{"chunking", v.Chunking}, {"mode", v.Mode}, {"created", v.CreatedAt.Local().Format(time.DateTime)},
 		{"snapshots", fmt.Sprint(v.Snapshots)}, {"not destaged", units.Size(v.Undestaged).Human()}, {"data", units.Size(v.Referenced).Human()}, {"limits", v.Limits.String()}, {"quota", v.Quota.String()},
+	}
+	if len(v.Bitmaps) > 0 {
+		list = append(list, [2]string{"bitmaps", strings.Join(v.Bitmaps, ", ")})
 	}
 	if v.Origin != nil {
 		list = append(list, [2]string{"clone of", v.Origin.Volume + "@" + v.Origin.Snapshot})
