@@ -159,7 +159,13 @@ type copied struct {
 func (p *repair) lookForManifests(ctx context.Context, here []*repository.Manifest) (again []revived, copies []copied, err error) {
 	known, names := make(map[repository.Identity]bool), make(map[string]bool)
 	for _, m := range here {
-		known[p.r.Identity(m)], names[m.Name] = true, true
+		identity := p.r.Identity(m)
+		known[identity], names[m.Name] = true, true
+		if name, ours := identity.Backup(p.r.ID()); ours && name != m.Name { // an earlier repair has brought it back, and died before it removed the other
+			if at := p.manifestNamed(name); at >= 0 {
+				p.out.Manifests[at].From, p.out.Manifests[at].As = "the repository itself", m.Name
+			}
+		}
 	}
 	for i := range p.o.From {
 		from := &p.o.From[i]
@@ -179,7 +185,7 @@ func (p *repair) lookForManifests(ctx context.Context, here []*repository.Manife
 			if !ours || known[identity] || names[name] {
 				continue
 			}
-			at := slices.IndexFunc(p.out.Manifests, func(m RepairedManifest) bool { return m.Name == name })
+			at := p.manifestNamed(name)
 			if at < 0 && !p.o.MissingBackups || at >= 0 && p.out.Manifests[at].From != "" {
 				continue
 			}
@@ -199,22 +205,22 @@ func (p *repair) lookForManifests(ctx context.Context, here []*repository.Manife
 	return again, copies, nil
 }
 
+// manifestNamed returns which of the backups without a manifest that can be read has a name, or -1.
+func (p *repair) manifestNamed(name string) int {
+	return slices.IndexFunc(p.out.Manifests, func(m RepairedManifest) bool { return m.Name == name })
+}
+
 // restoreManifests stores the manifests that were found elsewhere, once all that they need is durable, and then removes those that cannot be read.
 func (p *repair) restoreManifests(ctx context.Context, again []revived, copies []copied) error {
 	if p.o.DryRun {
 		return nil
 	}
-	restored := func(name, as string) error {
-		at := slices.IndexFunc(p.out.Manifests, func(m RepairedManifest) bool { return m.Name == name })
-		p.out.Manifests[at].As = as
-		if p.out.Manifests[at].Error == "" {
-			return nil
+	for _, m := range p.out.Manifests {
+		if m.As != "" {
+			if err := p.replaced(ctx, m.Name, m.As); err != nil {
+				return err
+			}
 		}
-		err := p.r.Forget(ctx, name)
-		if errors.Is(err, block.ErrNotFound) {
-			err = nil
-		}
-		return err
 	}
 	if len(again) > 0 {
 		w, err := p.r.NewWriter(ctx)
@@ -232,7 +238,7 @@ func (p *repair) restoreManifests(ctx context.Context, again []revived, copies [
 			if b := p.damaged[x.m]; b != nil {
 				b.Name = stored.Name
 			}
-			if err := restored(x.name, stored.Name); err != nil {
+			if err := p.replaced(ctx, x.name, stored.Name); err != nil {
 				return err
 			}
 		}
@@ -244,14 +250,25 @@ func (p *repair) restoreManifests(ctx context.Context, again []revived, copies [
 		}
 		if err != nil {
 			p.warn("backup "+x.name, errors.New(strings.ReplaceAll(err.Error(), "\n", "; ")))
-			at := slices.IndexFunc(p.out.Manifests, func(m RepairedManifest) bool { return m.Name == x.name })
-			p.out.Manifests[at].From = "" // it is not to be had there
+			p.out.Manifests[p.manifestNamed(x.name)].From = "" // it is not to be had there
 			continue
 		}
 		p.out.StoredBytes += got[0].StoredBytes
-		if err := restored(x.name, got[0].To); err != nil {
+		if err := p.replaced(ctx, x.name, got[0].To); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// replaced notes what the name of a backup is now, and removes the manifest that cannot be read.
+func (p *repair) replaced(ctx context.Context, name, as string) error {
+	m := &p.out.Manifests[p.manifestNamed(name)]
+	if m.As = as; m.Error == "" {
+		return nil
+	}
+	if err := p.r.Forget(ctx, name); err != nil && !errors.Is(err, block.ErrNotFound) {
+		return err
 	}
 	return nil
 }

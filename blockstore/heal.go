@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -140,6 +141,8 @@ func (s *Store) Heal(ctx context.Context, all []ChunkBytes) (healed []block.Chun
 			good = append(good, segment.Chunk{ID: c.ID, Hash: sum, Raw: c.Raw})
 		}
 	}
+	slices.SortFunc(good, func(a, b segment.Chunk) int { return cmp.Compare(a.ID, b.ID) })
+	good = slices.CompactFunc(good, func(a, b segment.Chunk) bool { return a.ID == b.ID })
 	if len(good) == 0 || ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

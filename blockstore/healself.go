@@ -106,6 +106,9 @@ func (s *Store) healFromLog(ctx context.Context, lost []LostChunk) error {
 		return nil
 	}
 	h := &logHealer{s: s, ctx: ctx, wants: wants, most: most, healed: map[block.ChunkID]bool{}}
+	if err := s.log.Sync(ctx); err != nil { // only what is durable can be read again
+		return err
+	}
 	durable, _ := s.log.Durable()
 	for _, f := range s.log.LiveFiles() {
 		err := s.log.Records(f.ID, 0, durable, h.record)
@@ -127,7 +130,7 @@ func (s *Store) logWants(lost []LostChunk) (wants map[block.VolumeID][]*logWant,
 	for _, c := range lost {
 		seen := map[[2]uint64]bool{}
 		for _, p := range c.Places {
-			v := s.volumeNamedLocked(p.Volume)
+			v := s.names[p.Volume]
 			if v == nil || seen[[2]uint64{uint64(v.id), p.Offset}] {
 				continue
 			}
