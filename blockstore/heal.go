@@ -192,20 +192,13 @@ func (d *damagedChunks) forget(ids []block.ChunkID) {
 	}
 }
 
-// healed notes that chunks of segments were stored elsewhere, and has these looked at again: what is left of the damage may concern nobody.
+// healed notes that chunks of segments were stored elsewhere. The next repair looks at these again: what is left of the damage may concern nobody.
 func (k *keeper) healed(from map[block.SegmentID]bool, chunks int) {
 	k.counts.healed.Add(uint64(chunks))
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for id := range from {
-		if id == 0 {
-			continue // of a lost chunk
-		}
-		k.mu.Lock()
-		if k.mu.emptied == nil {
-			k.mu.emptied = map[block.SegmentID]bool{}
-		}
 		k.mu.emptied[id] = true
-		k.mu.Unlock()
-		k.enqueue(id)
 	}
 }
 

@@ -65,7 +65,7 @@ const (
 func newKeeper(s *Store) *keeper {
 	k := &keeper{s: s, wake: make(chan struct{}, 1), rescues: make(chan struct{}, rescuers)}
 	k.pace.s = s
-	k.mu.damaged, k.mu.unsound = map[block.SegmentID]*Damage{}, map[block.SegmentID]bool{}
+	k.mu.damaged, k.mu.unsound, k.mu.emptied = map[block.SegmentID]*Damage{}, map[block.SegmentID]bool{}, map[block.SegmentID]bool{}
 	return k
 }
 

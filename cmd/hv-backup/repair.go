@@ -113,7 +113,7 @@ func (p *repairing) run(ctx context.Context) (err error) {
 	}
 	switch {
 	case got.Lost():
-		return fmt.Errorf("not all of what is damaged can be mended from here; another --from, --from-volume or --from-file may have the rest, and so does the next backup of what has not changed: %w", errProblems)
+		return fmt.Errorf("not all of what is damaged can be mended from here; another --from, --from-volume or --from-file may have the rest, and `hv-backup run --full` stores anew what has not changed since: %w", errProblems)
 	case got.DryRun && got.Found():
 		return fmt.Errorf("it can be mended, by the same command without --dry-run: %w", errProblems)
 	}

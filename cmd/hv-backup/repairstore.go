@@ -24,10 +24,11 @@ func newRepairStore(a *app) *cobra.Command {
 backups have there is handed to it, and it takes only what has the hash of the lost chunk: a backup of another time, or one that somebody forged, changes nothing. Guests read what was
 mended right after, snapshots and clones too.
 
-First ` + "`hv-storage-fabric store scrub start --wait`" + ` finds what is damaged, and ` + "`hv-storage-fabric store repair`" + ` mends what the store itself can. Exit code 5 means that something
-stays lost, or, with --dry-run, that something is. It needs an owner's keys.`,
+Before, hvd mends what it can by itself, as ` + "`hv-storage-fabric store repair`" + ` does: from parity, copies, what was written again since, and its log. What is damaged and nobody has read yet,
+` + "`hv-storage-fabric store scrub start --wait`" + ` finds. Exit code 5 means that something stays lost, or, with --dry-run, that something is. It needs an owner's keys.`,
 		Example: `  hv-backup repair-store --dry-run --repo /mnt/backup/vms
-  hv-storage-fabric store scrub start --wait; hv-storage-fabric store repair; hv-backup repair-store --repo /mnt/backup/vms`,
+  hv-storage-fabric store scrub start --wait; hv-backup repair-store --repo /mnt/backup/vms
+  hv-backup repair-store -o json --repo s3://bucket/vms | jq '.left[].places[]'`,
 		Args: console.Exactly(),
 		RunE: func(c *cobra.Command, _ []string) error { return w.run(c.Context()) },
 	}
@@ -65,6 +66,11 @@ func (w *storeRepair) run(ctx context.Context) (err error) {
 	if w.api, err = w.a.hvd(); err != nil {
 		return err
 	}
+	if !w.dryRun {
+		if _, err := client.Repair(ctx, w.api); err != nil {
+			return err
+		}
+	}
 	lost, err := w.list(ctx)
 	if err != nil {
 		return err
@@ -81,9 +87,13 @@ func (w *storeRepair) run(ctx context.Context) (err error) {
 		}
 		w.versions = backup.NewChunkVersions(r, all)
 		w.versions.Warn = w.a.warn
-		err = errors.Join(w.heal(ctx, lost), w.versions.Close())
-		if err != nil {
+		if err := errors.Join(w.heal(ctx, lost), w.versions.Close()); err != nil {
 			return err
+		}
+		if w.out.Healed > 0 { // what is left of damaged segments concerns nobody now
+			if _, err := client.Repair(ctx, w.api); err != nil {
+				return err
+			}
 		}
 	}
 	w.out.Left = []client.LostChunk{}
