@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/crashtest"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -161,4 +163,167 @@ func TestHealOfItself(t *testing.T) {
 			expect(t, d, 0, data)
 		})
 	}
+}
+
+// healFrom hands in what data has at the places of lost chunks, and returns how many were healed of how many.
+func healFrom(s *Store, data []byte) (healed, lost int, err error) {
+	all, _, err := s.LostChunks(context.Background(), 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, c := range all {
+		for _, p := range c.Places {
+			if p.Offset+uint64(c.Length) > uint64(len(data)) {
+				continue
+			}
+			ids, err := s.Heal(context.Background(), []ChunkBytes{{c.ID, bytes.Clone(data[p.Offset:][:c.Length])}})
+			if err != nil {
+				return healed, len(all), err
+			}
+			if healed += len(ids); len(ids) > 0 {
+				break
+			}
+		}
+	}
+	return healed, len(all), nil
+}
+
+// A segment is lost together with the metadata, so that maps alone say what was in it: what they know of hashes suffices to take it back.
+func TestHealLostSegment(t *testing.T) {
+	w := newDamagedWorld(t)
+	mem := w.left(true)
+	w.check(mem.Remove(w.file(0)))
+	s, info, _ := w.start(mem)
+	if info.Rebuilt == nil || s.c.Lost == 0 || len(w.readAll(s, "a", "s")) == 0 {
+		t.Fatalf("nothing is lost: %+v", info.Rebuilt)
+	}
+	if healed, _, err := healFrom(s, make([]byte, len(w.data))); err != nil || healed != 0 {
+		t.Fatalf("of zeroes %d chunks were taken, %v", healed, err)
+	}
+	healed, lost, err := healFrom(s, w.data)
+	if err != nil || healed == 0 || healed != lost || s.c.Lost != 0 {
+		t.Fatalf("%d of %d chunks are healed, %d lost still, %v", healed, lost, s.c.Lost, err)
+	}
+	whole := func() {
+		t.Helper()
+		for _, x := range [][2]string{{"a", ""}, {"a", "s"}, {"c", ""}} {
+			if gone := w.readAll(s, x[0], x[1]); len(gone) > 0 {
+				t.Errorf("%s@%s has lost %v", x[0], x[1], gone)
+			}
+		}
+		(&model{t: t, s: s}).audit()
+	}
+	whole()
+	settleSoon(t, s)
+	w.check(s.Close())
+	s, _, _ = w.start(mem)
+	whole()
+}
+
+// TestPowerLossOfAHeal cuts the power before each file operation of a heal, and opens what is left: what is read is right or EIO, and another heal makes all of it whole.
+func TestPowerLossOfAHeal(t *testing.T) {
+	for _, seed := range crashSeeds(t, 1) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { healPowerLoss(t, seed) })
+	}
+}
+
+func healPowerLoss(t *testing.T, seed uint64) {
+	mem := newCrashMem(t)
+	var problems crashProblems
+	options := func(fs vfs.FS) Options {
+		opts := crashOptions(fs, "data/store", &problems)
+		opts.KeepBytesPerSecond = 1 << 40
+		opts.Events.Corruption = func(error) {}
+		return opts
+	}
+	s := openTest(t, options(mem))
+	data := guestData(rand.New(rand.NewPCG(seed, 3)), 3<<20)
+	writeTest(t, createTest(t, s, "a", 8<<20), 0, data)
+	settleTest(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, options(mem)) // which seals the segment
+	if err := errors.Join(spoilSealed(mem, s, seed), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c := newCutter(mem, seed)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	s = openTest(t, options(c.fs()))
+	c.begin(ctx, 1, func() crashtest.Mark { return crashtest.Mark{} })
+	done := make(chan error, 1)
+	go func() {
+		defer stop()
+		done <- findAndHeal(s, data)
+	}()
+	cuts := 0
+	for ended := false; !ended; {
+		select {
+		case k := <-c.cuts:
+			cuts++
+			if err := judgeHeal(k, options(k.mem), data); err != nil {
+				t.Errorf("cut %d, %s: %v", cuts, k.what, err)
+				stop()
+			}
+		case <-ctx.Done():
+			ended = true
+		}
+	}
+	if err := errors.Join(<-done, s.Close(), problems.get()); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d cuts among %d file operations", cuts, c.ops)
+	if cuts < 5 {
+		t.Errorf("only %d cuts", cuts)
+	}
+}
+
+// findAndHeal scrubs, and heals what that finds.
+func findAndHeal(s *Store, data []byte) error {
+	if _, err := s.StartScrub(false); err != nil && !errors.Is(err, block.ErrInUse) {
+		return err
+	}
+	if !keeperReaches(s, func() bool { return s.Scrub().State == ScrubDone }) {
+		return errors.New("the scrub does not end")
+	}
+	healed, lost, err := healFrom(s, data)
+	if err == nil && healed != lost {
+		err = fmt.Errorf("%d of %d chunks are healed", healed, lost)
+	}
+	return err
+}
+
+func judgeHeal(k *cut, opts Options, data []byte) error {
+	setUsage(k.mem)
+	s, err := Open(context.Background(), opts)
+	if err != nil {
+		return err
+	}
+	read := func(mayFail bool) error {
+		got := make([]byte, 4096)
+		for off := 0; off < len(data); off += len(got) {
+			err := crashTarget{s}.ReadAt("a", "", got, uint64(off))
+			if mayFail && errors.Is(err, block.ErrCorrupt) {
+				continue
+			}
+			if err == nil && firstDiff(got, data[off:off+len(got)]) >= 0 {
+				err = errors.New("wrong bytes")
+			}
+			if err != nil {
+				return fmt.Errorf("at %d: %w", off, err)
+			}
+		}
+		return nil
+	}
+	if err = read(true); err == nil {
+		err = findAndHeal(s, data)
+	}
+	if err == nil {
+		err = read(false)
+	}
+	if r, e := s.Audit(context.Background(), nil); err == nil && (e != nil || r.Unreachable+r.WrongSegments > 0) {
+		err = fmt.Errorf("audit: %+v, %w", r, e)
+	}
+	return errors.Join(err, s.Close())
 }
