@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
 	"github.com/hyper-nixos/hyper-nixos/internal/crashtest"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
@@ -163,6 +164,52 @@ func TestHealOfItself(t *testing.T) {
 			expect(t, d, 0, data)
 		})
 	}
+}
+
+// What a history keeps of the writes that brought a chunk heals it when the log has let go of them.
+func TestHealFromHistory(t *testing.T) {
+	opts, _ := keptOptions(t, vfs.Default, t.TempDir())
+	opts.Events.Corruption = func(error) {}
+	s := openTest(t, opts)
+	d := createTest(t, s, "a", 16<<20)
+	if err := s.SetHistory(context.Background(), "a", HistoryPolicy{Window: time.Hour, BudgetBytes: 1 << 30}); err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 12<<20)
+	rng := rand.New(rand.NewPCG(8, 8))
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	for off := 0; off < len(data); off += 1 << 20 {
+		writeTest(t, d, uint64(off), data[off:off+1<<20])
+	}
+	settleTest(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, opts)
+	guardedTest(t, s)
+	d = deviceTest(t, s, "a", "")
+	beyondParity(t, s, opts)
+	if unreadable(t, d, data) == 0 {
+		t.Fatal("everything can be read")
+	}
+	for _, f := range s.log.LiveFiles() { // else the log would do
+		durable, _ := s.log.Durable()
+		err := s.log.Records(f.ID, 0, durable, func(r *journal.Replayed) error {
+			if r.Kind == journal.Write {
+				return errors.New("the log has a write still")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Logf("log file %d: %v", f.ID, err)
+		}
+	}
+	if err := s.Repair(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, d, 0, data)
 }
 
 // healFrom hands in what data has at the places of lost chunks, and returns how many were healed of how many.

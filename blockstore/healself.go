@@ -6,10 +6,11 @@ import (
 	"slices"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
 )
 
-// What the store itself may have of a lost chunk: another chunk of the same bytes, as when they were written again since, and the writes that brought them, as long as the log keeps them.
+// What the store itself may have of a lost chunk: another chunk of the same bytes, as when they were written again since, and the writes that brought them, as long as the log or a history keeps them.
 
 // healedAtOnce bounds the chunks whose bytes are gathered at once, and healBatch the bytes that one batch stores.
 const (
@@ -99,32 +100,76 @@ type logWant struct {
 	left int    // of these that are not there yet
 }
 
-// healFromLog reads what the log still has of the places of lost chunks, in the order of the writes, and hands in whatever lies there together at any time. What the log does not have all of stays lost.
+// healFromLog reads what the log still has of the places of lost chunks, in the order of the writes, and hands in whatever lies there together at any time, and then the same of histories. What neither has all of stays lost.
 func (s *Store) healFromLog(ctx context.Context, lost []LostChunk) error {
-	wants, most := s.logWants(lost)
-	if len(wants) == 0 {
+	h := s.newLogHealer(ctx, lost)
+	if len(h.wants) == 0 {
 		return nil
 	}
-	h := &logHealer{s: s, ctx: ctx, wants: wants, most: most, healed: map[block.ChunkID]bool{}}
 	if err := s.log.Sync(ctx); err != nil { // only what is durable can be read again
 		return err
 	}
 	durable, _ := s.log.Durable()
 	for _, f := range s.log.LiveFiles() {
-		err := s.log.Records(f.ID, 0, durable, h.record)
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := noSource(ctx, s.log.Records(f.ID, 0, durable, h.record)); err != nil {
+			return err
 		}
-		if err != nil && !errors.Is(err, block.ErrNotFound) && !errors.Is(err, block.ErrCorrupt) {
-			return err // the others went, or cannot be read: they are no source
+	}
+	if err := h.store(); err != nil {
+		return err
+	}
+	left := slices.DeleteFunc(slices.Clone(lost), func(c LostChunk) bool { return h.healed[c.ID] })
+	return s.healFromHistory(ctx, s.newLogHealer(ctx, left))
+}
+
+// noSource passes over what went meanwhile, or cannot be read itself.
+func noSource(ctx context.Context, err error) error {
+	if ctx.Err() == nil && (errors.Is(err, block.ErrNotFound) || errors.Is(err, block.ErrCorrupt)) {
+		return nil
+	}
+	return err
+}
+
+// healFromHistory is healFromLog for what volumes keep of their past.
+func (s *Store) healFromHistory(ctx context.Context, h *logHealer) error {
+	for id := range h.wants {
+		s.tree.RLock()
+		v := s.volumes[id]
+		s.tree.RUnlock()
+		if v == nil {
+			continue
+		}
+		vh := v.history.Load()
+		if vh == nil {
+			continue
+		}
+		_, release, err := s.historian.catchUp(ctx, vh)
+		if err != nil {
+			return err
+		}
+		err = vh.stream.Each(0, ^uint64(0), func(r *history.Record) error {
+			switch r.Kind {
+			case history.Write:
+				return h.piece(id, block.Range{Off: r.Off, Len: r.Len}, func(at uint64) error {
+					return s.historian.set.ReadAt(h.sector[:], r.Pos+at, r.Sums[at/block.Size:at/block.Size+1])
+				})
+			case history.Trim, history.Zero:
+				return h.piece(id, block.Range{Off: r.Off, Len: r.Len}, h.zero)
+			}
+			return ctx.Err()
+		})
+		release()
+		if err := noSource(ctx, err); err != nil {
+			return err
 		}
 	}
 	return h.store()
 }
 
-// logWants returns where the volumes of the log had the bytes of lost chunks, by volume and offset, and the longest.
-func (s *Store) logWants(lost []LostChunk) (wants map[block.VolumeID][]*logWant, most uint64) {
-	wants = map[block.VolumeID][]*logWant{}
+// newLogHealer finds out where volumes had the bytes of lost chunks.
+func (s *Store) newLogHealer(ctx context.Context, lost []LostChunk) *logHealer {
+	h := &logHealer{s: s, ctx: ctx, wants: map[block.VolumeID][]*logWant{}, healed: map[block.ChunkID]bool{}}
+	wants := h.wants
 	s.tree.RLock()
 	defer s.tree.RUnlock()
 	for _, c := range lost {
@@ -137,20 +182,20 @@ func (s *Store) logWants(lost []LostChunk) (wants map[block.VolumeID][]*logWant,
 			seen[[2]uint64{uint64(v.id), p.Offset}] = true
 			blocks := int((p.Offset+uint64(c.Length)+block.Size-1)/block.Size - p.Offset/block.Size)
 			wants[v.id] = append(wants[v.id], &logWant{id: c.ID, off: p.Offset, raw: make([]byte, c.Length), have: make([]bool, blocks), left: blocks})
-			most = max(most, uint64(c.Length))
+			h.most = max(h.most, uint64(c.Length))
 		}
 	}
 	for _, of := range wants {
 		slices.SortFunc(of, func(a, b *logWant) int { return int(min(1, max(-1, int64(a.off-b.off)))) })
 	}
-	return wants, most
+	return h
 }
 
-// logHealer is one pass over the log.
+// logHealer is one pass over the log, or over histories.
 type logHealer struct {
 	s      *Store
 	ctx    context.Context
-	wants  map[block.VolumeID][]*logWant
+	wants  map[block.VolumeID][]*logWant // by offset
 	most   uint64 // the longest, bytes
 	found  []ChunkBytes
 	bytes  int
@@ -158,45 +203,56 @@ type logHealer struct {
 	sector [block.Size]byte
 }
 
-// record takes what one record has of wanted places.
+// record takes what one record of the log has of wanted places.
 func (h *logHealer) record(r *journal.Replayed) error {
-	of := h.wants[r.Volume]
-	if len(of) == 0 || r.Kind != journal.Write && r.Kind != journal.Zero && r.Kind != journal.Trim {
-		return h.ctx.Err()
+	switch r.Kind {
+	case journal.Write:
+		return h.piece(r.Volume, block.Range{Off: r.Off, Len: r.Len}, func(at uint64) error {
+			return h.s.log.ReadMapped(h.sector[:], r.Pos+journal.Pos(at), r.Sums[at/block.Size:at/block.Size+1])
+		})
+	case journal.Trim, journal.Zero:
+		return h.piece(r.Volume, block.Range{Off: r.Off, Len: r.Len}, h.zero)
 	}
+	return h.ctx.Err()
+}
+
+// zero is what a trimmed block reads as.
+func (h *logHealer) zero(uint64) error {
+	clear(h.sector[:])
+	return nil
+}
+
+// piece takes what a change of a range has of wanted places. read fills sector with the block at an offset of the range.
+func (h *logHealer) piece(id block.VolumeID, r block.Range, read func(at uint64) error) error {
+	of := h.wants[id]
 	first, _ := slices.BinarySearchFunc(of, r.Off-min(r.Off, h.most), func(w *logWant, off uint64) int { return int(min(1, max(-1, int64(w.off-off)))) })
 	for _, w := range of[first:] {
-		if w.off >= r.Off+r.Len {
+		if w.off >= r.End() {
 			break
 		}
 		if h.healed[w.id] || w.off+uint64(len(w.raw)) <= r.Off {
 			continue
 		}
-		if err := h.take(w, r); err != nil {
+		if err := h.take(w, r, read); err != nil {
 			return err
 		}
 	}
 	return h.ctx.Err()
 }
 
-// take copies what a record has of one place.
-func (h *logHealer) take(w *logWant, r *journal.Replayed) error {
+// take copies what a change has of one place.
+func (h *logHealer) take(w *logWant, r block.Range, read func(at uint64) error) error {
 	base := w.off / block.Size * block.Size
 	for i := range w.have {
 		off := base + uint64(i)*block.Size // of the block, in the volume
-		if off < r.Off || off+block.Size > r.Off+r.Len {
+		if off < r.Off || off+block.Size > r.End() {
 			continue
 		}
-		if r.Kind == journal.Write {
-			n := (off - r.Off) / block.Size
-			if err := h.s.log.ReadMapped(h.sector[:], r.Pos+journal.Pos(off-r.Off), r.Sums[n:n+1]); err != nil {
-				if errors.Is(err, block.ErrCorrupt) {
-					continue
-				}
-				return err
+		if err := read(off - r.Off); err != nil {
+			if errors.Is(err, block.ErrCorrupt) {
+				continue
 			}
-		} else {
-			clear(h.sector[:])
+			return err
 		}
 		if !w.have[i] {
 			w.have[i] = true

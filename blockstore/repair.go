@@ -10,7 +10,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
-// Repair tries again to mend every segment that is known to be damaged, looks for lost chunks in the log and in what was written since, and returns when that is done. What it could not mend, and why, Damages says;
+// Repair tries again to mend every segment that is known to be damaged, looks for lost chunks in what was written since, in the log and in histories, and returns when that is done. What it could not mend, and why, Damages says;
 // LostChunks says what Heal would take.
 func (s *Store) Repair(ctx context.Context) error {
 	if err := s.mendSegments(ctx); err != nil {

@@ -24,7 +24,7 @@ func newRepairStore(a *app) *cobra.Command {
 backups have there is handed to it, and it takes only what has the hash of the lost chunk: a backup of another time, or one that somebody forged, changes nothing. Guests read what was
 mended right after, snapshots and clones too.
 
-Before, hvd mends what it can by itself, as ` + "`hv-storage-fabric store repair`" + ` does: from parity, copies, what was written again since, and its log. What is damaged and nobody has read yet,
+Before, hvd mends what it can by itself, as ` + "`hv-storage-fabric store repair`" + ` does: from parity, copies, what was written again since, its log and histories. What is damaged and nobody has read yet,
 ` + "`hv-storage-fabric store scrub start --wait`" + ` finds. Exit code 5 means that something stays lost, or, with --dry-run, that something is. It needs an owner's keys.`,
 		Example: `  hv-backup repair-store --dry-run --repo /mnt/backup/vms
   hv-storage-fabric store scrub start --wait; hv-backup repair-store --repo /mnt/backup/vms

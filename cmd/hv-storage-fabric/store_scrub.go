@@ -144,7 +144,7 @@ func newStoreRepair(a *app) *cobra.Command {
 		Use:   "repair",
 		Short: "Mend the segments that are known to be damaged, and say what cannot be mended",
 		Long: `Try again to mend every segment that reads or scrubs found damaged since hvd was started, and list these with what of volumes and snapshots is affected.
-What a read or a scrub meets is mended without this command as far as parity reaches. What it does not reach is looked for in what was written again since, and in the log.
+What a read or a scrub meets is mended without this command as far as parity reaches. What it does not reach is looked for in what was written again since, in the log and in histories.
 What is lost then, "hv-backup repair-store" takes from backups of the volumes. The exit code is 1 if damage is left.`,
 		Example: "  hv-storage-fabric store scrub start --wait; hv-storage-fabric store repair\n  hv-storage-fabric store repair --list -o json | jq '.[] | select(.mended | not) | .places'",
 		Args:    exactly(),
