@@ -48,9 +48,17 @@ func (p *place) objects(kind string) (paths []string) {
 var kinds = map[string]func(b []byte) []byte{
 	"gone":    func([]byte) []byte { return nil },
 	"cut off": func(b []byte) []byte { return b[:len(b)*2/3] },
-	"head":    func(b []byte) []byte { b[40] ^= 1; return b },
-	"middle":  func(b []byte) []byte { b[len(b)/2] ^= 4; return b },
-	"tail":    func(b []byte) []byte { b[len(b)-40] ^= 128; return b },
+	"head":    func(b []byte) []byte { spoil(b[36:60]); return b },
+	"middle":  func(b []byte) []byte { spoil(b[len(b)/2:][:40]); return b },
+	"tail":    func(b []byte) []byte { spoil(b[len(b)-60:]); return b },
+	"bit":     func(b []byte) []byte { b[len(b)/2] ^= 4; return b },
+}
+
+// spoil changes bytes, more than a repair corrects.
+func spoil(b []byte) {
+	for i := range b {
+		b[i] ^= 0x5a
+	}
 }
 
 func (p *place) harm(path, kind string) {
@@ -93,7 +101,7 @@ func (p *place) flip(begin, end int) {
 		p.t.Fatal(err)
 	}
 	for off := begin; off < min(end, len(b)*3/4); off += 200_000 {
-		b[off] ^= 1
+		spoil(b[off : off+40])
 	}
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		p.t.Fatal(err)
@@ -277,7 +285,7 @@ func TestRepairTellsWhatIsLost(t *testing.T) {
 			packs := p.objects("packs")
 			p.harm(packs[len(packs)-1], kind)
 			got := p.repairDamaged(Repairing{})
-			if kind != "tail" && !got.Lost() || len(got.DamagedPacks) != 1 { // of a pack whose directory alone is damaged the index knows what is in it
+			if kind != "tail" && kind != "bit" && !got.Lost() || len(got.DamagedPacks) != 1 { // of a pack whose directory alone is damaged the index knows what is in it
 				t.Fatalf("it finds %+v", got)
 			}
 			for i, data := range [][]byte{old, now} {
@@ -364,7 +372,7 @@ func TestRepairFromAnywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for off := 3000; off < len(b)-1_600_000; off += 300_000 { // frames of data, not the last one with page and directory
-		b[off] ^= 1
+		spoil(b[off : off+40])
 	}
 	if err := os.WriteFile(packs[0], b, 0o600); err != nil {
 		t.Fatal(err)
@@ -559,5 +567,36 @@ func TestChunkVersions(t *testing.T) {
 	err := v.Each(t.Context(), ChunkPlace{Volume: "v", Offset: 2<<20 - 4}, 9, func([]byte) (bool, error) { return false, errors.New("behind the end") })
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// A flipped bit anywhere, in a pack, an index or a manifest, needs no other repository.
+func TestFlippedBitsAreCorrected(t *testing.T) {
+	p, _, old, now := damagedPlace(t)
+	for _, folder := range []string{"packs", "index", "manifests"} {
+		for i, path := range p.objects(folder) {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, at := range []int{3, 9, 15, 40, 61, 200, len(b) / 3, len(b) - 50, len(b) - 20, len(b) - 1} {
+				q := p.clone()
+				path := q.objects(folder)[i]
+				bad := bytes.Clone(b)
+				bad[at] ^= 1 << (at % 8)
+				if err := os.WriteFile(path, bad, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				got := q.repairDamaged(Repairing{})
+				if got.Lost() || !got.Found() {
+					t.Fatalf("%s %d of %d B, a bit at %d: %+v", folder, i, len(b), at, got)
+				}
+				r := q.open()
+				sound(t, r, 2)
+				all := manifests(t, r)
+				sameContent(t, r, all[0], old)
+				sameContent(t, r, all[1], now)
+			}
+		}
 	}
 }

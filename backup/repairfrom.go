@@ -132,7 +132,7 @@ func (p *repair) sweep(ctx context.Context, from *RepairFrom, by *MendedBy, dama
 func (p *repair) manifests(ctx context.Context) ([]*repository.Manifest, error) {
 	var failed error
 	all, err := p.r.EveryManifest(ctx, func(name string, err error) {
-		if errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrInvalid) || errors.Is(err, block.ErrNotFound) {
+		if p.r.DamagedManifest(ctx, name, err) {
 			p.out.Manifests = append(p.out.Manifests, RepairedManifest{Name: name, Error: err.Error()})
 			p.warn("backup "+name, err)
 		} else {
@@ -165,6 +165,17 @@ func (p *repair) lookForManifests(ctx context.Context, here []*repository.Manife
 			if at := p.manifestNamed(name); at >= 0 {
 				p.out.Manifests[at].From, p.out.Manifests[at].As = "the repository itself", m.Name
 			}
+		}
+	}
+	for i := range p.out.Manifests {
+		x := &p.out.Manifests[i]
+		if x.As != "" {
+			continue
+		}
+		if m, ok := p.r.CorrectManifest(ctx, x.Name); ok {
+			x.From = "the repository itself"
+			known[p.r.Identity(m)] = true
+			again = append(again, revived{m, x.Name})
 		}
 	}
 	for i := range p.o.From {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -78,6 +79,7 @@ type Mending struct {
 type brokenPack struct {
 	name   string
 	frames []pack.Frame // without chunks
+	reader *pack.Reader // nil if nothing of it can be read
 }
 
 // salvaged says where in a broken pack a chunk is whole.
@@ -139,13 +141,31 @@ func (m *Mending) warn(key string, err error) {
 func (m *Mending) eachRun(ctx context.Context, bad func(key string, err error), visit func(packs []runPack)) error {
 	var failed error
 	err := m.r.loadRuns(ctx, func(key string, err error) {
-		if !errors.Is(err, block.ErrCorrupt) {
+		if !m.r.damagedObject(ctx, key, err) {
 			failed = errors.Join(failed, err)
 		} else if bad != nil {
 			bad(key, err)
 		}
 	}, func(_ string, packs []runPack) { visit(packs) })
 	return errors.Join(err, failed)
+}
+
+// damagedObject reports whether a run or manifest that cannot be read is damaged. One of another version is, too, if its name does not say that these are its bytes.
+func (r *Repository) damagedObject(ctx context.Context, key string, err error) bool {
+	if !errors.Is(err, block.ErrVersion) {
+		return errors.Is(err, block.ErrCorrupt)
+	}
+	b, err := r.read(ctx, key, maxRun)
+	if err != nil {
+		return errors.Is(err, block.ErrCorrupt)
+	}
+	name := key[strings.LastIndexAny(key, "/-")+1:]
+	return !strings.HasPrefix(nameOf(b), name)
+}
+
+// DamagedManifest reports whether a backup's manifest, which cannot be read for that reason, is damaged or gone, and not another program's.
+func (r *Repository) DamagedManifest(ctx context.Context, name string, err error) bool {
+	return errors.Is(err, block.ErrInvalid) || errors.Is(err, block.ErrNotFound) || r.damagedObject(ctx, manifestPrefix+name, err)
 }
 
 func (m *Mending) listRuns(ctx context.Context) error {
@@ -243,10 +263,10 @@ func (m *Mending) read(ctx context.Context, name string) error {
 		return err
 	}
 	sum := blake3.Sum256(b)
-	frames, dirErr := m.r.directoryOf(b)
-	var good []located
+	frames, dirErr := m.r.correctDirectoryOf(b)
+	var good *openedPack
 	if dirErr == nil {
-		good, err = m.r.goodChunks(b, frames)
+		good, err = m.r.openPack(b, frames, true)
 	}
 	if got := hex.EncodeToString(sum[:]); got != name {
 		err = errors.Join(&block.CorruptError{Source: "pack", Want: "bytes with the hash " + name, Got: got}, err)
@@ -285,11 +305,14 @@ func (m *Mending) bytes(ctx context.Context, name string) ([]byte, error) {
 }
 
 // breakPack keeps in mind what is whole of a pack, and keeps the index from ever relying on it.
-func (m *Mending) breakPack(name string, frames []pack.Frame, good []located) {
+func (m *Mending) breakPack(name string, frames []pack.Frame, opened *openedPack) {
 	m.r.index.exclude(name, uint32(min(m.there[name], pack.MaxSize)))
+	if opened == nil {
+		return
+	}
 	number := uint32(len(m.broken))
-	m.broken = append(m.broken, brokenPack{name, withoutChunks(frames)})
-	for _, c := range good {
+	m.broken = append(m.broken, brokenPack{name, withoutChunks(frames), opened.reader})
+	for _, c := range opened.good {
 		m.salvage[c.id] = salvaged{number, c.frame, c.off, c.raw}
 	}
 }
@@ -316,7 +339,7 @@ func (m *Mending) askRuns(ctx context.Context) error {
 				failed = err
 				return
 			}
-			good, _ := m.r.goodChunks(b, packs[i].frames) // that it is damaged is known
+			good, _ := m.r.openPack(b, packs[i].frames, true) // that it is damaged is known
 			m.breakPack(name, packs[i].frames, good)
 			known[name] = true
 		}
@@ -353,15 +376,43 @@ func (r *Repository) directoryOf(b []byte) ([]pack.Frame, error) {
 	return pack.OpenDirectory(r.keys, h, t, b[end-int(t.DirectoryLen):end])
 }
 
-// goodChunks opens all frames of a pack, or of what is left of it, and returns the chunks that are what their ids say; the error is what is wrong with the others. The bytes are overwritten. It needs an owner's
-// keys.
-func (r *Repository) goodChunks(b []byte, frames []pack.Frame) (good []located, err error) {
-	h, err := pack.DecodeHeader(b[:min(len(b), pack.HeaderSize)], r.keys.Repository)
+// correctDirectoryOf is directoryOf for a pack in which single bits may be wrong.
+func (r *Repository) correctDirectoryOf(b []byte) ([]pack.Frame, error) {
+	frames, err := r.directoryOf(b)
+	if err == nil || len(b) < pack.TrailerSize {
+		return frames, err
+	}
+	h, err := pack.CorrectHeader(b[:min(len(b), pack.HeaderSize)], r.keys.Repository)
 	if err != nil {
 		return nil, err
 	}
-	reader, err := pack.NewReader(r.keys, h)
+	end := len(b) - pack.TrailerSize
+	t, err := pack.CorrectTrailer(b[end:], int64(len(b)))
 	if err != nil {
+		return nil, err
+	}
+	return pack.CorrectDirectory(r.keys, h, t, b[end-int(t.DirectoryLen):end])
+}
+
+// openedPack is what is whole of a pack.
+type openedPack struct {
+	reader *pack.Reader
+	good   []located
+}
+
+// openPack opens all frames of a pack, or of what is left of it, and returns the chunks that are what their ids say; the error is what is wrong with the others. With correct, frames and a header in which a few bits are wrong
+// are read as what they were. Without, the bytes are overwritten. It needs an owner's keys.
+func (r *Repository) openPack(b []byte, frames []pack.Frame, correct bool) (opened *openedPack, err error) {
+	decode := pack.DecodeHeader
+	if correct {
+		decode = pack.CorrectHeader
+	}
+	h, err := decode(b[:min(len(b), pack.HeaderSize)], r.keys.Repository)
+	if err != nil {
+		return nil, err
+	}
+	opened = new(openedPack)
+	if opened.reader, err = pack.NewReader(r.keys, h); err != nil {
 		return nil, err
 	}
 	hasher := dedup.NewHasher(r.keys.Domain)
@@ -371,8 +422,10 @@ func (r *Repository) goodChunks(b []byte, frames []pack.Frame) (good []located, 
 		var frameErr error
 		if end := uint64(f.Off) + uint64(f.Len); end > uint64(len(b)) {
 			frameErr = &block.CorruptError{Source: "pack", Offset: int64(f.Off), Want: fmt.Sprintf("%d B of a frame", f.Len), Got: fmt.Sprintf("the end at %d", len(b))}
+		} else if correct {
+			raw, frameErr = openOrCorrect(opened.reader, f, i, b[f.Off:end])
 		} else {
-			raw, frameErr = reader.Open(f, i, b[f.Off:end])
+			raw, frameErr = opened.reader.Open(f, i, b[f.Off:end])
 		}
 		if frameErr != nil {
 			err = errors.Join(err, fmt.Errorf("frame %d at %d: %w", i, f.Off, frameErr))
@@ -384,10 +437,21 @@ func (r *Repository) goodChunks(b []byte, frames []pack.Frame) (good []located, 
 			if bad := pack.Verify(hasher, c.ID, raw[off:off+c.Raw]); bad != nil {
 				err = errors.Join(err, fmt.Errorf("frame %d at %d: %w", i, f.Off, bad))
 			} else {
-				good = append(good, located{c.ID, uint32(i), off, c.Raw})
+				opened.good = append(opened.good, located{c.ID, uint32(i), off, c.Raw})
 			}
 			off += c.Raw
 		}
 	}
-	return good, err
+	return opened, err
+}
+
+// openOrCorrect opens a frame, also one in which some bytes of one place are wrong. sealed is not changed.
+func openOrCorrect(reader *pack.Reader, f *pack.Frame, number int, sealed []byte) ([]byte, error) {
+	raw, err := reader.Open(f, number, append([]byte(nil), sealed...))
+	if errors.Is(err, block.ErrCorrupt) {
+		if corrected, correctErr := reader.Correct(f, number, sealed); correctErr == nil {
+			return corrected, nil
+		}
+	}
+	return raw, err
 }

@@ -2,11 +2,13 @@ package repository
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/pack"
+	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
 )
@@ -39,20 +41,43 @@ func (m *Mending) Salvage(ctx context.Context, id block.Hash) (chunk []byte, ok 
 
 // openFrame reads one frame of a broken pack.
 func (m *Mending) openFrame(ctx context.Context, p *brokenPack, number uint32) ([]byte, error) {
-	h, err := m.r.readHeader(ctx, packKey(p.name), m.there[p.name])
-	if err != nil {
-		return nil, err
-	}
-	reader, err := pack.NewReader(m.r.keys, h)
-	if err != nil {
-		return nil, err
-	}
 	f := &p.frames[number]
 	sealed := make([]byte, f.Len)
 	if err := m.r.backend.ReadAt(ctx, packKey(p.name), sealed, int64(f.Off)); err != nil {
 		return nil, err
 	}
-	return reader.Open(f, int(number), sealed)
+	return openOrCorrect(p.reader, f, int(number), sealed)
+}
+
+// CorrectManifest returns a manifest that cannot be read, if all that is wrong are some bits of one byte of it; false if it is not. Its name is what its object is called.
+func (r *Repository) CorrectManifest(ctx context.Context, name string) (*Manifest, bool) {
+	b, err := r.read(ctx, manifestPrefix+name, maxManifest)
+	if err != nil || len(b) < manifestHeader {
+		return nil, false
+	}
+	m, err := r.decodeManifest(b)
+	end := min(len(b), manifestHeader+int(binary.LittleEndian.Uint16(b[10:])))
+	if err != nil {
+		if secret, keyErr := r.keys.OpenSession(b[manifestHeader:end]); keyErr == nil {
+			box := secret.Box(seal.PurposeManifest, seal.Salt(b[28:60]), r.keys.Repository)
+			if sealed, ok := box.Correct(b[end:], 0, 1); ok {
+				b = append(b[:end:end], sealed...)
+				m, err = r.decodeManifest(b)
+			}
+		}
+	}
+	for bit := 0; err != nil && bit < 8*end && ctx.Err() == nil; bit++ { // a bit of the header, which a sum tells
+		b[bit/8] ^= 1 << (bit % 8)
+		if h := manifestHeader + int(binary.LittleEndian.Uint16(b[10:])); h <= len(b) && manifestSum(b[:h]) == binary.LittleEndian.Uint32(b[60:]) {
+			m, err = r.decodeManifest(b)
+		}
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	if err != nil {
+		return nil, false
+	}
+	m.Name = name
+	return m, true
 }
 
 // Replace stores a chunk although the index may know it: for one whose other places are damaged.
@@ -91,7 +116,7 @@ func (m *Mending) Finish(ctx context.Context, lost int, isLost func(id block.Has
 		rest = rest[n:]
 	}
 	for _, key := range m.DamagedRuns {
-		if _, err := m.r.readRun(ctx, key); !errors.Is(err, block.ErrCorrupt) { // it was damaged on the way here, or has gone
+		if _, err := m.r.readRun(ctx, key); err == nil || !m.r.damagedObject(ctx, key, err) { // it was damaged on the way here, or has gone
 			continue
 		}
 		if err := m.fresh(); err != nil {

@@ -104,6 +104,6 @@ func (r *Repository) verifyPack(name string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.goodChunks(b, frames)
+	_, err = r.openPack(b, frames, false)
 	return err
 }
