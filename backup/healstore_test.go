@@ -1,0 +1,56 @@
+package backup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+)
+
+// What a store has lost is offered in the versions that backups of the volume have, the nearest in time first, and each once.
+func TestChunkVersions(t *testing.T) {
+	p := newPlace(t)
+	now := content(noise(59, 2<<20))
+	var all []*repository.Manifest
+	for i := range 4 {
+		m := &repository.Manifest{Source: repository.Source{Kind: "volume", Name: "v"}, Consistency: "crash", Time: time.Unix(int64(1000*(i+1)), 0).UTC()}
+		if i != 2 { // the third is the same as the second
+			now = bytes.Clone(now)
+			copy(now[1<<20:], fmt.Sprintf("version %d", i))
+		}
+		if err := Run(t.Context(), p.open(), now, m, nil); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	if _, err := content(noise(60, 2<<20)).wholeOf(t, p.open(), "another"); err != nil {
+		t.Fatal(err)
+	}
+	v := NewChunkVersions(p.open(), manifests(t, p.open()))
+	defer v.Close()
+	seen := func(at int64, stop string) (versions []string) {
+		t.Helper()
+		err := v.Each(t.Context(), ChunkPlace{Volume: "v", Time: time.Unix(at, 0), Offset: 1 << 20}, 9, func(raw []byte) (bool, error) {
+			versions = append(versions, string(raw[8:]))
+			return string(raw[8:]) == stop, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return versions
+	}
+	if got := seen(3900, ""); !slices.Equal(got, []string{"3", "1", "0"}) {
+		t.Errorf("from the last on: %q", got)
+	}
+	if got := seen(1100, "1"); !slices.Equal(got, []string{"0", "1"}) {
+		t.Errorf("until it is found: %q", got)
+	}
+	err := v.Each(t.Context(), ChunkPlace{Volume: "v", Offset: 2<<20 - 4}, 9, func([]byte) (bool, error) { return false, errors.New("behind the end") })
+	if err != nil {
+		t.Error(err)
+	}
+}
