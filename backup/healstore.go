@@ -17,8 +17,11 @@ type ChunkPlace struct {
 	Offset uint64    // bytes
 }
 
-// maxVersions bounds the backups that are read for one place of a lost chunk.
-const maxVersions = 64
+// maxVersions bounds the backups of a volume that are read for one place of a lost chunk, and maxOthers those of other volumes.
+const (
+	maxVersions = 64
+	maxOthers   = 8
+)
 
 // ChunkVersions reads what backups have at the places of lost chunks of a store. Whether that is what the store has lost, only the store can say. It belongs to one goroutine.
 type ChunkVersions struct {
@@ -90,21 +93,26 @@ func (v *ChunkVersions) Each(ctx context.Context, p ChunkPlace, length uint32, t
 	return nil
 }
 
-// of returns the backups of a volume, those of the nearest time first.
-func (v *ChunkVersions) of(p ChunkPlace) (some []*repository.Manifest) {
+// of returns the backups of a volume, those of the nearest time first, and then some of others: the volume may be a clone of one of these, or have had its name.
+func (v *ChunkVersions) of(p ChunkPlace) []*repository.Manifest {
 	at := p.Time
 	if at.IsZero() {
 		at = time.Now()
 	}
+	var own, others []*repository.Manifest
 	for _, m := range v.all {
 		if m.Source.Name == p.Volume || p.UUID != "" && m.Frozen != nil && m.Frozen.Volume == p.UUID {
-			some = append(some, m)
+			own = append(own, m)
+		} else {
+			others = append(others, m)
 		}
 	}
-	slices.SortStableFunc(some, func(a, b *repository.Manifest) int {
-		return int(min(1, max(-1, a.Time.Sub(at).Abs()-b.Time.Sub(at).Abs())))
-	})
-	return some[:min(len(some), maxVersions)]
+	for _, some := range [][]*repository.Manifest{own, others} {
+		slices.SortStableFunc(some, func(a, b *repository.Manifest) int {
+			return int(min(1, max(-1, a.Time.Sub(at).Abs()-b.Time.Sub(at).Abs())))
+		})
+	}
+	return append(own[:min(len(own), maxVersions)], others[:min(len(others), maxOthers)]...)
 }
 
 func (v *ChunkVersions) device(m *repository.Manifest) (*Device, error) {

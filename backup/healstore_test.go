@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 )
 
-// What a store has lost is offered in the versions that backups of the volume have, the nearest in time first, and each once.
+// What a store has lost is offered in the versions that backups of the volume have, the nearest in time first, each once, and then in those of other volumes.
 func TestChunkVersions(t *testing.T) {
 	p := newPlace(t)
 	now := content(noise(59, 2<<20))
@@ -27,7 +28,7 @@ func TestChunkVersions(t *testing.T) {
 		}
 		all = append(all, m)
 	}
-	if _, err := content(noise(60, 2<<20)).wholeOf(t, p.open(), "another"); err != nil {
+	if _, err := content(bytes.Repeat([]byte("another 9"), 1<<18)).wholeOf(t, p.open(), "another"); err != nil {
 		t.Fatal(err)
 	}
 	v := NewChunkVersions(p.open(), manifests(t, p.open()))
@@ -35,15 +36,19 @@ func TestChunkVersions(t *testing.T) {
 	seen := func(at int64, stop string) (versions []string) {
 		t.Helper()
 		err := v.Each(t.Context(), ChunkPlace{Volume: "v", Time: time.Unix(at, 0), Offset: 1 << 20}, 9, func(raw []byte) (bool, error) {
-			versions = append(versions, string(raw[8:]))
-			return string(raw[8:]) == stop, nil
+			version, ok := strings.CutPrefix(string(raw), "version ")
+			if !ok {
+				version = "other"
+			}
+			versions = append(versions, version)
+			return version == stop, nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return versions
 	}
-	if got := seen(3900, ""); !slices.Equal(got, []string{"3", "1", "0"}) {
+	if got := seen(3900, ""); !slices.Equal(got, []string{"3", "1", "0", "other"}) {
 		t.Errorf("from the last on: %q", got)
 	}
 	if got := seen(1100, "1"); !slices.Equal(got, []string{"0", "1"}) {
