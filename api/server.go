@@ -72,6 +72,9 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /v1/alarms", alarms(c))
 	mux.HandleFunc("GET /v1/changes", changes(c))
 	mux.HandleFunc("GET /v1/volumes/{name}/history/activity", activity(c))
+	repairs := make(chan struct{}, 1)
+	mux.HandleFunc("GET /v1/lost-chunks", lostChunks(c, repairs))
+	mux.HandleFunc("POST /v1/lost-chunks", healChunks(c, repairs))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		status, problems := "ok", c.Status().Problems
 		if len(problems) > 0 {

@@ -54,6 +54,16 @@ func (p *place) slot(k *seal.Keys) (*seal.Slot, error) {
 
 func (p *place) open() *repository.Repository {
 	p.t.Helper()
+	r := p.openOnly()
+	if err := r.LoadIndex(context.Background(), nil); err != nil {
+		p.t.Fatal(err)
+	}
+	return r
+}
+
+// openOnly opens the repository without its index.
+func (p *place) openOnly() *repository.Repository {
+	p.t.Helper()
 	b := p.in
 	if b == nil {
 		d, err := dir.Open(p.root)
@@ -66,9 +76,6 @@ func (p *place) open() *repository.Repository {
 		b = p.wrap(b)
 	}
 	r, err := repository.Open(context.Background(), b, seal.Credentials{Identities: []age.Identity{p.id}})
-	if err == nil {
-		err = r.LoadIndex(context.Background(), nil)
-	}
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -15,6 +15,11 @@ import (
 
 // walk calls visit with each region of a backup that is not all zero, in order of the content, with the extents of its page.
 func walk(ctx context.Context, d *repository.Reader, m *repository.Manifest, visit func(n uint64, extents []extent) error) error {
+	return walkTree(ctx, d, m, func(block.Hash) {}, visit)
+}
+
+// walkTree is walk that tells the ids of directories and pages, too, before it reads them.
+func walkTree(ctx context.Context, d *repository.Reader, m *repository.Manifest, node func(id block.Hash), visit func(n uint64, extents []extent) error) error {
 	total, err := directories(m)
 	if err != nil {
 		return err
@@ -23,6 +28,7 @@ func walk(ctx context.Context, d *repository.Reader, m *repository.Manifest, vis
 		if id == (block.Hash{}) {
 			continue
 		}
+		node(id)
 		pages, err := readDirectory(ctx, d, i, id, total)
 		if err != nil {
 			return err
@@ -31,6 +37,7 @@ func walk(ctx context.Context, d *repository.Reader, m *repository.Manifest, vis
 			if page == (block.Hash{}) {
 				continue
 			}
+			node(page)
 			n := uint64(i)*pagesPerDirectory + uint64(j)
 			extents, err := readPage(ctx, d, m.SizeBytes, n, page)
 			if err != nil {

@@ -130,24 +130,30 @@ func (run *running) cutAll(toCut <-chan *region) error {
 	hasher := dedup.NewHasher(run.r.Keys().Domain)
 	var lengths []uint32
 	for g := range toCut {
-		lengths = cutter.Cut(lengths[:0], g.data, 0)
-		off := uint32(0)
-		for _, n := range lengths {
-			p := g.data[off : off+n]
-			off += n
-			last := len(g.extents) - 1
-			switch zero := dedup.IsZero(p); {
-			case zero && last >= 0 && g.extents[last].id == (block.Hash{}):
-				g.extents[last].length += n
-			case zero:
-				g.extents = append(g.extents, extent{length: n})
-			default:
-				g.extents = append(g.extents, extent{id: hasher.Sum(p), length: n})
-			}
-		}
+		g.extents, lengths = cutRegion(cutter, hasher, g.data, lengths)
 		close(g.cut)
 	}
 	return nil
+}
+
+// cutRegion returns what a region consists of. lengths is scratch, which is returned for the next one.
+func cutRegion(cutter *cdc.Cutter, hasher *dedup.Hasher, data []byte, lengths []uint32) ([]extent, []uint32) {
+	var extents []extent
+	lengths = cutter.Cut(lengths[:0], data, 0)
+	for _, n := range lengths {
+		p := data[:n]
+		data = data[n:]
+		last := len(extents) - 1
+		switch zero := dedup.IsZero(p); {
+		case zero && last >= 0 && extents[last].id == (block.Hash{}):
+			extents[last].length += n
+		case zero:
+			extents = append(extents, extent{length: n})
+		default:
+			extents = append(extents, extent{id: hasher.Sum(p), length: n})
+		}
+	}
+	return extents, lengths
 }
 
 // storeAll stores regions in order.

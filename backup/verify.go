@@ -55,12 +55,13 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 	for _, m := range manifests {
 		out.Backups++
 		missing, first := 0, uint64(0)
-		err := walk(ctx, d, m, func(n uint64, extents []extent) error {
+		err := walkTree(ctx, d, m, r.Index().Need, func(n uint64, extents []extent) error {
 			for _, e := range extents {
 				if e.id == (block.Hash{}) {
 					continue
 				}
 				out.Chunks++
+				r.Index().Need(e.id)
 				if !r.Index().Has(e.id) {
 					if missing++; missing == 1 {
 						first = n
@@ -83,7 +84,7 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 }
 
 func readPacks(ctx context.Context, r *repository.Repository, v Verification, out *Verified, mu *sync.Mutex, problem func(string, error)) error {
-	packs := r.Packs()
+	packs, replaced := r.Packs(), r.Replaced()
 	rand.Shuffle(len(packs), func(i, j int) { packs[i], packs[j] = packs[j], packs[i] })
 	packs = packs[:(len(packs)*v.DataPercent+99)/100]
 	total := uint64(0)
@@ -98,7 +99,8 @@ func readPacks(ctx context.Context, r *repository.Repository, v Verification, ou
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err != nil && !(p.Marked && errors.Is(err, block.ErrNotFound)) { // a prune may have deleted it meanwhile
+			gone := p.Marked && errors.Is(err, block.ErrNotFound) // a prune may have deleted it meanwhile
+			if err != nil && !gone && !replaced[p.Name] {
 				problem("pack "+p.Name, err)
 			}
 			mu.Lock()

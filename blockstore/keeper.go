@@ -41,6 +41,7 @@ type keeper struct {
 		queue   []block.SegmentID           // to be mended
 		unsound map[block.SegmentID]bool    // get no sidecar: what is damaged must not be taken for good
 		busy    block.SegmentID             // being mended; 0 none
+		emptied map[block.SegmentID]bool    // of which lost chunks were healed
 		scrub   scrubRun
 	}
 }
@@ -49,6 +50,7 @@ type keeper struct {
 type keptCounts struct {
 	found, mended, lost atomic.Uint64 // columns of 4 KiB, or frames where there are no columns
 	inline              atomic.Uint64 // reads that were answered by parity
+	healed              atomic.Uint64 // lost chunks whose bytes came from elsewhere
 	written             atomic.Int64  // bytes of sidecars and repaired segments
 }
 
@@ -63,7 +65,7 @@ const (
 func newKeeper(s *Store) *keeper {
 	k := &keeper{s: s, wake: make(chan struct{}, 1), rescues: make(chan struct{}, rescuers)}
 	k.pace.s = s
-	k.mu.damaged, k.mu.unsound = map[block.SegmentID]*Damage{}, map[block.SegmentID]bool{}
+	k.mu.damaged, k.mu.unsound, k.mu.emptied = map[block.SegmentID]*Damage{}, map[block.SegmentID]bool{}, map[block.SegmentID]bool{}
 	return k
 }
 

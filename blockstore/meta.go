@@ -451,12 +451,18 @@ func (m *metaBatch) moveChunk(id block.ChunkID, row chunkRow) error {
 	if err != nil {
 		return err
 	}
-	from, err := m.segment(old.Segment)
-	if err != nil {
-		return err
+	born := block.SegmentID(0)
+	if old.lost() {
+		m.c.Lost-- // it was in no segment
+	} else {
+		from, err := m.segment(old.Segment)
+		if err != nil {
+			return err
+		}
+		from.LiveRaw -= uint64(old.RawLen)
+		from.LiveChunks--
+		born = from.born()
 	}
-	from.LiveRaw -= uint64(old.RawLen)
-	from.LiveChunks--
 	to, err := m.segment(row.Segment)
 	if err != nil {
 		return err
@@ -465,7 +471,7 @@ func (m *metaBatch) moveChunk(id block.ChunkID, row chunkRow) error {
 	to.LiveRaw += uint64(row.RawLen)
 	to.TotalChunks++
 	to.LiveChunks++
-	to.Born = max(to.Born, from.born())
+	to.Born = max(to.Born, born)
 	m.fresh[id] = row
 	return m.b.Set(key64(keyChunk, uint64(id)), row.encode(nil), nil)
 }

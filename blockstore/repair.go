@@ -10,8 +10,20 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
-// Repair tries again to mend every segment that is known to be damaged and returns when that is done. What it could not mend, and why, Damages says.
+// Repair tries again to mend every segment that is known to be damaged, looks for lost chunks in what was written since, in the log and in histories, and returns when that is done. What it could not mend, and why, Damages says;
+// LostChunks says what Heal would take.
 func (s *Store) Repair(ctx context.Context) error {
+	if err := s.mendSegments(ctx); err != nil {
+		return err
+	}
+	if err := s.healSelf(ctx); err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	return s.waitMended(ctx)
+}
+
+// mendSegments has the keeper try again to mend what is damaged.
+func (s *Store) mendSegments(ctx context.Context) error {
 	k := s.keeper
 	k.mu.Lock()
 	for id, d := range k.mu.damaged {
@@ -20,6 +32,12 @@ func (s *Store) Repair(ctx context.Context) error {
 		}
 	}
 	k.mu.Unlock()
+	return s.waitMended(ctx)
+}
+
+// waitMended waits until no segment is to be mended.
+func (s *Store) waitMended(ctx context.Context) error {
+	k := s.keeper
 	k.kick()
 	for k.repairing() {
 		sleep(ctx, settlePoll)
@@ -128,6 +146,9 @@ func (k *keeper) repair(ctx context.Context, row *segmentRow) (*Damage, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if in.first != nil && k.harmless(row, d) {
+		return d, nil
 	}
 	if g.side == nil {
 		d.Columns = max(1, len(in.bad))

@@ -97,6 +97,10 @@ type Engine interface {
 	Repair(ctx context.Context) error
 	// Damages lists the segments that were found damaged since the start.
 	Damages() []blockstore.Damage
+	// LostChunks lists chunks that cannot be read, by their ids from after on, and whether there are more. It reads all maps if there are any.
+	LostChunks(ctx context.Context, after block.ChunkID) ([]blockstore.LostChunk, bool, error)
+	// Heal takes bytes of lost chunks, of which only those with the chunk's hash count, and returns the ids of the chunks that are whole now, durably.
+	Heal(ctx context.Context, all []blockstore.ChunkBytes) ([]block.ChunkID, error)
 	// Redundancy tells how the disks are.
 	ProbeDisks()
 	Redundancy() blockstore.Redundancy

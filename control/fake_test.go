@@ -511,6 +511,12 @@ func (e *fakeEngine) ReplaceDisk(old, path string) error {
 func (e *fakeEngine) Scrub() blockstore.ScrubStatus { return blockstore.ScrubStatus{} }
 func (e *fakeEngine) Repair(context.Context) error  { return nil }
 func (e *fakeEngine) Damages() []blockstore.Damage  { return nil }
+func (e *fakeEngine) LostChunks(context.Context, block.ChunkID) ([]blockstore.LostChunk, bool, error) {
+	return nil, false, nil
+}
+func (e *fakeEngine) Heal(context.Context, []blockstore.ChunkBytes) ([]block.ChunkID, error) {
+	return nil, nil
+}
 
 func (e *fakeEngine) Explain(ctx context.Context, volume string, _ func(string) bool, progress func(blockstore.ExplainProgress)) (*blockstore.Explanation, error) {
 	progress(blockstore.ExplainProgress{DoneBytes: 1, TotalBytes: 2})

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 )
 
@@ -96,4 +97,24 @@ func (c *Control) Repair(ctx context.Context) ([]Damage, error) {
 		return nil, err
 	}
 	return c.Damages(), nil
+}
+
+// LostChunks lists chunks that cannot be read, by parity and copies neither, from after on, and whether there are more.
+func (c *Control) LostChunks(ctx context.Context, after block.ChunkID) ([]blockstore.LostChunk, bool, error) {
+	ctx, done, err := c.work(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
+	return c.engine.LostChunks(ctx, after)
+}
+
+// Heal takes bytes that may be those of lost chunks and returns the ids of those that are whole now.
+func (c *Control) Heal(ctx context.Context, all []blockstore.ChunkBytes) ([]block.ChunkID, error) {
+	ctx, done, err := c.work(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return c.engine.Heal(ctx, all)
 }

@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
@@ -55,6 +56,60 @@ func (r *Reader) Open(f *Frame, number int, sealed []byte) ([]byte, error) {
 		return nil, damaged(int(f.Off), fmt.Sprintf("%d B of zstd", f.Raw), fmt.Sprintf("%d B, %v", len(raw), err))
 	}
 	return raw, nil
+}
+
+// Correct is Open for a frame that does not open: it tries whether some bytes of one place are wrong (seal.Box.Correct). Chunks must be compared with their ids, as always. sealed is not changed.
+func (r *Reader) Correct(f *Frame, number int, sealed []byte) ([]byte, error) {
+	fixed, ok := r.box.Correct(sealed, uint64(number), seal.MaxSpan)
+	if !ok {
+		return nil, damaged(int(f.Off), "a frame in which a few bytes are wrong at most", "another")
+	}
+	return r.Open(f, number, fixed)
+}
+
+// CorrectHeader is DecodeHeader for a header of which one bit is wrong.
+func CorrectHeader(b []byte, repository block.UUID) (h *Header, err error) {
+	if h, err = DecodeHeader(b, repository); err == nil || len(b) < headerSize {
+		return h, err
+	}
+	b = append([]byte(nil), b...)
+	for bit := range 8 * min(len(b), headerSize+int(binary.LittleEndian.Uint16(b[10:]))) {
+		b[bit/8] ^= 1 << (bit % 8)
+		if fixed, fixedErr := DecodeHeader(b, repository); fixedErr == nil {
+			return fixed, nil
+		}
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	return nil, err
+}
+
+// CorrectTrailer is DecodeTrailer for a trailer of which one bit is wrong.
+func CorrectTrailer(b []byte, size int64) (t *Trailer, err error) {
+	if t, err = DecodeTrailer(b, size); err == nil {
+		return t, nil
+	}
+	b = append([]byte(nil), b...)
+	for bit := range 8 * len(b) {
+		b[bit/8] ^= 1 << (bit % 8)
+		if fixed, fixedErr := DecodeTrailer(b, size); fixedErr == nil {
+			return fixed, nil
+		}
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	return nil, err
+}
+
+// CorrectDirectory is OpenDirectory for a directory of which some bits of one byte are wrong.
+func CorrectDirectory(keys *seal.Keys, h *Header, t *Trailer, sealed []byte) ([]Frame, error) {
+	frames, err := OpenDirectory(keys, h, t, sealed)
+	if err == nil {
+		return frames, nil
+	}
+	fixed, ok := keys.Index.Box(seal.PurposeDirectory, h.Salt, h.Repository).Correct(sealed, 0, 1)
+	if !ok {
+		return nil, err
+	}
+	return OpenDirectory(keys, h, t, fixed)
 }
 
 // Verify compares the id of a chunk with its bytes.

@@ -33,6 +33,11 @@ func (r *Repository) Identity(m *Manifest) Identity {
 	return Identity{r.ID(), m.Name, rootSum(m.Root)}
 }
 
+// Backup returns the name of the backup in a repository that this is, or is a copy of; false if that is another repository's.
+func (i Identity) Backup(repository string) (name string, ok bool) {
+	return i.backup, i.repository == repository
+}
+
 // SetOrigin makes a manifest, that is complete but for its name, one of a copy in this repository. It needs an owner's keys.
 func (r *Repository) SetOrigin(m *Manifest, id Identity) (err error) {
 	m.Origin = &Origin{Repository: id.repository, Backup: id.backup, Root: id.root[:]}

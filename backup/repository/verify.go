@@ -3,7 +3,6 @@ package repository
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 
 	"github.com/zeebo/blake3"
@@ -11,7 +10,6 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/pack"
 	"github.com/hyper-nixos/hyper-nixos/block"
-	"github.com/hyper-nixos/hyper-nixos/dedup"
 )
 
 // CheckPacks compares the packs that the index knows with the objects that are there: each must be, with its size. What is wrong is told to bad. It reads no pack.
@@ -32,6 +30,8 @@ func (r *Repository) CheckPacks(ctx context.Context, bad func(key string, err er
 		case !ok:
 			r.index.lose(uint32(number))
 			bad(packKey(p.name), fmt.Errorf("a pack that the index lists: %w", block.ErrNotFound))
+		case size != int64(p.size) && p.marked: // a repair has marked it: what is needed of it is elsewhere, or will be missed
+			r.index.lose(uint32(number))
 		case size != int64(p.size):
 			bad(packKey(p.name), &block.CorruptError{Source: "pack", Want: fmt.Sprintf("%d B", p.size), Got: fmt.Sprint(size)})
 		}
@@ -58,6 +58,28 @@ func (r *Repository) Packs() []PackData {
 	return packs
 }
 
+// Need notes that a backup needs a chunk, for Replaced.
+func (x *Index) Need(id block.Hash) { x.reach(id) }
+
+// Replaced returns the packs that are marked and hold nothing that a backup needs, by what Need was told, but has in no pack that lasts: whatever is wrong with these harms nobody.
+func (r *Repository) Replaced() map[string]bool {
+	x := r.index
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	replaced := make(map[string]bool)
+	for i := range x.mu.packs {
+		if x.mu.packs[i].marked {
+			replaced[x.mu.packs[i].name] = true
+		}
+	}
+	for _, p := range x.mu.places {
+		if p.raw&reached != 0 && x.mu.packs[p.pack].marked {
+			delete(replaced, x.mu.packs[p.pack].name)
+		}
+	}
+	return replaced
+}
+
 // VerifyPack reads a whole pack and checks everything: its name is the hash of its bytes, each frame opens, and each chunk is what its id says. It needs an owner's keys.
 func (r *Repository) VerifyPack(ctx context.Context, p PackData) error {
 	key := packKey(p.Name)
@@ -78,36 +100,10 @@ func (r *Repository) verifyPack(name string, b []byte) error {
 	if sum := blake3.Sum256(b); hex.EncodeToString(sum[:]) != name {
 		return &block.CorruptError{Source: "pack", Want: "bytes with the hash " + name, Got: hex.EncodeToString(sum[:])}
 	}
-	h, err := pack.DecodeHeader(b[:min(len(b), pack.HeaderSize)], r.keys.Repository)
+	frames, err := r.directoryOf(b)
 	if err != nil {
 		return err
 	}
-	end := len(b) - pack.TrailerSize
-	t, err := pack.DecodeTrailer(b[max(0, end):], int64(len(b)))
-	if err != nil {
-		return err
-	}
-	frames, err := pack.OpenDirectory(r.keys, h, t, b[end-int(t.DirectoryLen):end])
-	if err != nil {
-		return err
-	}
-	reader, err := pack.NewReader(r.keys, h)
-	if err != nil {
-		return err
-	}
-	hasher := dedup.NewHasher(r.keys.Domain)
-	for i := range frames {
-		f := &frames[i]
-		raw, frameErr := reader.Open(f, i, b[f.Off:f.Off+f.Len])
-		off := uint32(0)
-		for j := 0; j < len(f.Chunks) && frameErr == nil; j++ {
-			c := &f.Chunks[j]
-			frameErr = pack.Verify(hasher, c.ID, raw[off:off+c.Raw])
-			off += c.Raw
-		}
-		if frameErr != nil {
-			err = errors.Join(err, fmt.Errorf("frame %d at %d: %w", i, f.Off, frameErr))
-		}
-	}
+	_, err = r.openPack(b, frames, false)
 	return err
 }

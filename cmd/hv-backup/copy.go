@@ -120,21 +120,24 @@ func (k *copying) run(ctx context.Context, names []string) error {
 }
 
 // target is this command with the repository that is copied to, and what opens it.
-func (k *copying) target() *app {
-	to := *k.a
-	to.repo = k.to
-	if k.passwordFile != "" || len(k.identities) > 0 {
-		to.passwordFile, to.identities = k.passwordFile, k.identities
+func (k *copying) target() *app { return k.a.other(k.to, "HV_TO_", k.passwordFile, k.identities) }
+
+// other is this command with another repository, and what opens that, where it is not the same. prefix begins the names of the variables for its object storage, which if there are any replace the others.
+func (a *app) other(repo, prefix, passwordFile string, identities []string) *app {
+	to := *a
+	to.repo = repo
+	if passwordFile != "" || len(identities) > 0 {
+		to.passwordFile, to.identities = passwordFile, identities
 	}
 	for _, name := range []string{"ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE", "SHARED_CREDENTIALS_FILE", "REGION", "DEFAULT_REGION"} {
-		if k.a.getenv("HV_TO_AWS_"+name) == "" {
+		if a.getenv(prefix+"AWS_"+name) == "" {
 			continue
 		}
 		to.getenv = func(name string) string {
 			if strings.HasPrefix(name, "AWS_") {
-				name = "HV_TO_" + name
+				name = prefix + name
 			}
-			return k.a.getenv(name)
+			return a.getenv(name)
 		}
 	}
 	return &to

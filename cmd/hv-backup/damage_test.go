@@ -198,3 +198,36 @@ func TestInterruptAtThePassphrase(t *testing.T) {
 		t.Errorf("the terminal is left as %+v, it was %+v, %v", after, before, err)
 	}
 }
+
+// A repository is mended from another one with other keys, says what it does, and says so with its exit code.
+func TestRepairCommand(t *testing.T) {
+	p, to := newPlace(t), newPlace(t)
+	name := p.backUp(1)
+	p.ends(exitDone, "", "copy", "--from", p.dir, "--to", to.dir, "--to-identity", to.identity)
+	if out := p.ends(exitDone, "", "repo", "repair"); !strings.Contains(out, "nothing is damaged") {
+		t.Errorf("a repair of what is whole says %q", out)
+	}
+	for _, path := range p.objects("packs") {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.ends(exitUsage, "--from", "repo", "repair", "--missing-backups")
+	p.ends(exitDamaged, "--dry-run", "repo", "repair", "--dry-run", "--from", to.dir, "--from-identity", to.identity)
+	if out := p.ends(exitDamaged, "can be mended from here", "repo", "repair"); !strings.Contains(out, "B at 0") {
+		t.Errorf("a repair without a source does not say what is lost: %q", out)
+	}
+	var got struct {
+		Mended         []struct{ Chunks int }
+		DamagedBackups []struct {
+			Name      string
+			LostBytes uint64
+		}
+	}
+	out := p.ends(exitDone, "", "repo", "repair", "--from", to.dir, "--from-identity", to.identity, "-o", "json")
+	if err := json.Unmarshal([]byte(out), &got); err != nil || len(got.Mended) != 1 || len(got.DamagedBackups) != 1 || got.DamagedBackups[0].Name != name || got.DamagedBackups[0].LostBytes != 0 {
+		t.Errorf("a repair prints %s, %v", out, err)
+	}
+	p.ends(exitDone, "", "repo", "verify", "--read-data")
+	p.ends(exitDone, "", "restore", name, "--to-file", filepath.Join(t.TempDir(), "restored.raw"))
+}

@@ -22,8 +22,8 @@ import (
 var errProblems = errors.New("damage was found")
 
 func newRepo(a *app) *cobra.Command {
-	c := console.Group(&cobra.Command{Use: "repo", Short: "Make, verify and look at a repository"})
-	c.AddCommand(newRepoInit(a), newRepoVerify(a), newRepoStats(a), newRepoKey(a))
+	c := console.Group(&cobra.Command{Use: "repo", Short: "Make, verify, repair and look at a repository"})
+	c.AddCommand(newRepoInit(a), newRepoVerify(a), newRepoRepair(a), newRepoStats(a), newRepoKey(a))
 	return c
 }
 

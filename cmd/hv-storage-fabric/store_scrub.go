@@ -144,7 +144,8 @@ func newStoreRepair(a *app) *cobra.Command {
 		Use:   "repair",
 		Short: "Mend the segments that are known to be damaged, and say what cannot be mended",
 		Long: `Try again to mend every segment that reads or scrubs found damaged since hvd was started, and list these with what of volumes and snapshots is affected.
-What a read or a scrub meets is mended without this command as far as parity reaches. The exit code is 1 if damage is left.`,
+What a read or a scrub meets is mended without this command as far as parity reaches. What it does not reach is looked for in what was written again since, in the log and in histories.
+What is lost then, "hv-backup repair-store" takes from backups of the volumes. The exit code is 1 if damage is left.`,
 		Example: "  hv-storage-fabric store scrub start --wait; hv-storage-fabric store repair\n  hv-storage-fabric store repair --list -o json | jq '.[] | select(.mended | not) | .places'",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -203,7 +204,7 @@ func (a *app) showDamages(all []client.Damage) error {
 		}
 	})
 	if err == nil && left > 0 {
-		err = fmt.Errorf("%d segments are damaged and not mended: restore what is listed from a backup, or write it again", left)
+		err = fmt.Errorf("%d segments are damaged and not mended: `hv-backup repair-store --repo REPO` takes what is listed from backups; or write it again", left)
 	}
 	return err
 }
