@@ -107,6 +107,7 @@ type Store struct {
 	dueFirst    dueFirst     // what they wait for
 	recuts      recuts
 	historian   *historian
+	surveyor    *surveyor
 }
 
 // dirtySet is what of the tree is not yet in rows.

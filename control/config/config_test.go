@@ -74,6 +74,10 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"nbd: {tls: {client-ca: c, psk-file: p}}\n", "nbd.tls.key"},
 		{"nbd: {listen: '[::]:10809', tls: {cert: c, key: k, psk-file: p}}\n", "lets everybody in"},
 		{"nbd: {tls: {ca: c}}\n", `unknown key "nbd.tls.ca"`},
+		{"alarms: {space-near: 96}\n", "alarms.space-near: 96 %"},
+		{"alarms: {quota-critical: 101}\n", "alarms.quota-critical of 101 %"},
+		{"alarms: {overcommit: -1}\n", "alarms.overcommit: -1"},
+		{"alarms: {degraded-after: 1000h}\n", "alarms.degraded-after"},
 		{"nbd: {socket: /x/s}\ncontrol-socket: /x/s\n", "nbd.socket"},
 	} {
 		_, err := load(t, c.file, nil)
