@@ -87,7 +87,7 @@ func (u *surveyor) run(ctx context.Context) {
 	timer := time.NewTimer(surveyEvery)
 	defer timer.Stop()
 	for {
-		bounds := u.s.uniqueBounds()
+		none := len(u.s.uniqueBounds()) == 0
 		u.mu.Lock()
 		wanted := u.mu.asked > u.mu.began
 		u.mu.Unlock()
@@ -95,9 +95,9 @@ func (u *surveyor) run(ctx context.Context) {
 		if wanted {
 			rest = u.took
 		}
-		if pause := rest - time.Since(u.endedAt); pause > 0 || len(bounds) == 0 && !wanted {
+		if pause := rest - time.Since(u.endedAt); pause > 0 || none && !wanted {
 			timer.Reset(max(pause, time.Millisecond))
-			if len(bounds) == 0 && !wanted {
+			if none && !wanted {
 				timer.Reset(time.Hour) // setting a bound wakes
 			}
 			select {
@@ -108,7 +108,7 @@ func (u *surveyor) run(ctx context.Context) {
 			}
 			continue
 		}
-		if err := u.survey(ctx, bounds); err != nil {
+		if err := u.survey(ctx); err != nil {
 			u.s.report("survey of what volumes alone hold", err)
 			sleep(ctx, keeperRetry)
 		}
@@ -131,12 +131,13 @@ func (s *Store) uniqueBounds() (all []*uniqueBound) {
 }
 
 // survey measures once and puts the figures in force. If somebody waits, what is in the log is brought down before, so that nothing counts twice and all is compressed.
-func (u *surveyor) survey(ctx context.Context, bounds []*uniqueBound) error {
+func (u *surveyor) survey(ctx context.Context) error {
 	u.mu.Lock()
 	u.mu.began++
 	number, waiting := u.mu.began, u.mu.waiting
 	u.mu.waiting = false
 	u.mu.Unlock()
+	bounds := u.s.uniqueBounds() // those of who asks later are of the next
 	if waiting && len(bounds) > 0 {
 		if err := u.s.bringDown(ctx); err != nil {
 			return err
