@@ -108,12 +108,14 @@ func (u *surveyor) run(ctx context.Context) {
 			}
 			continue
 		}
-		if err := u.survey(ctx); err != nil {
-			u.s.report("survey of what volumes alone hold", err)
-			sleep(ctx, keeperRetry)
-		}
+		err := u.survey(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if err != nil {
+			u.s.report("survey of what volumes alone hold", err)
+			sleep(ctx, keeperRetry)
+			u.ask(false)
 		}
 	}
 }
