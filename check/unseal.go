@@ -32,12 +32,18 @@ const (
 	restSegment = "hyper-nixos 2026 at rest: segment"
 	restFrames  = "hyper-nixos 2026 at rest: frames"
 	restSlots   = "hyper-nixos 2026 at rest: slots"
+	restHistory = "hyper-nixos 2026 at rest: history file"
 
-	sealTag     = 16
-	logBound    = 128 // bytes of a log file's header that its keys are derived from
-	maxMasters  = 1024
-	nonceSector = 0
-	nonceRecord = 1
+	sealTag      = 16
+	logBound     = 128 // bytes of a log file's header that its keys are derived from
+	historyBound = 96  // the same of a file of history
+	maxMasters   = 1024
+
+	// First bytes of nonces.
+	nonceSector  = 0
+	nonceRecord  = 1
+	nonceMeta    = 2
+	noncePayload = 3
 )
 
 // ring is what the slots of an encrypted store have: its keys.
@@ -197,6 +203,17 @@ func (r *ring) logKeys(id uint32, page []byte) (*logKeys, error) {
 	}
 	all := derive(m, r.store[:], restLog)
 	return &logKeys{aead: newGCM(derive(all, page[:logBound], restLogFile)), foot: derive(all, page[:logBound], restLogFoot)}, nil
+}
+
+// historyKey returns what opens the file of history that begins with head.
+func (r *ring) historyKey(id uint32, head []byte) (cipher.AEAD, error) {
+	m, err := r.master(id)
+	if err != nil {
+		f := asFault(err)
+		f.off = 44
+		return nil, &f
+	}
+	return newGCM(derive(derive(m, r.store[:], restLog), head, restHistory)), nil
 }
 
 func logNonce(kind byte, off int64) []byte {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 
@@ -126,6 +127,78 @@ func TestSealedStoreIsOpened(t *testing.T) {
 	plain.close()
 	if _, err := Run(context.Background(), plain.dir, with(id)); !errors.Is(err, block.ErrInvalid) {
 		t.Errorf("a key for a store that is not encrypted: %v", err)
+	}
+}
+
+// With its key the history of an encrypted store is opened: meta, payload and index by their tags; what was changed under checksums that fit is found.
+func TestSealedHistoryIsOpened(t *testing.T) {
+	id := newIdentity(t)
+	l := newSealedLab(t, 34, blockstore.Keys{Identities: []age.Identity{id}})
+	l.create("a", 8<<20)
+	l.must(l.s.SetHistory(context.Background(), "a", blockstore.HistoryPolicy{Window: time.Hour}))
+	for i := range uint64(3) {
+		l.write("a", i<<20, l.data(200_000))
+		l.trim("a", 4<<20, 1<<20)
+		l.flush("a")
+		_, err := l.s.MarkHistory(context.Background(), "a", "mark")
+		l.must(err)
+	}
+	l.close()
+	files, err := filepath.Glob(filepath.Join(l.dir, historyName, "0000000000000001", "*"+historySuffix))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	check := func(opts Options) Report {
+		t.Helper()
+		rep, err := Run(context.Background(), l.dir, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rep
+	}
+	key := Options{Unwrap: unwrapBy(id)}
+	if rep := check(key); rep.Errors+rep.Warnings != 0 || rep.Totals.HistoryFiles == 0 {
+		t.Fatalf("with the key: %+v", rep)
+	}
+	d, err := DumpHistory(files[0])
+	if err != nil || !d.Sealed || len(d.Frames) == 0 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	le := binary.LittleEndian
+	for what, at := range map[string]func(head []byte) int{
+		"meta":    func([]byte) int { return historyFrame },
+		"payload": func(head []byte) int { return historyFrame + int(le.Uint32(head[20:])) },
+	} {
+		forge(t, files[0], func(b []byte) []byte {
+			chain, changed := le.Uint32(b[historyHead-4:]), false
+			for _, f := range d.Frames {
+				frame := b[f.Offset:]
+				meta := int(le.Uint32(frame[20:]))
+				end := historyFrame + meta + int(le.Uint32(frame[28:]))
+				if !changed && f.Stored > 0 {
+					frame[at(frame)] ^= 1
+					changed = true
+				}
+				le.PutUint32(frame[48:], crc(frame[historyFrame:historyFrame+meta]))
+				le.PutUint32(frame[52:], crc(frame[historyFrame+meta:end]))
+				chain = crcMore(chain, frame[:60])
+				le.PutUint32(frame[60:], chain)
+			}
+			if !changed {
+				t.Fatal("no frame has a payload")
+			}
+			foot := b[len(b)-historyFoot:]
+			le.PutUint32(foot[60:], chain)
+			le.PutUint32(foot[historyFoot-4:], crcMore(le.Uint32(b[historyHead-4:]), foot[:historyFoot-4]))
+			return b
+		}, func() {
+			if rep := check(Options{}); rep.Errors != 0 {
+				t.Errorf("%s, without a key: %v", what, rep.Findings)
+			}
+			if rep := check(key); rep.Errors == 0 || !strings.Contains(fmt.Sprint(rep.Findings), "authentication tag of this "+what) {
+				t.Errorf("%s, with the key: %v", what, rep.Findings)
+			}
+		})
 	}
 }
 
