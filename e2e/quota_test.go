@@ -54,7 +54,7 @@ func TestGuestPausesAtItsQuota(t *testing.T) {
 	if volume.ReferencedBytes > limit {
 		t.Errorf("the guest's disk refers to %d bytes, its quota is %d", volume.ReferencedBytes, limit)
 	}
-	if alarms := quotaAlarms(d); !strings.Contains(alarms, "quota of volume root is full") {
+	if alarms := alarmsOf(d); !strings.Contains(alarms, "quota of volume root is full") {
 		t.Errorf("status does not say that the quota is full: %s", alarms)
 	}
 	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 7 0 32M", "-c", "read -P 7 0 32M", other) // the other volume does not notice
@@ -70,7 +70,7 @@ func TestGuestPausesAtItsQuota(t *testing.T) {
 	if errs := machine.Errors(); len(errs) > 0 {
 		t.Errorf("the guest met errors: %q", errs)
 	}
-	if alarms := quotaAlarms(d); strings.Contains(alarms, "quota of volume root is full") {
+	if alarms := alarmsOf(d); strings.Contains(alarms, "quota of volume root is full") {
 		t.Errorf("status still says that the quota is full: %s", alarms)
 	}
 }
@@ -104,7 +104,7 @@ func TestUniqueQuotaIsNoSpaceForOneVolume(t *testing.T) {
 	if r := write(own, "0"); !strings.Contains(r.stdout+r.stderr, "No space left") {
 		t.Errorf("8 MiB in a row beyond a bound of 4 MiB: %s%s", r.stdout, r.stderr)
 	}
-	if alarms := quotaAlarms(d); !strings.Contains(alarms, "quota on unique data of volume own is full") {
+	if alarms := alarmsOf(d); !strings.Contains(alarms, "quota on unique data of volume own is full") {
 		t.Errorf("status does not say that the quota is full: %s", alarms)
 	}
 	if r := write(other, "16M"); r.code != 0 || strings.Contains(r.stdout+r.stderr, "failed") {
@@ -116,7 +116,8 @@ func TestUniqueQuotaIsNoSpaceForOneVolume(t *testing.T) {
 	}
 }
 
-func quotaAlarms(d *daemon) string {
+// alarmsOf returns the alarms of status in one line.
+func alarmsOf(d *daemon) string {
 	var status struct{ Alarms []string }
 	d.json(&status, "status")
 	return strings.Join(status.Alarms, "; ")
