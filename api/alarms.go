@@ -14,9 +14,13 @@ const alarmsBeat = 15 * time.Second
 // alarmsLine is one line of GET /v1/alarms: an alarm, or an empty object as a sign of life.
 type alarmsLine struct {
 	*control.Alarm
+	Text string `json:"text,omitempty"` // for people
+	Next string `json:"next,omitempty"` // what to do about it
 }
 
-// alarms serves GET /v1/alarms: a JSON object a line for each thing that is nearly full or full, and then, with ?follow=true, for each that changes. An empty object is a sign of life.
+func lineOf(a control.Alarm) alarmsLine { return alarmsLine{&a, a.String(), a.Next()} }
+
+// alarms serves GET /v1/alarms: a JSON object a line for each thing that is nearly full or full or as it should not be, and then, with ?follow=true, for each that changes. An empty object is a sign of life.
 func alarms(c *control.Control) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := allow(r.Context(), control.ScopeRead); err != nil {
@@ -28,7 +32,7 @@ func alarms(c *control.Control) http.HandlerFunc {
 		w.Header().Set("Cache-Control", "no-store")
 		connection, encoder := http.NewResponseController(w), json.NewEncoder(w)
 		for i := range now {
-			if encoder.Encode(alarmsLine{&now[i]}) != nil {
+			if encoder.Encode(lineOf(now[i])) != nil {
 				return
 			}
 		}
@@ -47,7 +51,7 @@ func alarms(c *control.Control) http.HandlerFunc {
 				if !more {
 					return
 				}
-				line.Alarm = &alarm
+				line = lineOf(alarm)
 			case <-beat.C:
 			case <-c.Background().Done():
 				return

@@ -19,7 +19,10 @@ func volumeOf(v control.Volume) generated.Volume {
 	}
 	var quota *generated.VolumeQuota
 	if q := v.Quota; !q.None() {
-		quota = &generated.VolumeQuota{ReferencedBytes: q.ReferencedBytes, ReservedBytes: q.ReservedBytes, State: v.QuotaState}
+		quota = &generated.VolumeQuota{ReferencedBytes: q.ReferencedBytes, ReservedBytes: q.ReservedBytes, UniqueBytes: q.UniqueBytes, State: v.QuotaState}
+		if use := v.Unique; !use.MeasuredAt.IsZero() {
+			quota.Unique = &use
+		}
 	}
 	return generated.Volume{
 		Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Chunking: v.Chunking, Mode: mode, CreatedAt: v.CreatedAt,

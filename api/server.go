@@ -70,6 +70,7 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	mux.HandleFunc("POST /v1/volumes/{name}/live", streams.live)
 	mux.HandleFunc("GET /v1/support", streams.support)
 	mux.HandleFunc("GET /v1/alarms", alarms(c))
+	mux.HandleFunc("GET /metrics", metrics(c))
 	mux.HandleFunc("GET /v1/changes", changes(c))
 	mux.HandleFunc("GET /v1/volumes/{name}/history/activity", activity(c))
 	repairs := make(chan struct{}, 1)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"filippo.io/age"
@@ -18,6 +19,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/segment"
 	"github.com/hyper-nixos/hyper-nixos/check"
 	"github.com/hyper-nixos/hyper-nixos/internal/secret"
+	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
 // plainMark is text that no file of an encrypted store may have.
@@ -80,7 +82,7 @@ func TestEncryptedStore(t *testing.T) {
 	checkWhole(t, opts.Dir, "closed")
 
 	// A rotation writes no data, and is used by what comes after it.
-	if err := EditKeys(opts.Dir, opts.Keys.Identities, false, func(f *keyring.File, r *keyring.Ring) error { return errors.Join(r.Rotate(), f.Rewrap(r)) }); err != nil {
+	if err := EditKeys(opts.Dir, nil, opts.Keys.Identities, false, func(f *keyring.File, r *keyring.Ring) error { return errors.Join(r.Rotate(), f.Rewrap(r)) }); err != nil {
 		t.Fatal(err)
 	}
 	s = openTest(t, opts)
@@ -104,6 +106,10 @@ func TestEncryptedStore(t *testing.T) {
 	rep, err := check.Run(t.Context(), opts.Dir, check.Options{})
 	if err != nil || !rep.OK() || rep.Warnings == 0 {
 		t.Errorf("check: %v, %d errors, %d warnings", err, rep.Errors, rep.Warnings)
+	}
+	rep, err = check.Run(t.Context(), opts.Dir, check.Options{Unwrap: func(sealed []byte) ([]byte, error) { return secret.Unwrap(sealed, 1<<20, opts.Keys.Identities...) }})
+	if err != nil || rep.Errors+rep.Warnings != 0 { // under both master keys
+		t.Errorf("check with the key: %v, %v", err, rep.Findings)
 	}
 }
 
@@ -142,7 +148,7 @@ func TestEncryptedStoreNeedsItsKey(t *testing.T) {
 	}
 	theirs := other.Recipient().String()
 	edit := func(id age.Identity, change func(*keyring.File, *keyring.Ring) error) error {
-		return EditKeys(opts.Dir, []age.Identity{id}, false, change)
+		return EditKeys(opts.Dir, nil, []age.Identity{id}, false, change)
 	}
 	if err := edit(opts.Keys.Identities[0], func(f *keyring.File, r *keyring.Ring) error {
 		return f.Add(r, theirs, "safe", opts.withDefaults().Now())
@@ -261,5 +267,47 @@ func TestADiskHasTheKeysBeforeTheSuperblock(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(disk, keysFile))
 	if got, e := readSuper(vfs.Default, disk); err != nil || string(b) != "keys" || e != nil || got.Generation != 4 {
 		t.Errorf("keys %q, %v; superblock %+v, %v", b, err, got, e)
+	}
+}
+
+// A change of keys is on the further disks that are named at once, on others with the next start, and never on a disk of another store.
+func TestKeysChangeOnAllDisks(t *testing.T) {
+	root := t.TempDir()
+	opts := diskOptions(t, root, erasure.Shape{Data: 3, Parity: 1})
+	opts.Keys = fixedKeys()
+	closeTest(t, openTest(t, opts))
+	closeTest(t, openTest(t, opts)) // by now the disks have copies
+	read := func(dir string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, keysFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	before := read(opts.Dir)
+	for _, d := range opts.Disks {
+		if read(d) != before {
+			t.Fatalf("%s has other keys than the data directory", d)
+		}
+	}
+	stranger := atRestOptions(t)
+	closeTest(t, openTest(t, stranger))
+	strange := read(stranger.Dir)
+	rotate := func(f *keyring.File, r *keyring.Ring) error { return errors.Join(r.Rotate(), f.Rewrap(r)) }
+	err := EditKeys(opts.Dir, []string{opts.Disks[0], stranger.Dir, opts.Disks[1]}, opts.Keys.Identities, false, rotate)
+	if !errors.Is(err, block.ErrInvalid) || strings.Count(err.Error(), "is not, and follows") != 1 {
+		t.Errorf("a disk of another store: %v", err)
+	}
+	after := read(opts.Dir)
+	if after == before || read(opts.Disks[0]) != after || read(opts.Disks[1]) != after {
+		t.Error("the disks that were named do not have the new keys")
+	}
+	if read(opts.Disks[2]) != before || read(stranger.Dir) != strange {
+		t.Error("disks that were not meant have other keys")
+	}
+	closeTest(t, openTest(t, opts))
+	if read(opts.Disks[2]) != after {
+		t.Error("the next start does not bring the keys up to date")
 	}
 }

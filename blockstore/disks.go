@@ -204,7 +204,7 @@ func (s *Store) openBackend() (tiers.Backend, error) {
 		return nil, err
 	}
 	if s.restored {
-		if err := b.ReplaceDir(dirs[0], dirs[0]); err != nil && !errors.Is(err, block.ErrInvalid) {
+		if err := b.ReplaceDir(dirs[0], dirs[0], nil); err != nil && !errors.Is(err, block.ErrInvalid) {
 			return nil, err
 		}
 	}
@@ -312,7 +312,7 @@ func (s *Store) ReplaceDisk(old, path string) error {
 	}
 	s.ProbeDisks()
 	part := func(d, name string) string { return s.fs.PathJoin(d, name) }
-	segmentsErr := s.stripes.ReplaceDir(part(old, "segments"), part(path, "segments"))
+	segmentsErr := s.stripes.ReplaceDir(part(old, "segments"), part(path, "segments"), s.hasSegment)
 	if segmentsErr != nil && !errors.Is(segmentsErr, block.ErrInvalid) {
 		return segmentsErr
 	}

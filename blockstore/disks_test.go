@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
@@ -233,6 +234,142 @@ func TestStaleDiskComesBack(t *testing.T) {
 		t.Fatalf("%+v", st)
 	}
 	expect(t, deviceTest(t, s, "a", ""), 0, data)
+}
+
+// TestVanishedDiskIsTakenBack lets a disk vanish and come back while the store runs. It is taken back without anybody's word, what it has is kept, what it lacks is made, what was deleted meanwhile counts for nothing, and an empty
+// directory in its place is left alone.
+func TestVanishedDiskIsTakenBack(t *testing.T) {
+	root := t.TempDir()
+	opts := diskOptions(t, root, erasure.Shape{Data: 3, Parity: 1})
+	s := openTest(t, opts)
+	_, data := fillDisks(t, s)
+	gone := createTest(t, s, "gone", 32<<20)
+	writeTest(t, gone, 0, guestData(rand.New(rand.NewPCG(8, 8)), 16<<20))
+	settleTest(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, opts) // what was open is sealed
+	d := deviceTest(t, s, "a", "")
+	awaitHealthy(t, s)
+	away := filepath.Join(root, "c")
+	if err := os.Rename(away, away+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the loss to be noticed", func() bool { s.keeper.kick(); r := s.Redundancy(); return r.Degraded() })
+	if err := os.MkdirAll(filepath.Join(away, "segments"), 0o700); err != nil { // as a mount point is
+		t.Fatal(err)
+	}
+	if err := s.DeleteVolume(context.Background(), "gone"); err != nil {
+		t.Fatal(err)
+	}
+	more := guestData(rand.New(rand.NewPCG(6, 6)), 8<<20)
+	copy(data[8<<20:], more)
+	writeTest(t, d, 8<<20, more)
+	settleTest(t, s)
+	for range 3 {
+		s.keeper.kick()
+	}
+	if r := s.Redundancy(); !r.Degraded() {
+		t.Fatalf("an empty directory is taken for the disk: %+v", r)
+	}
+	if err := os.RemoveAll(away); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(away+"-away", away); err != nil {
+		t.Fatal(err)
+	}
+	shards, err := filepath.Glob(filepath.Join(away, "segments", "*", "*.shard"))
+	if err != nil || len(shards) == 0 {
+		t.Fatal(shards, err)
+	}
+	was := map[string]os.FileInfo{}
+	for _, path := range shards {
+		if was[path], err = os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaitHealthy(t, s)
+	kept := 0
+	for path, info := range was {
+		now, err := os.Stat(path)
+		if err == nil && (!os.SameFile(info, now) || !now.ModTime().Equal(info.ModTime())) {
+			t.Errorf("%s was made anew", path)
+		}
+		if err == nil {
+			kept++
+		}
+	}
+	if kept == 0 {
+		t.Error("no shard was kept")
+	}
+	if st := scrubTest(t, s, true); st.Damaged > 0 {
+		t.Fatalf("%+v", st)
+	}
+	expect(t, d, 0, data)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, opts)
+	awaitHealthy(t, s)
+	expect(t, deviceTest(t, s, "a", ""), 0, data)
+}
+
+// TestSecondCopiesStayOffAMountPoint: where the last disk is not mounted, second copies go to another one, and not into the empty directory.
+func TestSecondCopiesStayOffAMountPoint(t *testing.T) {
+	root := t.TempDir()
+	opts := diskOptions(t, root, erasure.Shape{Data: 2, Parity: 1})
+	s := openTest(t, opts)
+	if got := s.secondDir(); got != filepath.Join(root, "d") {
+		t.Errorf("with all disks they go to %s", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	last := filepath.Join(root, "d")
+	if err := errors.Join(os.Rename(last, last+"-away"), os.Mkdir(last, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, opts)
+	if got := s.secondDir(); got != filepath.Join(root, "c") {
+		t.Errorf("without the last disk they go to %s", got)
+	}
+}
+
+// TestFailingDiskIsNotTakenBack: a disk that fell out and was never gone stays out until somebody says otherwise.
+func TestFailingDiskIsNotTakenBack(t *testing.T) {
+	root := t.TempDir()
+	opts := diskOptions(t, root, erasure.Shape{Data: 3, Parity: 1})
+	s := openTest(t, opts)
+	fillDisks(t, s)
+	disk := filepath.Join(root, "c")
+	label := filepath.Join(disk, "segments", "members")
+	old, err := os.ReadFile(label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, opts) // whose labels are newer
+	awaitHealthy(t, s)
+	if err := os.WriteFile(label, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the directory to fall out", func() bool {
+		s.keeper.kick()
+		out, back := s.stripes.Returned(filepath.Join(disk, "segments"))
+		return out && back
+	})
+	for end := time.Now().Add(2 * keeperTick); time.Now().Before(end); time.Sleep(keeperTick / 20) { // a rule that is broken shows at the first or second look
+		if r := s.Redundancy(); !r.Degraded() {
+			t.Fatalf("%+v", r)
+		}
+	}
+	if err := s.ReplaceDisk(disk, disk); err != nil {
+		t.Fatal(err)
+	}
+	awaitHealthy(t, s)
 }
 
 // TestStripedSegmentsAreGivenBack: when all that lives in striped segments is gone, an audit lets their shards go from every disk, and nothing else does.

@@ -174,13 +174,13 @@ func (g *spaceGate) checkDisk() error {
 		left = inLog + (free-inLog)/2
 	}
 	g.left.Store(max(0, left))
-	state := SpaceOK
+	state, marks := SpaceOK, g.s.opts.Marks.space()
 	switch {
 	case free <= 0 && !g.mayGain():
 		state = SpaceFull
-	case free <= 0, usage.TotalBytes > 0 && usage.UsedBytes*100 >= usage.TotalBytes*95:
+	case free <= 0, usage.TotalBytes > 0 && usage.UsedBytes*100 >= usage.TotalBytes*uint64(marks.critical):
 		state = SpaceCritical
-	case usage.TotalBytes > 0 && usage.UsedBytes*100 >= usage.TotalBytes*85:
+	case usage.TotalBytes > 0 && usage.UsedBytes*100 >= usage.TotalBytes*uint64(marks.near):
 		state = SpaceNearFull
 	}
 	g.setState(state)

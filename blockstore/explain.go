@@ -47,6 +47,10 @@ type Explanation struct {
 	Elsewhere HeldBytes // that only snapshots need, of several volumes
 	Waiting   HeldBytes // of the store: that nothing visible needs; deletes and trims are still being worked off
 
+	// PartlyDeadBytes are of chunks that a volume needs now, before compression, and that none of its extents refers to: what overwrites have left of chunks that they did not replace whole. At most, as two mentions of a chunk may
+	// need different parts of it. Such regions are cut anew in time (recut.go), unless a snapshot holds the chunks anyhow.
+	PartlyDeadBytes uint64
+
 	// Of the store.
 
 	HeldUnusedBytes uint64 // dead bytes of segments that wait for reclaim
@@ -274,6 +278,11 @@ func (v *survey) finish() {
 	st := v.s.Stats()
 	o.ParityBytes, o.MetadataBytes, o.FreeBytes = parity, st.MetadataBytes, st.FreeBytes
 	slices.SortFunc(o.PerVolume, func(a, b ExplainedVolume) int { return cmp.Compare(a.Name, b.Name) })
+	needed, once := o.Unique.RawBytes+o.Shared.RawBytes, o.DataBytes-o.DedupInsideBytes
+	if o.Volume == "" {
+		once = o.FirstBytes
+	}
+	o.PartlyDeadBytes = needed - min(needed, once)
 	if o.Volume != "" {
 		o.ParityBytes, o.PerVolume, o.Waiting = mine, nil, HeldBytes{}
 	}

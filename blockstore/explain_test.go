@@ -77,10 +77,12 @@ func TestExplainNamesEveryByte(t *testing.T) {
 	want("a: shared", a.Shared.RawBytes, 14, 0)
 	want("a: only its snapshot", a.Snapshots.RawBytes, 0, 0)
 	want("a: its snapshot and others", a.Elsewhere.RawBytes, 2, 0)
+	want("a: dead in chunks that it needs", a.PartlyDeadBytes, 0, 4096) // that 4 KiB replaced
 	b := get("b")
 	want("b: data", b.DataBytes, 5, 0)
 	want("b: across", b.DedupAcrossBytes, 2, 0)
 	want("b: unique", b.Unique.RawBytes, 3, 0)
+	want("b: dead in chunks that it needs", b.PartlyDeadBytes, 0, 0)
 	c := get("c")
 	want("c: cloned", c.ClonedBytes, 16, 0)
 	want("c: inside", c.DedupInsideBytes, 4, 0)

@@ -33,13 +33,12 @@ func (v *survey) rootOf(n *nodeRow) mappedRoot {
 func (v *survey) mark() error {
 	for _, u := range v.volumes {
 		v.own.Clear()
-		head := v.rootOf(v.nodes[u.row.Head]).root
 		into := v.any
 		if v.out.Volume != "" && !u.focus {
 			into = v.many
 		}
-		if err := v.chunks(head, 0, func(id uint64) {
-			if u.focus || v.out.Volume == "" {
+		if err := v.each(u, func(id uint64, head bool) {
+			if head && (u.focus || v.out.Volume == "") {
 				v.heads.Add(id)
 			}
 			if v.own.Add(id) && !into.Add(id) && v.out.Volume == "" {
@@ -48,25 +47,29 @@ func (v *survey) mark() error {
 		}); err != nil {
 			return err
 		}
-		older := map[nodeID]bool{}
-		for _, n := range u.snaps {
-			// What was born before the nearest older snapshot is in that one's map, or in the map of none.
-			least := nodeID(0)
-			for p := v.nodes[n.Parent]; p != nil && least == 0; p = v.nodes[p.Parent] {
-				if older[p.ID] {
-					least = p.ID
-				}
-			}
-			older[n.ID] = true
-			if err := v.chunks(v.rootOf(n).root, block.Epoch(least), func(id uint64) {
-				if v.own.Add(id) && !into.Add(id) && v.out.Volume == "" {
-					v.many.Add(id)
-				}
-			}); err != nil {
-				return err
+		v.step(v.rootOf(v.nodes[u.row.Head]).mapped)
+	}
+	return nil
+}
+
+// each calls visit with the sampled chunks that a volume or its snapshots need, some of them several times. head says that it is the volume as it is that needs it.
+func (v *survey) each(u *surveyed, visit func(id uint64, head bool)) error {
+	if err := v.chunks(v.rootOf(v.nodes[u.row.Head]).root, 0, func(id uint64) { visit(id, true) }); err != nil {
+		return err
+	}
+	older := map[nodeID]bool{}
+	for _, n := range u.snaps {
+		// What was born before the nearest older snapshot is in that one's map, or in the map of none.
+		least := nodeID(0)
+		for p := v.nodes[n.Parent]; p != nil && least == 0; p = v.nodes[p.Parent] {
+			if older[p.ID] {
+				least = p.ID
 			}
 		}
-		v.step(v.rootOf(v.nodes[u.row.Head]).mapped)
+		older[n.ID] = true
+		if err := v.chunks(v.rootOf(n).root, block.Epoch(least), func(id uint64) { visit(id, false) }); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -212,8 +215,13 @@ func (c *extentCount) add(o *Explanation) {
 	o.PerVolume = append(o.PerVolume, line)
 }
 
-// weigh reads all chunk rows and books each sampled chunk under what needs it.
+// weigh books each sampled chunk under what needs it.
 func (v *survey) weigh() error {
+	return v.rows(func(n uint64, row chunkRow, g *surveyedSegment) { g.raw[v.need(n)] += uint64(row.RawLen) })
+}
+
+// rows reads all chunk rows and calls visit with each sampled one, its number in the sets, and its segment.
+func (v *survey) rows(visit func(n uint64, row chunkRow, g *surveyedSegment)) error {
 	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{keyChunk}, UpperBound: []byte{keyChunk + 1}})
 	if err != nil {
 		return err
@@ -239,7 +247,7 @@ func (v *survey) weigh() error {
 			seen = 0
 		}
 		if n, ok := v.sampled(uint64(id)); ok && v.segs[row.Segment] != nil {
-			v.segs[row.Segment].raw[v.need(n)] += uint64(row.RawLen)
+			visit(n, row, v.segs[row.Segment])
 		}
 	}
 	v.step(seen)

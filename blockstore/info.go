@@ -78,7 +78,9 @@ type VolumeInfo struct {
 	Bitmaps   []string // names of its bitmaps, those first that began first
 	Limits    VolumeLimits
 	Quota     VolumeQuota
-	Fill      FillState // of the quota
+	Fill      FillState // of the quota, that of its bounds that is fuller
+	// Unique is what its bound on unique data was measured by last; zero without one, and before the first survey.
+	Unique UniqueUse
 	// ReferencedBytes is how much data the volume refers to, at least: what is overwritten in the log counts twice until it is destaged, and what was trimmed until that is worked off.
 	ReferencedBytes uint64
 	// UndestagedBytes is how much data of the volume and its snapshots is in the log alone.
@@ -109,11 +111,11 @@ type SnapshotInfo struct {
 type SpaceState uint8
 
 const (
-	// SpaceOK means that less than 85 % is used.
+	// SpaceOK means that less than the first mark is used: Options.Marks, 85 % by default.
 	SpaceOK SpaceState = iota
-	// SpaceNearFull means 85 % or more.
+	// SpaceNearFull means that or more.
 	SpaceNearFull
-	// SpaceCritical means 95 % or more.
+	// SpaceCritical means the second mark or more, 95 % by default.
 	SpaceCritical
 	// SpaceFull means that only the reserve is left: writes that need room are refused.
 	SpaceFull

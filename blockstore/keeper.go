@@ -30,7 +30,8 @@ type keeper struct {
 
 	scrubbing sync.Mutex // orders changes of mu.scrub, which are written first; comes before mu
 
-	seconds seconds
+	seconds   seconds
+	returning returning // of the goroutine
 
 	rescues chan struct{} // tokens of reads that reconstruct
 	counts  keptCounts
@@ -84,6 +85,7 @@ func (k *keeper) run(ctx context.Context) {
 	k.s.report("resume the scrub", k.resumeScrub())
 	for {
 		k.s.ProbeDisks()
+		k.takeBack()
 		for ctx.Err() == nil {
 			more, err := k.round(ctx)
 			k.s.report("care for segments", err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"filippo.io/age"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -157,6 +158,35 @@ func (s *Store) copyKeys(disk string) error {
 	return writeFileAtomic(s.fs, disk, path, s.keyBytes)
 }
 
+// Encryption says how a store is encrypted at rest. There is no key in it.
+type Encryption struct {
+	Recipients []EncryptionKey // each opens the store alone
+	MasterKey  int             // number of the master key that is written under, from 1 on; store key rotate raises it
+}
+
+// EncryptionKey is one recipient.
+type EncryptionKey struct {
+	Recipient string // age1… or age1pq1…
+	Label     string
+	Added     time.Time
+}
+
+// Encryption says who can open the store; nil if it is not encrypted.
+func (s *Store) Encryption() *Encryption {
+	if s.keys == nil {
+		return nil
+	}
+	e := &Encryption{MasterKey: int(s.keys.ring.Current())}
+	f, err := keyring.Decode(s.keyBytes)
+	if err != nil {
+		panic(err) // it was read at the open
+	}
+	for _, slot := range f.Slots {
+		e.Recipients = append(e.Recipients, EncryptionKey{slot.Recipient, slot.Label, slot.Added})
+	}
+	return e
+}
+
 // KeySlots lists who can open the encrypted store in dir, and needs no key. A store that is not encrypted is block.ErrInvalid, a directory without one block.ErrNotFound.
 func KeySlots(dir string) ([]keyring.Slot, error) {
 	if _, err := encryptedSuper(vfs.Default, dir); err != nil {
@@ -178,8 +208,9 @@ func encryptedSuper(fs vfs.FS, dir string) (*superblock, error) {
 }
 
 // EditKeys changes the keys of the encrypted store in dir, which must be closed: block.ErrLocked if it is not. What change did is durable when EditKeys returns nil, and of no effect else.
-// A dry run writes nothing. No data is written again. Copies of the keys on further disks follow with the next start.
-func EditKeys(dir string, identities []age.Identity, dryRun bool, change func(*keyring.File, *keyring.Ring) error) (err error) {
+// A dry run writes nothing. No data is written again. disks are the further disks of the store, whose copies change in the same call; those of disks that are not named follow with the next start. When the copy on a disk
+// cannot be written, the error says so, and the change is in force all the same.
+func EditKeys(dir string, disks []string, identities []age.Identity, dryRun bool, change func(*keyring.File, *keyring.Ring) error) (err error) {
 	fs := vfs.Default
 	super, err := encryptedSuper(fs, dir)
 	if err != nil {
@@ -206,7 +237,34 @@ func EditKeys(dir string, identities []age.Identity, dryRun bool, change func(*k
 	if err != nil {
 		return err
 	}
-	return writeFileAtomic(fs, dir, path, b)
+	if err := writeFileAtomic(fs, dir, path, b); err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range disks {
+		if err := copyEditedKeys(fs, d, super.StoreID, b); err != nil {
+			errs = append(errs, fmt.Errorf("the keys in %s are changed, the copy in %s is not, and follows with the next start of hvd: %w", dir, d, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// copyEditedKeys writes keys to a further disk of a store.
+func copyEditedKeys(fs vfs.FS, disk string, store block.UUID, b []byte) error {
+	super, err := encryptedSuper(fs, disk)
+	if err != nil {
+		return err
+	}
+	if super.StoreID != store {
+		return fmt.Errorf("it is a disk of store %v, and not of %v: %w", super.StoreID, store, block.ErrInvalid)
+	}
+	return writeFileAtomic(fs, disk, fs.PathJoin(disk, keysFile), b)
+}
+
+// HasDisks reports whether the store in dir lies on several disks, so that there are copies of its keys.
+func HasDisks(dir string) (bool, error) {
+	super, err := readSuper(vfs.Default, dir)
+	return err == nil && super.Incompat&incompatDisks != 0, err
 }
 
 // frameKeys opens frames. It is nil for a store that is not encrypted.

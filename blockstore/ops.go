@@ -395,7 +395,7 @@ func (n *node) infoLocked() SnapshotInfo {
 
 func (v *Volume) infoLocked() VolumeInfo {
 	i := VolumeInfo{ID: v.id, UUID: v.uuid, Name: v.name, SizeBytes: v.size.Load(), Mode: WriteMode(v.mode.Load()), CreatedAt: time.Unix(0, v.created), Limits: v.limitsNow(), ReferencedBytes: v.referencedLocked()}
-	i.Quota, i.Fill = v.quotaNow()
+	i.Quota, i.Fill, i.Unique = v.quotaNow()
 	i.Bitmaps = v.bitmapNamesLocked()
 	switch {
 	case v.cut.Kind == cdc.Fixed:

@@ -61,6 +61,8 @@ type Options struct {
 	SimilarOff bool
 	// ColdEffort is how hard what goes cold is compressed; default segment.Low.
 	ColdEffort segment.Effort
+	// Marks say from when on the file system and quotas count as near full; zero is 85 and 95 percent.
+	Marks FullMarks
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 	// Events receives noteworthy events; fields may be nil.
@@ -102,8 +104,8 @@ type Events struct {
 	Disk func(dir, state string, err error)
 	// SpaceState reports a change between ok, near-full and full.
 	SpaceState func(state SpaceState, freeBytes int64)
-	// QuotaState reports a change of how full the quota of a volume is. limitBytes is 0 when it was taken away.
-	QuotaState func(volume string, state FillState, usedBytes, limitBytes uint64)
+	// QuotaState reports a change of how full a bound of a volume's quota is. limitBytes is 0 when it was taken away.
+	QuotaState func(volume string, kind QuotaKind, state FillState, usedBytes, limitBytes uint64)
 	// HistoryGap reports that the history of a volume could not go on and begins anew, and why: what lies before cannot be had any more.
 	HistoryGap func(volume string, cause error)
 	// HistoryDropped reports that history within a volume's window went because of its budget, and what it takes now.
@@ -202,6 +204,9 @@ func (o Options) Validate() error {
 		return fmt.Errorf("a budget of %d requests a second for garbage collection: %w", o.GCRequestsPerSecond, block.ErrInvalid)
 	}
 	if err := o.validateDisks(); err != nil {
+		return err
+	}
+	if err := o.Marks.Validate(); err != nil {
 		return err
 	}
 	return o.Parity.Validate()

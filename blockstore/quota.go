@@ -11,13 +11,16 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
-// VolumeQuota bounds how much data a volume may refer to, and says how much of the file system is kept for it; 0 is no bound and nothing kept. Both count data as the guest wrote it, before dedup and compression, so that
-// what a volume may do does not depend on what others hold; zeroes and trimmed blocks do not count, and snapshots do not.
+// VolumeQuota bounds how much data a volume may refer to and what it alone may hold, and says how much of the file system is kept for it; 0 is no bound and nothing kept. What it refers to and what is kept count data as the guest
+// wrote it, before dedup and compression, so that what a volume may do does not depend on what others hold; zeroes and trimmed blocks do not count, and snapshots do not.
 type VolumeQuota struct {
 	// ReferencedBytes is the most data that the volume may refer to. A write that would add to it beyond that is ErrNoSpace; overwrites, trims and zeroes go on.
 	ReferencedBytes uint64
 	// ReservedBytes are kept for the volume: until it refers to as much, the room for the rest is no other volume's.
 	ReservedBytes uint64
+	// UniqueBytes is the most that the volume and its snapshots may hold in segments that no other volume needs, after dedup and compression. Any data that is written beyond that is ErrNoSpace, overwrites too, as a snapshot
+	// may hold what they replace; trims and zeroes go on. It is measured from time to time (uniquequota.go says what that may let through).
+	UniqueBytes uint64
 }
 
 // None reports whether nothing is bounded and nothing kept.
@@ -25,13 +28,15 @@ func (q VolumeQuota) None() bool { return q == VolumeQuota{} }
 
 // Validate reports the first value that is out of bounds.
 func (q VolumeQuota) Validate() error {
-	for _, n := range []uint64{q.ReferencedBytes, q.ReservedBytes} {
+	for _, n := range []uint64{q.ReferencedBytes, q.ReservedBytes, q.UniqueBytes} {
 		if n > block.MaxVolumeSize {
 			return fmt.Errorf("quota of %d bytes: want at most %d, or 0 for none: %w", n, uint64(block.MaxVolumeSize), block.ErrInvalid)
 		}
 	}
-	if q.ReferencedBytes > 0 && q.ReferencedBytes < block.Size {
-		return fmt.Errorf("quota of %d bytes: want at least %d, or 0 for none: %w", q.ReferencedBytes, block.Size, block.ErrInvalid)
+	for _, n := range []uint64{q.ReferencedBytes, q.UniqueBytes} {
+		if n > 0 && n < block.Size {
+			return fmt.Errorf("quota of %d bytes: want at least %d, or 0 for none: %w", n, block.Size, block.ErrInvalid)
+		}
 	}
 	if q.ReferencedBytes > 0 && q.ReservedBytes > q.ReferencedBytes {
 		return fmt.Errorf("reservation of %s is above the quota of %s: %w", units.Size(q.ReservedBytes), units.Size(q.ReferencedBytes), block.ErrInvalid)
@@ -39,14 +44,22 @@ func (q VolumeQuota) Validate() error {
 	return nil
 }
 
+// QuotaKind says which bound of a quota something is about.
+type QuotaKind uint8
+
+const (
+	QuotaReferenced QuotaKind = iota // VolumeQuota.ReferencedBytes
+	QuotaUnique                      // VolumeQuota.UniqueBytes
+)
+
 // FillState says how full something is that has a bound.
 type FillState uint8
 
-// A FillState goes down again when two percent less than its mark are used, so that it does not flap.
+// A FillState goes down again when two percent less than its mark are used, so that it does not flap. The marks are Options.Marks.
 const (
-	FillOK       FillState = iota // less than 85 %
-	FillNear                      // 85 % or more
-	FillCritical                  // 95 % or more
+	FillOK       FillState = iota // less than the first mark, 85 % by default
+	FillNear                      // that or more
+	FillCritical                  // the second mark or more, 95 % by default
 	FillFull                      // writes are refused
 )
 
@@ -66,20 +79,21 @@ func (f FillState) String() string {
 }
 
 // fillState judges parts of 1000, coming from a state. full says that somebody was refused.
-func fillState(from FillState, used, limit uint64, full bool) FillState {
+func fillState(from FillState, used, limit uint64, full bool, marks twoMarks) FillState {
 	if full {
 		return FillFull
 	}
-	at := func(mark uint64, state FillState) bool {
+	at := func(percent int, state FillState) bool {
+		mark := 10 * percent
 		if from >= state {
 			mark -= 20
 		}
 		return float64(used)*1000 >= float64(limit)*float64(mark)
 	}
 	switch {
-	case at(950, FillCritical):
+	case at(marks.critical, FillCritical):
 		return FillCritical
-	case at(850, FillNear):
+	case at(marks.near, FillNear):
 		return FillNear
 	}
 	return FillOK
@@ -102,6 +116,8 @@ type quota struct {
 
 	mu    sync.Mutex // one measure or close look at a time
 	exact closeLook
+
+	own *uniqueBound // nil: no bound on unique data
 }
 
 // closeLook is an exact count of what a volume refers to. It is relied on while nothing but what was admitted since can have changed it.
@@ -128,6 +144,7 @@ func (s *Store) SetVolumeQuota(name string, limit VolumeQuota, restoring bool) e
 	var next *quota
 	if !limit.None() {
 		next = &quota{v: v, limit: limit}
+		next.setUnique(v.quota.Load())
 	}
 	old, was := v.quota.Swap(next), FillOK
 	if old != nil {
@@ -135,8 +152,9 @@ func (s *Store) SetVolumeQuota(name string, limit VolumeQuota, restoring bool) e
 	}
 	v.share.reserved.Store(0)
 	if next == nil || limit.ReferencedBytes == 0 {
-		s.tellFill(v, was, FillOK, v.referenced(), 0)
+		s.tellFill(v, QuotaReferenced, was, FillOK, v.referenced(), 0)
 	}
+	s.beginUnique(v, old, next)
 	if next != nil {
 		next.state.Store(int32(was))
 		next.measure()
@@ -209,23 +227,23 @@ func (q *quota) tell(used uint64, full bool) {
 	}
 	for {
 		old := FillState(q.state.Load())
-		state := fillState(old, used, q.limit.ReferencedBytes, full)
+		state := fillState(old, used, q.limit.ReferencedBytes, full, q.v.s.opts.Marks.quota())
 		if state == old {
 			return
 		}
 		if q.state.CompareAndSwap(int32(old), int32(state)) {
-			q.v.s.tellFill(q.v, old, state, used, q.limit.ReferencedBytes)
+			q.v.s.tellFill(q.v, QuotaReferenced, old, state, used, q.limit.ReferencedBytes)
 			return
 		}
 	}
 }
 
-func (s *Store) tellFill(v *Volume, old, state FillState, used, limit uint64) {
+func (s *Store) tellFill(v *Volume, kind QuotaKind, old, state FillState, used, limit uint64) {
 	if f := s.opts.Events.QuotaState; f != nil && old != state {
 		s.tree.RLock()
 		name := v.name
 		s.tree.RUnlock()
-		f(name, state, used, limit)
+		f(name, kind, state, used, limit)
 	}
 }
 
@@ -245,9 +263,13 @@ func (q *quota) take(n int64) bool {
 }
 
 func (q *quota) landed(n int64) {
-	if q != nil && q.limit.ReferencedBytes > 0 {
+	if q == nil {
+		return
+	}
+	if q.limit.ReferencedBytes > 0 {
 		q.flying.Add(-n)
 	}
+	q.own.landed(n)
 }
 
 // admit waits until a batch of n bytes may be logged, or returns ErrNoSpace. What it costs near the bound: the map is asked which blocks of the batch are new, and the volume's data in the log is brought down, so that
@@ -298,8 +320,16 @@ func (q *quota) judge(ctx context.Context, growth uint64, n int64) error {
 	return fmt.Errorf("write volume %d: its quota of %s is used up; trim something in the guest, or raise it with hv-storage-fabric volume quota set: %w", v.id, units.Size(limit).Human(), block.ErrNoSpace)
 }
 
-// lookClosely brings down what is in the log, as far as that goes within the patience of a guest, and returns what the volume refers to then.
+// lookClosely brings down what is in the log and returns what the volume refers to then.
 func (s *Store) lookClosely(ctx context.Context, v *Volume) (uint64, error) {
+	if err := s.bringDown(ctx); err != nil {
+		return 0, err
+	}
+	return v.referenced(), nil // at least so much; whoever needs more than that is refused
+}
+
+// bringDown brings down what is in the log, as far as that goes within the patience of a guest and works at all, and gives back what became dead by that. Errors are those of ctx and block.ErrClosed.
+func (s *Store) bringDown(ctx context.Context) error {
 	defer s.hurry()()
 	mark, kick, down := s.logMark(), uint64(0), false
 	late := time.NewTimer(diskPatience)
@@ -310,21 +340,18 @@ func (s *Store) lookClosely(ctx context.Context, v *Volume) (uint64, error) {
 		if !down && s.downTo(mark) {
 			down, kick = true, s.worker.kick()
 		}
-		if down && s.worker.idleSince(kick) {
-			return v.referenced(), nil
-		}
-		if err := s.lastingFault(); err != nil {
-			return v.referenced(), nil // at least so much; whoever needs more than that is refused
+		if down && s.worker.idleSince(kick) || s.lastingFault() != nil {
+			return nil
 		}
 		s.destager.kick()
 		select {
 		case <-tick.C:
 		case <-late.C:
-			return v.referenced(), nil
+			return nil
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return ctx.Err()
 		case <-s.ctx.Done():
-			return 0, block.ErrClosed
+			return block.ErrClosed
 		}
 	}
 }
@@ -351,7 +378,17 @@ func (v *Volume) growth(ctx context.Context, batch []block.Write) (growth uint64
 // takeQuota books a batch at once, or reports that it must be looked at closer. The quota that is returned wants to know when the batch has landed.
 func (v *Volume) takeQuota(n int64) (*quota, bool) {
 	q := v.quota.Load()
-	return q, q == nil || q.take(n)
+	if q == nil {
+		return nil, true
+	}
+	if !q.own.take(n) {
+		return nil, false
+	}
+	if !q.take(n) {
+		q.own.landed(n)
+		return nil, false
+	}
+	return q, true
 }
 
 // waitQuota waits until a batch fits into the volume's quota.
@@ -360,15 +397,24 @@ func (v *Volume) waitQuota(ctx context.Context, batch []block.Write, n int64) (*
 	if q == nil {
 		return nil, nil
 	}
-	return q, q.admit(ctx, batch, n)
+	if err := q.own.admit(ctx, n); err != nil {
+		return nil, err
+	}
+	if err := q.admit(ctx, batch, n); err != nil {
+		q.own.landed(n)
+		return nil, err
+	}
+	return q, nil
 }
 
-// quotaNow returns the quota in force.
-func (v *Volume) quotaNow() (VolumeQuota, FillState) {
-	if q := v.quota.Load(); q != nil {
-		return q.limit, FillState(q.state.Load())
+// quotaNow returns the quota in force, how full it is, and what its bound on unique data is measured by.
+func (v *Volume) quotaNow() (VolumeQuota, FillState, UniqueUse) {
+	q := v.quota.Load()
+	if q == nil {
+		return VolumeQuota{}, FillOK, UniqueUse{}
 	}
-	return VolumeQuota{}, FillOK
+	use, state := q.own.now()
+	return q.limit, max(state, FillState(q.state.Load())), use
 }
 
 // keepReserved measures the volumes that have quotas, tells each how much it may take of what is kept for it, and returns how much of the file system that needs.

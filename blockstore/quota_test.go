@@ -143,7 +143,10 @@ func TestQuotaStatesAreTold(t *testing.T) {
 	opts := testOptions(t, vfs.Default, t.TempDir())
 	var mu sync.Mutex
 	var told []FillState
-	opts.Events.QuotaState = func(volume string, state FillState, used, limit uint64) {
+	opts.Events.QuotaState = func(volume string, kind QuotaKind, state FillState, used, limit uint64) {
+		if kind != QuotaReferenced {
+			t.Errorf("told of kind %d", kind)
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		told = append(told, state)
@@ -177,12 +180,15 @@ func TestFillStates(t *testing.T) {
 		{FillOK, 950, false, FillCritical}, {FillCritical, 930, false, FillCritical}, {FillCritical, 929, false, FillNear}, {FillFull, 930, false, FillCritical},
 		{FillNear, 10, true, FillFull}, {FillFull, 1000, false, FillCritical},
 	} {
-		if got := fillState(c.from, c.used, 1000, c.full); got != c.want {
+		if got := fillState(c.from, c.used, 1000, c.full, FullMarks{}.quota()); got != c.want {
 			t.Errorf("from %v with %d of 1000, full %v: %v, want %v", c.from, c.used, c.full, got, c.want)
 		}
 	}
-	if fillState(FillOK, 1<<62, 1<<62+1<<60, false) != FillOK {
+	if fillState(FillOK, 1<<62, 1<<62+1<<60, false, FullMarks{}.quota()) != FillOK {
 		t.Error("80 % of a very large quota")
+	}
+	if fillState(FillOK, 601, 1000, false, FullMarks{QuotaNear: 60, QuotaCritical: 70}.quota()) != FillNear {
+		t.Error("marks of the options do not count")
 	}
 }
 

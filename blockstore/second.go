@@ -45,10 +45,16 @@ type seconds struct {
 	file *secondcopy.File
 }
 
-// secondDir is the directory of the file: on the last disk, as the log and open segments begin with the first.
+// secondDir is the directory of the file: on the last disk that is there, as the log and open segments begin with the first. An empty directory where a disk is missed may be one that is not mounted: what would be written there
+// would lie on the wrong disk, and be hidden when the right one comes back.
 func (s *Store) secondDir() string {
 	disks := s.allDisks()
-	return disks[len(disks)-1]
+	for i := len(disks) - 1; i > 0; i-- {
+		if s.inUse(disks[i]) {
+			return disks[i]
+		}
+	}
+	return disks[0]
 }
 
 // openSeconds opens what an earlier run has copied. What cannot be read is made anew.

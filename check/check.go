@@ -17,6 +17,8 @@ type Options struct {
 	CacheBytes int64
 	// Disks are the directories of further disks, of a store that has some.
 	Disks []string
+	// Unwrap opens the keys of a store that is encrypted; nil checks what is sealed by its checksums alone. A key that does not fit is ErrWrongKey.
+	Unwrap Unwrap
 	// Progress, if set, is told what begins: a step, or a segment or log file.
 	Progress func(step string)
 }
@@ -30,6 +32,7 @@ type run struct {
 
 	super  *super
 	domain []byte // key; nil when it is missing or wrong
+	ring   *ring  // keys of an encrypted store; nil without Options.Unwrap
 	meta   *meta
 	field  *galois // made when the first sidecar is met
 

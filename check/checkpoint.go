@@ -91,7 +91,7 @@ func (r *run) checkCheckpoints() error {
 		r.noteErr(u, err)
 		return nil
 	}
-	if r.sealed() {
+	if r.sealed() && r.ring == nil {
 		return nil
 	}
 	all := r.complete()
@@ -168,6 +168,12 @@ func (r *run) readPart(p *foundPart, dec *frameReader) (*part, error) {
 	fr, err := parseFrame(b)
 	if err != nil {
 		return nil, err
+	}
+	if r.sealed() {
+		row := r.segments[p.segment].row
+		if err := r.ring.openFrame(fr, row.ID, row.Generation, uint32(p.at)); err != nil {
+			return nil, err
+		}
 	}
 	raw, err := dec.decode(fr)
 	if err != nil {

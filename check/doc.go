@@ -7,6 +7,8 @@
 // store that a daemon has open, and a daemon refuses a store that is being checked. The lock belongs to the process (POSIX record locks): do not call this package from
 // the process that has the store open.
 //
+// Of a store that is encrypted it checks checksums, and with Options.Unwrap also what they are over: the tag of each frame, log record and sector, and what they hold.
+//
 // What is checked, in this order:
 //
 //	superblocks   both copies, their generations, the id of the domain key

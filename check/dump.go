@@ -92,13 +92,17 @@ type LogDump struct {
 	Records []*logRecord `json:"records,omitempty"`
 }
 
-// DumpLog reads the files of the log; with id not 0 that one alone, with its records.
-func DumpLog(dir string, id uint32) ([]*LogDump, error) {
+// DumpLog reads the files of the log; with id not 0 that one alone, with its records. Of an encrypted store what control records say is shown with a key alone; ErrWrongKey if unwrap does not open one.
+func DumpLog(dir string, id uint32, unwrap Unwrap) ([]*LogDump, error) {
 	unlock, err := lockShared(dir)
 	if err != nil {
 		return nil, fmt.Errorf("dump log of %s: %w", dir, err)
 	}
 	defer unlock()
+	keys, err := ringOf(dir, unwrap)
+	if err != nil {
+		return nil, fmt.Errorf("dump log of %s: %w", dir, err)
+	}
 	ids, _, err := listLog(dir)
 	if err == nil && id != 0 {
 		if !slices.Contains(ids, id) {
@@ -110,7 +114,7 @@ func DumpLog(dir string, id uint32) ([]*LogDump, error) {
 	for _, n := range ids {
 		var d *LogDump
 		if err == nil {
-			d, err = dumpLogFile(dir, n, id != 0)
+			d, err = dumpLogFile(dir, n, id != 0, keys)
 			all = append(all, d)
 		}
 	}
@@ -120,7 +124,7 @@ func DumpLog(dir string, id uint32) ([]*LogDump, error) {
 	return all, nil
 }
 
-func dumpLogFile(dir string, id uint32, records bool) (*LogDump, error) {
+func dumpLogFile(dir string, id uint32, records bool, keys *ring) (*LogDump, error) {
 	lf, file, err := openLogFile(dir, id)
 	if err != nil {
 		return nil, err
@@ -137,11 +141,21 @@ func dumpLogFile(dir string, id uint32, records bool) (*LogDump, error) {
 	case lf.footer != nil:
 		d.State = "sealed"
 	}
+	if keys != nil && lf.header.KeyID != 0 {
+		page := make([]byte, logPage)
+		if err := readZeroFilled(file, page, 0); err != nil {
+			return nil, err
+		}
+		if lf.keys, err = keys.logKeys(lf.header.KeyID, page); err != nil {
+			d.State, d.Error = "damaged", err.Error()
+			return d, nil
+		}
+	}
 	err = lf.scan(file, 0, func(rec *logRecord) error {
 		if !records {
 			return nil
 		}
-		if rec.Kind >= firstControl && lf.header.KeyID == 0 {
+		if rec.Kind >= firstControl && (lf.header.KeyID == 0 || lf.keys != nil) {
 			if c, err := parseControl(rec); err != nil {
 				rec.Control = err.Error()
 			} else {

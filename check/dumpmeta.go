@@ -15,13 +15,14 @@ import (
 
 // SegmentDump is a segment: its row, and what its file says.
 type SegmentDump struct {
-	ID     uint64      `json:"id"`
-	Row    *segmentRow `json:"row,omitempty"`
-	File   string      `json:"file"`
-	Size   int         `json:"size"`
-	Error  string      `json:"error,omitempty"`
-	Footer *segFooter  `json:"footer,omitempty"`
-	Frames []FrameDump `json:"frames,omitempty"`
+	ID        uint64      `json:"id"`
+	Row       *segmentRow `json:"row,omitempty"`
+	File      string      `json:"file"`
+	Size      int         `json:"size"`
+	DeadBytes uint64      `json:"deadBytes"` // what of the file holds no live chunk, by raw length
+	Error     string      `json:"error,omitempty"`
+	Footer    *segFooter  `json:"footer,omitempty"`
+	Frames    []FrameDump `json:"frames,omitempty"`
 }
 
 // FrameDump is a frame of a segment.
@@ -71,6 +72,9 @@ func DumpSegments(dir string, id uint64) (all []*SegmentDump, err error) {
 			d := &SegmentDump{ID: n, Row: row}
 			if err != nil {
 				d.Error = err.Error()
+			}
+			if row.TotalRaw > 0 && row.LiveRaw < row.TotalRaw {
+				d.DeadBytes = uint64(float64(row.Size) * float64(row.TotalRaw-row.LiveRaw) / float64(row.TotalRaw))
 			}
 			for _, p := range row.Copies {
 				if p.Tier == localTier {
@@ -129,7 +133,7 @@ func (d *SegmentDump) readFrames(dir string) {
 func (d *SegmentDump) WriteText(w io.Writer) error {
 	var b strings.Builder
 	state := map[uint8]string{segmentOpen: "open", segmentSealed: "sealed"}[d.Row.State]
-	fmt.Fprintf(&b, "segment %d generation %d: %s, %d B, %d of %d chunks live, %d of %d B raw live, %s\n", d.ID, d.Row.Generation, state, d.Row.Size, d.Row.LiveChunks, d.Row.TotalChunks, d.Row.LiveRaw, d.Row.TotalRaw, d.File)
+	fmt.Fprintf(&b, "segment %d generation %d: %s, %d B, %d of %d chunks live, %d of %d B raw live, %d B dead, %s\n", d.ID, d.Row.Generation, state, d.Row.Size, d.Row.LiveChunks, d.Row.TotalChunks, d.Row.LiveRaw, d.Row.TotalRaw, d.DeadBytes, d.File)
 	if d.Error != "" {
 		fmt.Fprintf(&b, "  %s\n", d.Error)
 	}
@@ -145,8 +149,57 @@ func (d *SegmentDump) WriteText(w io.Writer) error {
 
 // PageDump is a region page or a radix node.
 type PageDump struct {
-	Page *page      `json:"page,omitempty"`
-	Node *RadixDump `json:"node,omitempty"`
+	Page *page       `json:"page,omitempty"`
+	Held *RegionHeld `json:"held,omitempty"` // of a page
+	Node *RadixDump  `json:"node,omitempty"`
+}
+
+// RegionHeld is what the extents of a region hold, before compression.
+type RegionHeld struct {
+	Fragments       int    `json:"fragments"` // extents of chunks
+	Chunks          int    `json:"chunks"`    // different ones
+	ChunkBytes      uint64 `json:"chunkBytes"`
+	ReferencedBytes uint64 `json:"referencedBytes"` // of them, by this region
+	DeadBytes       uint64 `json:"deadBytes"`       // the rest: no extent of this region refers to it
+	Missing         int    `json:"missing"`         // chunks without a row
+}
+
+// heldBy sums up what a page holds.
+func (r *run) heldBy(p *page) (*RegionHeld, error) {
+	h := &RegionHeld{}
+	parts := map[uint64][][2]uint64{} // of each chunk, from and to
+	for _, x := range p.Extents {
+		if x.Kind == kindChunk {
+			h.Fragments++
+			parts[x.Chunk] = append(parts[x.Chunk], [2]uint64{uint64(x.ChunkOff), uint64(x.ChunkOff) + uint64(x.Len)})
+		}
+	}
+	for id, all := range parts {
+		b, err := r.meta.get(key64(tableChunk, id))
+		if errors.Is(err, errNoRow) {
+			h.Missing++
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		row, err := parseChunkRow(b)
+		if err != nil {
+			return nil, err
+		}
+		h.Chunks++
+		h.ChunkBytes += uint64(row.RawLen)
+		slices.SortFunc(all, func(a, b [2]uint64) int { return cmp.Compare(a[0], b[0]) })
+		end := uint64(0)
+		for _, part := range all {
+			if part[1] > end {
+				h.ReferencedBytes += part[1] - max(part[0], end)
+				end = part[1]
+			}
+		}
+	}
+	h.DeadBytes = h.ChunkBytes - min(h.ChunkBytes, h.ReferencedBytes)
+	return h, nil
 }
 
 // RadixDump is a radix node.
@@ -170,7 +223,9 @@ func DumpPage(dir string, id uint64) (*PageDump, error) {
 	err := withMeta(dir, fmt.Sprint("page ", id), func(r *run) error {
 		b, err := r.meta.get(key64(tablePage, id))
 		if err == nil {
-			d.Page, err = parsePage(id, b)
+			if d.Page, err = parsePage(id, b); err == nil {
+				d.Held, err = r.heldBy(d.Page)
+			}
 			return err
 		}
 		if !errors.Is(err, errNoRow) {
@@ -209,6 +264,9 @@ func (d *PageDump) WriteText(w io.Writer) error {
 			}
 			fmt.Fprintf(&b, "  birth %d\n", x.Birth)
 		}
+	}
+	if h := d.Held; h != nil {
+		fmt.Fprintf(&b, "  %d fragments of %d chunks: %d B, %d B of them referenced here, %d B dead, %d chunks missing\n", h.Fragments, h.Chunks, h.ChunkBytes, h.ReferencedBytes, h.DeadBytes, h.Missing)
 	}
 	if n := d.Node; n != nil {
 		fmt.Fprintf(&b, "node %d: level %d, from region %d, birth %d, %d children\n", n.ID, n.Level, n.Region, n.Birth, len(n.Children))

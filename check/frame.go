@@ -34,8 +34,9 @@ type frame struct {
 	Codec   uint8
 	RawLen  uint32
 	Size    uint32 // as stored
-	KeyID   uint32 // of a sealed frame: its payload cannot be decoded here
+	KeyID   uint32 // of a sealed frame: its payload must be opened before it is decoded
 	Chunks  []frameChunk
+	head    []byte // header and chunk table, lent
 	payload []byte
 }
 
@@ -77,7 +78,7 @@ func parseFrame(b []byte) (*frame, error) {
 	if err := fr.parseTable(b[:table]); err != nil {
 		return fr, err
 	}
-	fr.payload = b[table:end]
+	fr.head, fr.payload = b[:table], b[table:end]
 	return fr, checkSum(20, crc(fr.payload), payloadSum)
 }
 

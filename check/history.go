@@ -1,6 +1,7 @@
 package check
 
 import (
+	"crypto/cipher"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -45,6 +46,10 @@ type HistoryDump struct {
 
 	table, meta []byte // what an index has to hold
 	chain       uint32
+
+	keys   *ring       // of an encrypted store, if somebody has them
+	aead   cipher.AEAD // of this file, then
+	forged error       // a tag that does not fit under checksums that do: not how a file is torn
 }
 
 // HistoryFrameDump is one frame.
@@ -58,12 +63,15 @@ type HistoryFrameDump struct {
 }
 
 // DumpHistory reads a file of history and verifies its checksums. It needs no store and no key: what an encrypted file holds is checked as it is stored.
-func DumpHistory(path string) (*HistoryDump, error) {
+func DumpHistory(path string) (*HistoryDump, error) { return dumpHistory(path, nil) }
+
+// dumpHistory also opens what is sealed, if there are keys.
+func dumpHistory(path string, keys *ring) (*HistoryDump, error) {
 	b, err := os.ReadFile(path) // a file has at most some 100 MiB
 	if err != nil {
 		return nil, fmt.Errorf("dump history: %w", err)
 	}
-	d := &HistoryDump{File: path, Size: int64(len(b)), Frames: []HistoryFrameDump{}}
+	d := &HistoryDump{File: path, Size: int64(len(b)), Frames: []HistoryFrameDump{}, keys: keys}
 	if err := d.read(b); err != nil {
 		d.Error = err.Error()
 	}
@@ -96,12 +104,18 @@ func (d *HistoryDump) read(b []byte) error {
 	if f.err != nil {
 		return f.err
 	}
+	if d.keys != nil && d.KeyID != 0 {
+		var err error
+		if d.aead, err = d.keys.historyKey(d.KeyID, b[:historyBound]); err != nil {
+			return err
+		}
+	}
 	d.LastSeq, d.chain = d.After, seed
 	foot := d.footer(b, seed)
 	if foot == nil {
 		at, _ := d.frames(b, 1<<32)
 		d.TornBytes = int64(len(b)) - at // where it was cut off
-		return nil
+		return d.forged
 	}
 	// Between the last frame and the index may lie what a death left.
 	at, err := d.frames(b[:binary.LittleEndian.Uint64(foot[40:])], int(binary.LittleEndian.Uint32(foot[16:])))
@@ -177,8 +191,22 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 		binary.LittleEndian.PutUint32(row[4*i:], v)
 	}
 	d.table = append(d.table, row...)
-	if d.KeyID == 0 {
+	switch {
+	case d.KeyID == 0:
 		d.meta = append(d.meta, b[historyFrame:historyFrame+meta]...)
+	case d.aead != nil:
+		plain, err := d.aead.Open(nil, logNonce(nonceMeta, at), b[historyFrame:historyFrame+meta], nil)
+		if err != nil {
+			d.forged = faultf(at+historyFrame, "the authentication tag of this meta at this place", "another")
+			return 0, d.forged
+		}
+		d.meta = append(d.meta, plain...)
+		if stored > 0 {
+			if _, err := d.aead.Open(nil, logNonce(noncePayload, at), b[historyFrame+meta:n], nil); err != nil {
+				d.forged = faultf(at+historyFrame+int64(meta), "the authentication tag of this payload at this place", "another")
+				return 0, d.forged
+			}
+		}
 	}
 	d.Frames = append(d.Frames, HistoryFrameDump{Offset: at, Records: records, Raw: raw, Stored: stored, Codec: []string{"none", "s2"}[codec], LastSeq: last})
 	d.RawBytes, d.LastSeq, d.chain = d.RawBytes+uint64(raw), last, chain
@@ -204,6 +232,16 @@ func (d *HistoryDump) sealed(b, foot []byte, end int64) error {
 		return faultf(off, "an index of the frames before it", "another")
 	case end > off:
 		return faultf(off, "an index behind the frames", "one before %d", end)
+	}
+	if d.aead == nil {
+		return nil
+	}
+	plain, err := d.aead.Open(nil, foot[64:76], index, nil)
+	if err != nil {
+		return faultf(off, "the authentication tag of the index", "another")
+	}
+	if string(plain) != string(d.table)+string(d.meta) {
+		return faultf(off, "an index of the frames before it", "another")
 	}
 	return nil
 }
@@ -276,7 +314,7 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 		if err := r.progress(unit); err != nil {
 			return err
 		}
-		d, err := DumpHistory(filepath.Join(r.dir, unit))
+		d, err := dumpHistory(filepath.Join(r.dir, unit), r.ring)
 		if err != nil {
 			return err
 		}

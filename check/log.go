@@ -109,6 +109,15 @@ func (r *run) readLogFile(lf *logFile, lastTime int64) error {
 	r.expect(h.BootEpoch <= r.super.BootEpoch, lf.path, 40, fmt.Sprintf("a boot epoch up to %d", r.super.BootEpoch), h.BootEpoch)
 	r.expect(h.OwnerEpoch <= r.super.OwnerEpoch, lf.path, 48, fmt.Sprintf("an owner epoch up to %d", r.super.OwnerEpoch), h.OwnerEpoch)
 	r.expect((h.KeyID != 0) == r.sealed(), lf.path, 36, "a key id if, and only if, the store is encrypted", h.KeyID)
+	page := make([]byte, logPage)
+	if r.ring != nil && h.KeyID != 0 {
+		if err := readZeroFilled(file, page, 0); err != nil {
+			return err
+		}
+		if lf.keys, err = r.ring.logKeys(h.KeyID, page); err != nil {
+			r.noteErr(lf.path, err)
+		}
+	}
 	var index *indexReader
 	if t := lf.footer; t != nil {
 		b := make([]byte, t.IndexLen) // bounded by the capacity of the file
@@ -117,6 +126,13 @@ func (r *run) readLogFile(lf *logFile, lastTime int64) error {
 		}
 		if r.expect(crcMore(h.seed, b) == t.IndexSum, lf.path, t.IndexOff, fmt.Sprintf("an index of crc %08x", t.IndexSum), fmt.Sprintf("%08x", crcMore(h.seed, b))) {
 			index = &indexReader{b: b}
+		}
+		if lf.keys != nil {
+			at := h.Capacity - logPage
+			if err := readZeroFilled(file, page, at); err != nil {
+				return err
+			}
+			r.expect(lf.keys.footer(page, b), lf.path, at+96, "the authentication tag of footer and index", "another")
 		}
 	}
 	err = lf.scan(file, lastTime, func(rec *logRecord) error {
@@ -150,7 +166,7 @@ func (r *run) checkRecord(lf *logFile, rec *logRecord) {
 	}
 	r.expect(rec.Kind < opAddBitmap || r.super.ROCompat&superBitmaps != 0, lf.path, rec.At+4, "no such record without the feature in the superblock", fmt.Sprint("kind ", rec.Kind))
 	r.expect(rec.Kind < opRenameSnapshot || rec.Kind >= opAddBitmap || r.super.Incompat&superSnapshots != 0, lf.path, rec.At+4, "no such record without the feature in the superblock", fmt.Sprint("kind ", rec.Kind))
-	if r.sealed() {
+	if r.sealed() && lf.keys == nil {
 		return
 	}
 	if _, err := parseControl(rec); err != nil {

@@ -20,6 +20,7 @@ type logFile struct {
 	id     uint32 // of its name
 	header *logHeader
 	footer *logFooter // nil if it is not sealed
+	keys   *logKeys   // of an encrypted file, if somebody has them
 	// Why there is no header or footer.
 	headErr, footErr error
 	unused           bool // no header, or that of an earlier life: prepared and never begun
@@ -154,13 +155,14 @@ func (lf *logFile) record(w *window, limit, lastTime int64) (*logRecord, error) 
 		return nil, faultf(lf.end+60, fmt.Sprintf("an end before %d", limit), "%d", lf.end+rec.size())
 	}
 	chain := crcMore(lf.chain, b[:88])
+	head := [recordHeader]byte(b)
 	if rec.Kind >= firstControl {
-		return rec, lf.control(w, rec, chain)
+		return rec, lf.control(w, rec, &head, chain)
 	}
-	return rec, lf.sectors(w, rec, chain)
+	return rec, lf.sectors(w, rec, &head, chain)
 }
 
-func (lf *logFile) control(w *window, rec *logRecord, chain uint32) error {
+func (lf *logFile) control(w *window, rec *logRecord, head *[recordHeader]byte, chain uint32) error {
 	p, err := w.get(lf.end+recordHeader, int(rec.PayloadLen))
 	if err != nil {
 		return err
@@ -169,7 +171,11 @@ func (lf *logFile) control(w *window, rec *logRecord, chain uint32) error {
 		return faultf(lf.end+recordHeader, fmt.Sprintf("a payload of crc %08x", rec.payloadSum), "%08x", crc(p))
 	}
 	rec.payload = append([]byte(nil), p...)
-	return chainFault(lf.end, crcMore(chain, p), rec.chain)
+	if err := chainFault(lf.end, crcMore(chain, p), rec.chain); err != nil || lf.keys == nil {
+		return err
+	}
+	rec.payload, err = lf.keys.record(head[:], nil, rec.payload, lf.end)
+	return err
 }
 
 func chainFault(at int64, want, got uint32) error {
@@ -179,7 +185,7 @@ func chainFault(at int64, want, got uint32) error {
 	return nil
 }
 
-func (lf *logFile) sectors(w *window, rec *logRecord, chain uint32) error {
+func (lf *logFile) sectors(w *window, rec *logRecord, head *[recordHeader]byte, chain uint32) error {
 	at := lf.end + recordHeader
 	descs, err := w.get(at, int(rec.sectors)*descSize)
 	if err != nil {
@@ -187,6 +193,11 @@ func (lf *logFile) sectors(w *window, rec *logRecord, chain uint32) error {
 	}
 	if err := chainFault(lf.end, crcMore(chain, descs), rec.chain); err != nil {
 		return err
+	}
+	if lf.keys != nil {
+		if _, err := lf.keys.record(head[:], descs, nil, lf.end); err != nil {
+			return err
+		}
 	}
 	for i := range int(rec.sectors) {
 		d := descs[i*descSize:][:descSize]
@@ -205,6 +216,11 @@ func (lf *logFile) sectors(w *window, rec *logRecord, chain uint32) error {
 		}
 		if crc(p) != sum {
 			return faultf(at+int64(i)*block.Size, fmt.Sprintf("a block of crc %08x", sum), "%08x", crc(p))
+		}
+		if lf.keys != nil {
+			if err := lf.keys.sector(p, rec.tags[i*sealTag:][:sealTag], at+int64(i)*block.Size); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

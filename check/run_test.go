@@ -120,7 +120,7 @@ func TestTornTail(t *testing.T) {
 	}
 	dir := steadyCopy(t, l.dir)
 	l.close()
-	all, err := DumpLog(dir, 1)
+	all, err := DumpLog(dir, 1, nil)
 	if err != nil || len(all) != 1 || len(all[0].Records) != 4 || all[0].State != "open" {
 		t.Fatalf("%+v, %v", all, err)
 	}

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// superEncrypted is the incompat feature: what the log and the segments hold is sealed, and only hvd has the key.
+// superEncrypted is the incompat feature: what the log and the segments hold is sealed.
 const superEncrypted = 1 << 2
 
 // docs/format/keys.md
@@ -21,7 +21,7 @@ const (
 // sealed reports whether the store is encrypted.
 func (r *run) sealed() bool { return r.super.Incompat&superEncrypted != 0 }
 
-// checkKeyFile checks the file of an encrypted store's keys, as far as that goes without one of them.
+// checkKeyFile checks the file of an encrypted store's keys, and opens it if somebody can. The error is ErrWrongKey if nobody can who should.
 func (r *run) checkKeyFile() error {
 	b, err := readSmall(filepath.Join(r.dir, keysName), maxKeys)
 	switch {
@@ -34,16 +34,37 @@ func (r *run) checkKeyFile() error {
 		r.noteErr(keysName, err)
 		return nil
 	}
-	title, body, _ := bytes.Cut(b, []byte("\n"))
-	var version, sum uint32
-	_, err = fmt.Sscanf(string(title)+"\n", keysTitle, &version, &sum)
-	if r.expect(err == nil && version == 1, keysName, 0, "a title line of version 1", "another") {
-		r.expect(crc(body) == sum, keysName, int64(len(title)+1), fmt.Sprintf("crc %08x", sum), fmt.Sprintf("%08x", crc(body)))
+	body, err := keysFileBody(b)
+	if err == nil && r.opts.Unwrap != nil {
+		r.ring, err = openRing(body, r.super.StoreID, r.opts.Unwrap)
+		if errors.Is(err, ErrWrongKey) {
+			return err
+		}
+	}
+	if err != nil {
+		r.noteErr(keysName, err)
+		return nil
+	}
+	if r.ring != nil {
+		r.checkDomainOf(r.ring.domain, keysName)
 	}
 	return nil
 }
 
-// sealedFrame compares the chunks of a sealed frame with their rows. What they hold cannot be read here.
+// keysFileBody checks the title of the file of keys and returns what is behind it.
+func keysFileBody(b []byte) ([]byte, error) {
+	title, body, _ := bytes.Cut(b, []byte("\n"))
+	var version, sum uint32
+	if _, err := fmt.Sscanf(string(title)+"\n", keysTitle, &version, &sum); err != nil || version != 1 {
+		return nil, faultf(0, "a title line of version 1", "another")
+	}
+	if crc(body) != sum {
+		return nil, faultf(int64(len(title)+1), fmt.Sprintf("crc %08x", sum), "%08x", crc(body))
+	}
+	return body, nil
+}
+
+// sealedFrame compares the chunks of a sealed frame with their rows. What they hold cannot be read without a key.
 func (c *segmentCheck) sealedFrame(at uint32, fr *frame) error {
 	for i := range fr.Chunks {
 		if c.row.Class == classMeta {

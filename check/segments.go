@@ -243,8 +243,15 @@ func (c *segmentCheck) frame(at uint32, fr *frame) error {
 	if !r.expect((fr.KeyID != 0) == r.sealed(), c.unit, int64(at)+28, "a key id if, and only if, the store is encrypted", fr.KeyID) {
 		return nil
 	}
-	if r.sealed() {
+	if r.sealed() && r.ring == nil {
 		return c.sealedFrame(at, fr)
+	}
+	if r.sealed() {
+		if err := r.ring.openFrame(fr, c.row.ID, c.row.Generation, at); err != nil {
+			f := asFault(err)
+			r.fail(c.unit, int64(at)+f.off, f.want, f.got)
+			return c.sealedFrame(at, fr)
+		}
 	}
 	raw, err := c.dec.decode(fr)
 	if err != nil {

@@ -21,6 +21,7 @@ type lab struct {
 	dir  string
 	s    *blockstore.Store
 	rng  *rand.Rand
+	keys blockstore.Keys
 	pool [][]byte // runs of data that are written again and again, so that chunks are shared
 }
 
@@ -34,8 +35,11 @@ func options(t testing.TB, dir string) blockstore.Options {
 	}
 }
 
-func newLab(t testing.TB, seed uint64) *lab {
-	l := &lab{t: t, dir: filepath.Join(t.TempDir(), "store"), rng: rand.New(rand.NewPCG(seed, 7))}
+func newLab(t testing.TB, seed uint64) *lab { return newSealedLab(t, seed, blockstore.Keys{}) }
+
+// newSealedLab is a store that is encrypted, if there are keys.
+func newSealedLab(t testing.TB, seed uint64, keys blockstore.Keys) *lab {
+	l := &lab{t: t, keys: keys, dir: filepath.Join(t.TempDir(), "store"), rng: rand.New(rand.NewPCG(seed, 7))}
 	for range 6 {
 		p := make([]byte, 256<<10)
 		for at := 0; at < len(p); at += 512 {
@@ -63,7 +67,9 @@ func (l *lab) must(err error) {
 
 func (l *lab) open() {
 	l.t.Helper()
-	s, err := blockstore.Open(context.Background(), options(l.t, l.dir))
+	opts := options(l.t, l.dir)
+	opts.Keys = l.keys
+	s, err := blockstore.Open(context.Background(), opts)
 	l.must(err)
 	l.s = s
 }

@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/zeebo/blake3"
-
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
@@ -192,8 +190,13 @@ func olderPointer(old, cur [3]uint64) bool { return old == cur || old[2] < cur[2
 // checkDomain reads the domain key and compares its id.
 func (r *run) checkDomain() error {
 	if r.sealed() {
-		r.warn(keysName, 0, "a store that is not encrypted", "sealed bytes: their checksums are checked, not what they hold; a scrub by hvd, which has the key, reads that")
+		if r.opts.Unwrap == nil {
+			r.warn(keysName, 0, "a store that is not encrypted, or its key (--key-file)", "sealed bytes: their checksums are checked, not what they hold")
+		}
 		return r.checkKeyFile()
+	}
+	if r.opts.Unwrap != nil {
+		return errNotEncrypted
 	}
 	key, err := readSmall(filepath.Join(r.dir, "domain.key"), domainKeySize)
 	switch {
@@ -206,10 +209,6 @@ func (r *run) checkDomain() error {
 		r.noteErr("domain.key", err)
 		return nil
 	}
-	var id [16]byte
-	blake3.DeriveKey(domainContext, key, id[:])
-	if r.expect(id == r.super.DomainID, "domain.key", 0, fmt.Sprintf("the key of domain %x", r.super.DomainID), fmt.Sprintf("that of %x", id)) {
-		r.domain = key
-	}
+	r.checkDomainOf(key, "domain.key")
 	return nil
 }

@@ -47,6 +47,11 @@ type Control struct {
 
 	schedules scheduler
 
+	degraded struct {
+		sync.Mutex
+		since time.Time // when redundancy was first seen to be degraded; zero: it is not
+	}
+
 	background context.Context // ends when Close begins
 	stop       context.CancelFunc
 	running    sync.WaitGroup
@@ -129,6 +134,9 @@ func (c *Control) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.listenTCP(); err != nil {
+		return err
+	}
+	if err := c.watchConditions(); err != nil {
 		return err
 	}
 	return c.startSchedules()

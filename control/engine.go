@@ -124,6 +124,8 @@ type Engine interface {
 	OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, uint64, time.Time, error)
 	// RestorePoint makes a volume that begins as an open moment.
 	RestorePoint(ctx context.Context, moment Device, name string) error
+	// Encryption says who can open the store; nil if it is not encrypted.
+	Encryption() *blockstore.Encryption
 	// Alarms is where the engine tells how full things are.
 	Alarms() *Alarms
 	// Close makes everything durable and lets go of the data directory. All devices are closed before.

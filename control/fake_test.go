@@ -39,6 +39,9 @@ type fakeEngine struct {
 	// explaining, when set, is called by each Explain, which ends with its error.
 	explaining func(ctx context.Context) error
 	alarms     Alarms
+	encryption *blockstore.Encryption
+	// state, when set, changes what Stats, Redundancy and Damages say.
+	state func(*blockstore.Stats, *blockstore.Redundancy, *[]blockstore.Damage)
 	// changes is what every Diff tells.
 	changes []blockstore.Change
 }
@@ -171,7 +174,8 @@ func (e *fakeEngine) SetVolumeQuota(name string, quota blockstore.VolumeQuota, _
 	return err
 }
 
-func (e *fakeEngine) Alarms() *Alarms { return &e.alarms }
+func (e *fakeEngine) Alarms() *Alarms                    { return &e.alarms }
+func (e *fakeEngine) Encryption() *blockstore.Encryption { return e.encryption }
 
 func (e *fakeEngine) DeleteVolume(_ context.Context, name string) error {
 	e.mu.Lock()
@@ -449,9 +453,23 @@ func (e *fakeEngine) OpenDevice(volume, snapshot string) (Device, error) {
 	return d, nil
 }
 
-func (e *fakeEngine) Stats() blockstore.Stats {
+// told is what the engine says of itself, as state wants it.
+func (e *fakeEngine) told() (s blockstore.Stats, r blockstore.Redundancy, d []blockstore.Damage) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	s = e.statsLocked()
+	if e.state != nil {
+		e.state(&s, &r, &d)
+	}
+	return s, r, d
+}
+
+func (e *fakeEngine) Stats() blockstore.Stats {
+	s, _, _ := e.told()
+	return s
+}
+
+func (e *fakeEngine) statsLocked() blockstore.Stats {
 	return blockstore.Stats{
 		Volumes: len(e.volumes), NonZeroBytes: 300, UniqueBytes: 100, StoredBytes: 50, LogCapBytes: 200, LogUsedBytes: 50,
 		DestageLag: 1500 * time.Millisecond, GuestWrittenBytes: 10, DiskWrittenBytes: 15,
@@ -504,13 +522,13 @@ func (e *fakeEngine) Index() blockstore.IndexInfo {
 	return blockstore.IndexInfo{Indexed: 9, Chunks: 9, Doubles: 1}
 }
 func (e *fakeEngine) ProbeDisks()                       {}
-func (e *fakeEngine) Redundancy() blockstore.Redundancy { return blockstore.Redundancy{} }
+func (e *fakeEngine) Redundancy() blockstore.Redundancy { _, r, _ := e.told(); return r }
 func (e *fakeEngine) ReplaceDisk(old, path string) error {
 	return fmt.Errorf("the store has one disk: %w", block.ErrInvalid)
 }
 func (e *fakeEngine) Scrub() blockstore.ScrubStatus { return blockstore.ScrubStatus{} }
 func (e *fakeEngine) Repair(context.Context) error  { return nil }
-func (e *fakeEngine) Damages() []blockstore.Damage  { return nil }
+func (e *fakeEngine) Damages() []blockstore.Damage  { _, _, d := e.told(); return d }
 func (e *fakeEngine) LostChunks(context.Context, block.ChunkID) ([]blockstore.LostChunk, bool, error) {
 	return nil, false, nil
 }

@@ -53,6 +53,7 @@ func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine
 		GCBytesPerSecond:   int64(cfg.Store.GCRate), GCRequestsPerSecond: int64(cfg.Store.GCRequests),
 		HoldHistory:    true, // until the attachments are there again
 		RestoreDataDir: cfg.Store.Restore == "on",
+		Marks:          blockstore.FullMarks{SpaceNear: cfg.Alarms.SpaceNear, SpaceCritical: cfg.Alarms.SpaceCritical, QuotaNear: cfg.Alarms.QuotaNear, QuotaCritical: cfg.Alarms.QuotaCritical},
 		Events:         engineEvents(log, alarms, time.Now),
 	})
 	if err != nil {
@@ -131,7 +132,11 @@ func engineEvents(log *slog.Logger, alarms *Alarms, now func() time.Time) blocks
 			fault("a segment is damaged", errors.New(d.String()), "segment", d.File)
 		},
 		Disk: func(dir, state string, err error) {
-			if err == nil && (state == "in sync" || state == "filling") {
+			switch {
+			case err == nil && state == "filling":
+				log.Info("a disk that was away is there again: what it lacks is made in the background", "dir", dir)
+				return
+			case err == nil && state == "in sync":
 				log.Info("a disk is in sync", "dir", dir)
 				return
 			}
@@ -143,15 +148,19 @@ func engineEvents(log *slog.Logger, alarms *Alarms, now func() time.Time) blocks
 				level = slog.LevelInfo
 			}
 			log.Log(context.Background(), level, "space", "state", state.String(), "freeBytes", freeBytes)
-			alarms.raise(Alarm{At: now().UTC(), Kind: "space", State: state.String(), FreeBytes: uint64(max(0, freeBytes))})
+			alarms.raise(Alarm{At: now().UTC(), Kind: AlarmSpace, State: state.String(), FreeBytes: uint64(max(0, freeBytes))})
 		},
-		QuotaState: func(volume string, state blockstore.FillState, used, limit uint64) {
+		QuotaState: func(volume string, of blockstore.QuotaKind, state blockstore.FillState, used, limit uint64) {
 			level := slog.LevelWarn
 			if state == blockstore.FillOK {
 				level = slog.LevelInfo
 			}
-			log.Log(context.Background(), level, "quota", "volume", volume, "state", state.String(), "usedBytes", used, "limitBytes", limit)
-			alarms.raise(Alarm{At: now().UTC(), Kind: "quota", Volume: volume, State: state.String(), UsedBytes: used, LimitBytes: limit})
+			kind := AlarmQuota
+			if of == blockstore.QuotaUnique {
+				kind = AlarmUniqueQuota
+			}
+			log.Log(context.Background(), level, kind, "volume", volume, "state", state.String(), "usedBytes", used, "limitBytes", limit)
+			alarms.raise(Alarm{At: now().UTC(), Kind: kind, Volume: volume, State: state.String(), UsedBytes: used, LimitBytes: limit})
 		},
 		HistoryGap: func(volume string, cause error) {
 			fault("the history of a volume could not go on, and begins anew: what it had cannot be had any more", cause, "volume", volume)

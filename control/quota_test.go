@@ -20,12 +20,12 @@ func TestQuotasSurviveARestartAndARename(t *testing.T) {
 	cfg, engine := testConfig(t), newFakeEngine()
 	c, stop := start(t, cfg, engine)
 	newVolume(t, c, "web1")
-	most, kept, huge := uint64(1<<20), uint64(1<<19), uint64(1<<21)
+	most, kept, huge, own := uint64(1<<20), uint64(1<<19), uint64(1<<21), uint64(1<<16)
 	if _, err := c.SetQuota(t.Context(), "web1", QuotaChange{ReferencedBytes: &most}); err != nil {
 		t.Fatal(err)
 	}
-	want := blockstore.VolumeQuota{ReferencedBytes: most, ReservedBytes: kept}
-	if v, err := c.SetQuota(t.Context(), "web1", QuotaChange{ReservedBytes: &kept}); err != nil || v.Quota != want {
+	want := blockstore.VolumeQuota{ReferencedBytes: most, ReservedBytes: kept, UniqueBytes: own}
+	if v, err := c.SetQuota(t.Context(), "web1", QuotaChange{ReservedBytes: &kept, UniqueBytes: &own}); err != nil || v.Quota != want {
 		t.Fatalf("%+v, %v", v.Quota, err)
 	}
 	if _, err := c.SetQuota(t.Context(), "web1", QuotaChange{ReservedBytes: &huge}); !errors.Is(err, block.ErrInvalid) {
@@ -67,21 +67,33 @@ func TestQuotasSurviveARestartAndARename(t *testing.T) {
 
 // The golden file is what this version writes, and stays readable.
 func TestQuotasFileIsGolden(t *testing.T) {
-	want, err := os.ReadFile("testdata/quotas-1.json")
-	if err != nil {
+	for version, quotas := range [][]quotaRecord{1: {{"web1", "56bb7db2-8c98-452f-888a-d4b95dae46e4", 16106127360, 1073741824, 0}}, 2: {{"web1", "56bb7db2-8c98-452f-888a-d4b95dae46e4", 16106127360, 0, 5368709120}}} {
+		if quotas == nil {
+			continue
+		}
+		golden := fmt.Sprintf("testdata/quotas-%d.json", version)
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "quotas.json")
+		file := quotasFile{stateHeader: quotasHeader(quotas), Quotas: quotas}
+		if err := writeState(path, file); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != string(want) {
+			t.Errorf("got %s, %v", got, err)
+		}
+		if read, err := readQuotas(golden); err != nil || fmt.Sprint(read) != fmt.Sprint(file) {
+			t.Errorf("%+v, %v", read, err)
+		}
+	}
+	newer := filepath.Join(t.TempDir(), "quotas.json")
+	if err := writeState(newer, quotasFile{stateHeader: stateHeader{"hyper-nixos quotas", 3}}); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "quotas.json")
-	file := quotasFile{stateHeader: quotasHeader, Quotas: []quotaRecord{{"web1", "56bb7db2-8c98-452f-888a-d4b95dae46e4", 16106127360, 1073741824}}}
-	if err := writeState(path, file); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := os.ReadFile(path); err != nil || string(got) != string(want) {
-		t.Errorf("got %s, %v", got, err)
-	}
-	read := quotasFile{}
-	if err := readState("testdata/quotas-1.json", quotasHeader, &read); err != nil || fmt.Sprint(read) != fmt.Sprint(file) {
-		t.Errorf("%+v, %v", read, err)
+	if _, err := readQuotas(newer); !errors.Is(err, block.ErrVersion) {
+		t.Errorf("a newer version: %v", err)
 	}
 }
 
@@ -91,7 +103,7 @@ func TestAlarmsReachEverybody(t *testing.T) {
 	alarms := &Alarms{}
 	events := engineEvents(slog.New(slog.NewTextHandler(&text, nil)), alarms, time.Now)
 	events.SpaceState(blockstore.SpaceNearFull, 5<<30)
-	events.QuotaState("v", blockstore.FillCritical, 96, 100)
+	events.QuotaState("v", blockstore.QuotaReferenced, blockstore.FillCritical, 96, 100)
 	for _, says := range []string{"msg=space state=\"near full\"", "msg=quota volume=v state=\"nearly full\" usedBytes=96 limitBytes=100"} {
 		if !strings.Contains(text.String(), says) {
 			t.Errorf("the log has no %s: %s", says, text.String())
@@ -104,9 +116,9 @@ func TestAlarmsReachEverybody(t *testing.T) {
 	}
 	alarms.rename("v", "w")
 	for i := range 2 * alarmsHeld { // nobody reads
-		events.QuotaState("x", blockstore.FillFull, uint64(i), 100)
+		events.QuotaState("x", blockstore.QuotaReferenced, blockstore.FillFull, uint64(i), 100)
 	}
-	events.QuotaState("x", blockstore.FillOK, 1, 100)
+	events.QuotaState("x", blockstore.QuotaReferenced, blockstore.FillOK, 1, 100)
 	last := Alarm{}
 	for range alarmsHeld {
 		last = <-changes

@@ -25,6 +25,7 @@ type Volume struct {
 	Limits        blockstore.VolumeLimits
 	Quota         blockstore.VolumeQuota
 	QuotaState    string // "ok", "near full", "nearly full" or "full"
+	Unique        blockstore.UniqueUse
 	// ReferencedBytes is how much data the volume refers to, at least.
 	ReferencedBytes uint64
 	// UndestagedBytes is how much of its data, and its snapshots', is in the log alone.
@@ -214,7 +215,7 @@ func (c *Control) volume(info blockstore.VolumeInfo) Volume {
 		SnapshotCount: info.Snapshots,
 		Bitmaps:       info.Bitmaps,
 		Limits:        info.Limits, UndestagedBytes: info.UndestagedBytes,
-		Quota: info.Quota, QuotaState: info.Fill.String(), ReferencedBytes: info.ReferencedBytes,
+		Quota: info.Quota, QuotaState: info.Fill.String(), Unique: info.Unique, ReferencedBytes: info.ReferencedBytes,
 		Attachment: c.attachmentOf(info.Name), Restoring: c.restoringOf(info.Name),
 	}
 	if info.Origin != nil {

@@ -113,6 +113,54 @@ func TestDiskLostUnderFio(t *testing.T) {
 	d.check(other, disks[1], disks[2])
 }
 
+// TestDiskThatReturnsIsTakenBack takes a disk away from a daemon that is being written to, and gives it back: the daemon notices both by itself, says so by an alarm, and makes what the disk lacks.
+func TestDiskThatReturnsIsTakenBack(t *testing.T) {
+	disks, flags := diskFlags(t)
+	d := startDaemon(t, flags...)
+	uri := d.disk("disk", "64MiB")
+	write := func(pattern, at string) {
+		t.Helper()
+		tool(t, "qemu-io", "-f", "raw", "-c", "write -P "+pattern+" "+at+" 16M", "-c", "flush", uri)
+		d.settle()
+	}
+	write("1", "0")
+	away := disks[1] + "-away"
+	if err := os.Rename(disks[1], away); err != nil {
+		t.Fatal(err)
+	}
+	var state diskState
+	await := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: %+v", what, state)
+			}
+		}
+	}
+	await("the loss is not noticed", func() bool { d.json(&state, "disk", "list"); return state.Degraded })
+	if alarms := alarmsOf(d); !strings.Contains(alarms, "redundancy is degraded") || !strings.Contains(alarms, "disk replace") {
+		t.Errorf("status has no alarm: %s", alarms)
+	}
+	write("2", "16M")
+	if err := os.Rename(away, disks[1]); err != nil {
+		t.Fatal(err)
+	}
+	d.json(&state, "disk", "list", "--wait")
+	if state.Degraded || state.SegmentsLacking+state.SegmentsWaiting > 0 {
+		t.Errorf("it is there again: %+v", state)
+	}
+	if alarms := alarmsOf(d); strings.Contains(alarms, "redundancy is degraded") {
+		t.Errorf("status still has the alarm: %s", alarms)
+	}
+	var scrub struct{ Damaged uint64 }
+	if d.json(&scrub, "store", "scrub", "start", "--find-only", "--wait"); scrub.Damaged > 0 {
+		t.Errorf("%d segments are damaged", scrub.Damaged)
+	}
+	tool(t, "qemu-io", "-f", "raw", "-c", "read -P 1 0 16M", "-c", "read -P 2 16M 16M", uri)
+	d.stop()
+	d.check(disks...)
+}
+
 // TestKillAndLoseADisk is TestKill with the loss of a disk at each kill: what was replied is there all the same.
 func TestKillAndLoseADisk(t *testing.T) {
 	disks, flags := diskFlags(t)

@@ -3,6 +3,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +54,7 @@ func TestGuestPausesAtItsQuota(t *testing.T) {
 	if volume.ReferencedBytes > limit {
 		t.Errorf("the guest's disk refers to %d bytes, its quota is %d", volume.ReferencedBytes, limit)
 	}
-	if alarms := quotaAlarms(d); !strings.Contains(alarms, "quota of volume root is full") {
+	if alarms := alarmsOf(d); !strings.Contains(alarms, "quota of volume root is full") {
 		t.Errorf("status does not say that the quota is full: %s", alarms)
 	}
 	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 7 0 32M", "-c", "read -P 7 0 32M", other) // the other volume does not notice
@@ -67,12 +70,54 @@ func TestGuestPausesAtItsQuota(t *testing.T) {
 	if errs := machine.Errors(); len(errs) > 0 {
 		t.Errorf("the guest met errors: %q", errs)
 	}
-	if alarms := quotaAlarms(d); strings.Contains(alarms, "quota of volume root is full") {
+	if alarms := alarmsOf(d); strings.Contains(alarms, "quota of volume root is full") {
 		t.Errorf("status still says that the quota is full: %s", alarms)
 	}
 }
 
-func quotaAlarms(d *daemon) string {
+// TestUniqueQuotaIsNoSpaceForOneVolume: a client that writes more than its volume may hold alone is told that there is no space, and another volume's client notices nothing.
+func TestUniqueQuotaIsNoSpaceForOneVolume(t *testing.T) {
+	d := startDaemon(t)
+	own, other := d.disk("own", "64MiB"), d.disk("other", "64MiB")
+	noise := make([]byte, 16<<20)
+	rng := rand.New(rand.NewPCG(1, 22))
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	file := filepath.Join(t.TempDir(), "noise")
+	if err := os.WriteFile(file, noise, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write := func(uri, from string) result {
+		return tryTool(t, "qemu-io", "-f", "raw", "-c", "write -s "+file+" "+from+" 8M", "-c", "flush", uri)
+	}
+	if r := write(other, "0"); r.code != 0 {
+		t.Fatalf("%s%s", r.stdout, r.stderr)
+	}
+	d.run("volume", "quota", "set", "own", "--unique", "4MiB")
+	var quota struct{ Unique *struct{ StoredBytes uint64 } }
+	for end := time.Now().Add(patience); quota.Unique == nil; time.Sleep(20 * time.Millisecond) {
+		if d.json(&quota, "volume", "quota", "show", "own"); time.Now().After(end) {
+			t.Fatal("it is not measured")
+		}
+	}
+	if r := write(own, "0"); !strings.Contains(r.stdout+r.stderr, "No space left") {
+		t.Errorf("8 MiB in a row beyond a bound of 4 MiB: %s%s", r.stdout, r.stderr)
+	}
+	if alarms := alarmsOf(d); !strings.Contains(alarms, "quota on unique data of volume own is full") {
+		t.Errorf("status does not say that the quota is full: %s", alarms)
+	}
+	if r := write(other, "16M"); r.code != 0 || strings.Contains(r.stdout+r.stderr, "failed") {
+		t.Errorf("another volume: %s%s", r.stdout, r.stderr)
+	}
+	d.run("volume", "quota", "set", "own", "--unique", "64MiB")
+	if r := write(own, "0"); r.code != 0 || strings.Contains(r.stdout+r.stderr, "failed") {
+		t.Errorf("with a larger bound: %s%s", r.stdout, r.stderr)
+	}
+}
+
+// alarmsOf returns the alarms of status in one line.
+func alarmsOf(d *daemon) string {
 	var status struct{ Alarms []string }
 	d.json(&status, "status")
 	return strings.Join(status.Alarms, "; ")

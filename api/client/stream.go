@@ -76,18 +76,21 @@ func (c *Client) Import(ctx context.Context, opts ImportOptions, send func(ctx c
 	return volume, nil
 }
 
-// Alarm says that something with a bound has become more or less full (control.Alarm).
+// Alarm says that something with a bound has become more or less full, or that something is as it should not be, or no longer (control.Alarm).
 type Alarm struct {
 	At         time.Time `json:"at"`
-	Kind       string    `json:"kind"` // "space" or "quota"; empty: a sign of life
+	Kind       string    `json:"kind"` // "space", "quota", "unique-quota", "overcommit", "disk" or "damage"; empty: a sign of life
 	Volume     string    `json:"volume,omitempty"`
 	State      string    `json:"state"`
 	UsedBytes  uint64    `json:"usedBytes,omitempty"`
 	LimitBytes uint64    `json:"limitBytes,omitempty"`
 	FreeBytes  uint64    `json:"freeBytes,omitempty"`
+	Detail     string    `json:"detail,omitempty"`
+	Text       string    `json:"text"`           // for people
+	Next       string    `json:"next,omitempty"` // what to do about it
 }
 
-// Alarms calls tell with each thing that is nearly full or full and, with follow, with each change from then on, until tell fails, ctx ends or hvd does. Signs of life are not told.
+// Alarms calls tell with each thing that is nearly full or full or as it should not be and, with follow, with each change from then on, until tell fails, ctx ends or hvd does. Signs of life are not told.
 func (c *Client) Alarms(ctx context.Context, follow bool, tell func(Alarm) error) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/v1/alarms?follow="+strconv.FormatBool(follow), nil)
 	if err != nil {

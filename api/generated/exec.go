@@ -141,6 +141,17 @@ type ComplexityRoot struct {
 		SegmentsWaiting func(childComplexity int) int
 	}
 
+	Encryption struct {
+		MasterKey  func(childComplexity int) int
+		Recipients func(childComplexity int) int
+	}
+
+	EncryptionKey struct {
+		Added     func(childComplexity int) int
+		Label     func(childComplexity int) int
+		Recipient func(childComplexity int) int
+	}
+
 	ExplainedVolume struct {
 		DataBytes        func(childComplexity int) int
 		DedupInsideBytes func(childComplexity int) int
@@ -177,6 +188,7 @@ type ComplexityRoot struct {
 		MetadataBytes    func(childComplexity int) int
 		Pages            func(childComplexity int) int
 		ParityBytes      func(childComplexity int) int
+		PartlyDeadBytes  func(childComplexity int) int
 		PerVolume        func(childComplexity int) int
 		Rows             func(childComplexity int) int
 		SampledOneIn     func(childComplexity int) int
@@ -475,6 +487,7 @@ type ComplexityRoot struct {
 		Attached      func(childComplexity int) int
 		Connections   func(childComplexity int) int
 		DataDir       func(childComplexity int) int
+		Encryption    func(childComplexity int) int
 		Faults        func(childComplexity int) int
 		NBDSocket     func(childComplexity int) int
 		NBDTCP        func(childComplexity int) int
@@ -493,6 +506,13 @@ type ComplexityRoot struct {
 		ExpiresAt func(childComplexity int) int
 		Name      func(childComplexity int) int
 		Scope     func(childComplexity int) int
+	}
+
+	UniqueUse struct {
+		ErrorBytes  func(childComplexity int) int
+		LogBytes    func(childComplexity int) int
+		MeasuredAt  func(childComplexity int) int
+		StoredBytes func(childComplexity int) int
 	}
 
 	Volume struct {
@@ -531,6 +551,8 @@ type ComplexityRoot struct {
 		ReferencedBytes func(childComplexity int) int
 		ReservedBytes   func(childComplexity int) int
 		State           func(childComplexity int) int
+		Unique          func(childComplexity int) int
+		UniqueBytes     func(childComplexity int) int
 	}
 }
 
@@ -1067,6 +1089,38 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.Disks.SegmentsWaiting(childComplexity), true
 
+	case "Encryption.masterKey":
+		if e.ComplexityRoot.Encryption.MasterKey == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Encryption.MasterKey(childComplexity), true
+	case "Encryption.recipients":
+		if e.ComplexityRoot.Encryption.Recipients == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Encryption.Recipients(childComplexity), true
+
+	case "EncryptionKey.added":
+		if e.ComplexityRoot.EncryptionKey.Added == nil {
+			break
+		}
+
+		return e.ComplexityRoot.EncryptionKey.Added(childComplexity), true
+	case "EncryptionKey.label":
+		if e.ComplexityRoot.EncryptionKey.Label == nil {
+			break
+		}
+
+		return e.ComplexityRoot.EncryptionKey.Label(childComplexity), true
+	case "EncryptionKey.recipient":
+		if e.ComplexityRoot.EncryptionKey.Recipient == nil {
+			break
+		}
+
+		return e.ComplexityRoot.EncryptionKey.Recipient(childComplexity), true
+
 	case "ExplainedVolume.dataBytes":
 		if e.ComplexityRoot.ExplainedVolume.DataBytes == nil {
 			break
@@ -1243,6 +1297,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Explanation.ParityBytes(childComplexity), true
+	case "Explanation.partlyDeadBytes":
+		if e.ComplexityRoot.Explanation.PartlyDeadBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.PartlyDeadBytes(childComplexity), true
 	case "Explanation.perVolume":
 		if e.ComplexityRoot.Explanation.PerVolume == nil {
 			break
@@ -2917,6 +2977,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Status.DataDir(childComplexity), true
+	case "Status.encryption":
+		if e.ComplexityRoot.Status.Encryption == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Status.Encryption(childComplexity), true
 	case "Status.faults":
 		if e.ComplexityRoot.Status.Faults == nil {
 			break
@@ -3008,6 +3074,31 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Token.Scope(childComplexity), true
+
+	case "UniqueUse.errorBytes":
+		if e.ComplexityRoot.UniqueUse.ErrorBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.UniqueUse.ErrorBytes(childComplexity), true
+	case "UniqueUse.logBytes":
+		if e.ComplexityRoot.UniqueUse.LogBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.UniqueUse.LogBytes(childComplexity), true
+	case "UniqueUse.measuredAt":
+		if e.ComplexityRoot.UniqueUse.MeasuredAt == nil {
+			break
+		}
+
+		return e.ComplexityRoot.UniqueUse.MeasuredAt(childComplexity), true
+	case "UniqueUse.storedBytes":
+		if e.ComplexityRoot.UniqueUse.StoredBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.UniqueUse.StoredBytes(childComplexity), true
 
 	case "Volume.attachment":
 		if e.ComplexityRoot.Volume.Attachment == nil {
@@ -3168,6 +3259,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.VolumeQuota.State(childComplexity), true
+	case "VolumeQuota.unique":
+		if e.ComplexityRoot.VolumeQuota.Unique == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeQuota.Unique(childComplexity), true
+	case "VolumeQuota.uniqueBytes":
+		if e.ComplexityRoot.VolumeQuota.UniqueBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.VolumeQuota.UniqueBytes(childComplexity), true
 
 	}
 	return 0, false
@@ -3452,12 +3555,14 @@ input VolumeLimitsInput {
   burstSeconds: Float
 }
 
-"What the quota of a volume shall become. Null leaves a part as it is, 0 takes it away. Data counts as the guest wrote it, before dedup and compression; zeroes, trimmed blocks and snapshots do not count."
+"What the quota of a volume shall become. Null leaves a part as it is, 0 takes it away. referencedBytes and reservedBytes count data as the guest wrote it, before dedup and compression; zeroes, trimmed blocks and snapshots do not count."
 input VolumeQuotaInput {
   "The most data that the volume may refer to: what adds to it beyond that is ENOSPC. At least 4096."
   referencedBytes: Bytes
   "Until the volume refers to as much, the room for the rest is no other volume's."
   reservedBytes: Bytes
+  "The most that the volume and its snapshots may hold that no other volume needs, after dedup and compression: data that is written beyond that is ENOSPC. It is measured by surveys; between two of them all that is written counts in full. At least 4096."
+  uniqueBytes: Bytes
 }
 
 "The youngest snapshots to keep, and the youngest of each of so many hours, days, weeks, months and years (UTC) that have one."
@@ -3532,10 +3637,27 @@ type Status {
   nbdTcp: String!
   "Attached volumes that are not served, and why; other things that should not be so."
   problems: [String!]!
-  "What is near full, nearly full or full: the file system of the store, quotas of volumes. GET /v1/alarms tells changes."
+  "What is near full, nearly full or full, overcommitted, degraded or damaged, and the next step. GET /v1/alarms tells changes."
   alarms: [String!]!
   "Attached volumes in which something goes wrong on purpose, and what."
   faults: [String!]!
+  "Who can open the store; null if it is not encrypted at rest."
+  encryption: Encryption
+}
+
+"How the store is encrypted at rest. There is no key in it."
+type Encryption {
+  "Each opens the store alone."
+  recipients: [EncryptionKey!]!
+  "Number of the master key that is written under, from 1 on; store key rotate raises it."
+  masterKey: Int!
+}
+
+type EncryptionKey {
+  "age1… or age1pq1…"
+  recipient: String!
+  label: String!
+  added: Time!
 }
 
 type Volume {
@@ -3633,8 +3755,23 @@ type VolumeQuota {
   referencedBytes: Bytes!
   "0: nothing is kept."
   reservedBytes: Bytes!
-  "ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused."
+  "0: no bound."
+  uniqueBytes: Bytes!
+  "What a bound on unique data was measured by last; null without one, and before the first survey."
+  unique: UniqueUse
+  "ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused. Of two bounds that of the fuller one. The marks are settings of hvd."
   state: String!
+}
+
+"What a volume and its snapshots held at a survey that no other volume needed."
+type UniqueUse {
+  "In segments, after dedup and compression."
+  storedBytes: Bytes!
+  "How far that may be off, in 19 of 20 cases; 0: not at all."
+  errorBytes: Bytes!
+  "What was in the log alone, before reduction, at most."
+  logBytes: Bytes!
+  measuredAt: Time!
 }
 
 "What the clients of a volume may do in a second; 0: no limit. Snapshots are not limited."
@@ -3911,6 +4048,8 @@ type Explanation {
   elsewhere: HeldBytes!
   "Of the store: chunks that nothing visible needs; deletes and trims are still being worked off."
   waiting: HeldBytes!
+  "Of chunks that a volume needs now, before compression, and that none of its extents refers to: what overwrites have left of them. At most."
+  partlyDeadBytes: Bytes!
   "Of the store: dead bytes of segments that wait for reclaim."
   heldUnusedBytes: Bytes!
   "Of a volume: its part."
@@ -4356,6 +4495,28 @@ func (ec *executionContext) childFields_Disks(ctx context.Context, field graphql
 	return nil, fmt.Errorf("no field named %q was found under type Disks", field.Name)
 }
 
+func (ec *executionContext) childFields_Encryption(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "recipients":
+		return ec.fieldContext_Encryption_recipients(ctx, field)
+	case "masterKey":
+		return ec.fieldContext_Encryption_masterKey(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type Encryption", field.Name)
+}
+
+func (ec *executionContext) childFields_EncryptionKey(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "recipient":
+		return ec.fieldContext_EncryptionKey_recipient(ctx, field)
+	case "label":
+		return ec.fieldContext_EncryptionKey_label(ctx, field)
+	case "added":
+		return ec.fieldContext_EncryptionKey_added(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type EncryptionKey", field.Name)
+}
+
 func (ec *executionContext) childFields_ExplainedVolume(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "name":
@@ -4434,6 +4595,8 @@ func (ec *executionContext) childFields_Explanation(ctx context.Context, field g
 		return ec.fieldContext_Explanation_elsewhere(ctx, field)
 	case "waiting":
 		return ec.fieldContext_Explanation_waiting(ctx, field)
+	case "partlyDeadBytes":
+		return ec.fieldContext_Explanation_partlyDeadBytes(ctx, field)
 	case "heldUnusedBytes":
 		return ec.fieldContext_Explanation_heldUnusedBytes(ctx, field)
 	case "parityBytes":
@@ -4892,6 +5055,8 @@ func (ec *executionContext) childFields_Status(ctx context.Context, field graphq
 		return ec.fieldContext_Status_alarms(ctx, field)
 	case "faults":
 		return ec.fieldContext_Status_faults(ctx, field)
+	case "encryption":
+		return ec.fieldContext_Status_encryption(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Status", field.Name)
 }
@@ -4910,6 +5075,20 @@ func (ec *executionContext) childFields_Token(ctx context.Context, field graphql
 		return ec.fieldContext_Token_expired(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Token", field.Name)
+}
+
+func (ec *executionContext) childFields_UniqueUse(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "storedBytes":
+		return ec.fieldContext_UniqueUse_storedBytes(ctx, field)
+	case "errorBytes":
+		return ec.fieldContext_UniqueUse_errorBytes(ctx, field)
+	case "logBytes":
+		return ec.fieldContext_UniqueUse_logBytes(ctx, field)
+	case "measuredAt":
+		return ec.fieldContext_UniqueUse_measuredAt(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type UniqueUse", field.Name)
 }
 
 func (ec *executionContext) childFields_Volume(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
@@ -4982,6 +5161,10 @@ func (ec *executionContext) childFields_VolumeQuota(ctx context.Context, field g
 		return ec.fieldContext_VolumeQuota_referencedBytes(ctx, field)
 	case "reservedBytes":
 		return ec.fieldContext_VolumeQuota_reservedBytes(ctx, field)
+	case "uniqueBytes":
+		return ec.fieldContext_VolumeQuota_uniqueBytes(ctx, field)
+	case "unique":
+		return ec.fieldContext_VolumeQuota_unique(ctx, field)
 	case "state":
 		return ec.fieldContext_VolumeQuota_state(ctx, field)
 	}
@@ -7784,6 +7967,130 @@ func (ec *executionContext) fieldContext_Disks_bytesLeft(_ context.Context, fiel
 	return graphql.NewScalarFieldContext("Disks", field, false, false, "Bytes")
 }
 
+func (ec *executionContext) _Encryption_recipients(ctx context.Context, field graphql.CollectedField, obj *blockstore.Encryption) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Encryption_recipients(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Recipients, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []blockstore.EncryptionKey) graphql.Marshaler {
+			return ec.marshalNEncryptionKey2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐEncryptionKeyᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Encryption_recipients(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Encryption",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_EncryptionKey(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _Encryption_masterKey(ctx context.Context, field graphql.CollectedField, obj *blockstore.Encryption) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Encryption_masterKey(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MasterKey, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Encryption_masterKey(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Encryption", field, false, false, "Int")
+}
+
+func (ec *executionContext) _EncryptionKey_recipient(ctx context.Context, field graphql.CollectedField, obj *blockstore.EncryptionKey) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_EncryptionKey_recipient(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Recipient, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_EncryptionKey_recipient(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("EncryptionKey", field, false, false, "String")
+}
+
+func (ec *executionContext) _EncryptionKey_label(ctx context.Context, field graphql.CollectedField, obj *blockstore.EncryptionKey) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_EncryptionKey_label(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Label, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_EncryptionKey_label(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("EncryptionKey", field, false, false, "String")
+}
+
+func (ec *executionContext) _EncryptionKey_added(ctx context.Context, field graphql.CollectedField, obj *blockstore.EncryptionKey) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_EncryptionKey_added(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Added, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_EncryptionKey_added(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("EncryptionKey", field, false, false, "Time")
+}
+
 func (ec *executionContext) _ExplainedVolume_name(ctx context.Context, field graphql.CollectedField, obj *blockstore.ExplainedVolume) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -8572,6 +8879,29 @@ func (ec *executionContext) fieldContext_Explanation_waiting(_ context.Context, 
 		},
 	}
 	return fc, nil
+}
+
+func (ec *executionContext) _Explanation_partlyDeadBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_partlyDeadBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.PartlyDeadBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_partlyDeadBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
 }
 
 func (ec *executionContext) _Explanation_heldUnusedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
@@ -16796,6 +17126,38 @@ func (ec *executionContext) fieldContext_Status_faults(_ context.Context, field 
 	return graphql.NewScalarFieldContext("Status", field, false, false, "String")
 }
 
+func (ec *executionContext) _Status_encryption(ctx context.Context, field graphql.CollectedField, obj *control.Status) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Status_encryption(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Encryption, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *blockstore.Encryption) graphql.Marshaler {
+			return ec.marshalOEncryption2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐEncryption(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Status_encryption(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Status",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_Encryption(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _Token_name(ctx context.Context, field graphql.CollectedField, obj *control.Token) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -16909,6 +17271,98 @@ func (ec *executionContext) _Token_expired(ctx context.Context, field graphql.Co
 }
 func (ec *executionContext) fieldContext_Token_expired(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Token", field, false, false, "Boolean")
+}
+
+func (ec *executionContext) _UniqueUse_storedBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.UniqueUse) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_UniqueUse_storedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.StoredBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_UniqueUse_storedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("UniqueUse", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _UniqueUse_errorBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.UniqueUse) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_UniqueUse_errorBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ErrorBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_UniqueUse_errorBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("UniqueUse", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _UniqueUse_logBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.UniqueUse) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_UniqueUse_logBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.LogBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_UniqueUse_logBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("UniqueUse", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _UniqueUse_measuredAt(ctx context.Context, field graphql.CollectedField, obj *blockstore.UniqueUse) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_UniqueUse_measuredAt(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MeasuredAt, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_UniqueUse_measuredAt(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("UniqueUse", field, false, false, "Time")
 }
 
 func (ec *executionContext) _Volume_name(ctx context.Context, field graphql.CollectedField, obj *Volume) (ret graphql.Marshaler) {
@@ -17520,6 +17974,61 @@ func (ec *executionContext) _VolumeQuota_reservedBytes(ctx context.Context, fiel
 }
 func (ec *executionContext) fieldContext_VolumeQuota_reservedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("VolumeQuota", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _VolumeQuota_uniqueBytes(ctx context.Context, field graphql.CollectedField, obj *VolumeQuota) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeQuota_uniqueBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.UniqueBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeQuota_uniqueBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("VolumeQuota", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _VolumeQuota_unique(ctx context.Context, field graphql.CollectedField, obj *VolumeQuota) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_VolumeQuota_unique(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Unique, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *blockstore.UniqueUse) graphql.Marshaler {
+			return ec.marshalOUniqueUse2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐUniqueUse(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_VolumeQuota_unique(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "VolumeQuota",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_UniqueUse(ctx, field)
+		},
+	}
+	return fc, nil
 }
 
 func (ec *executionContext) _VolumeQuota_state(ctx context.Context, field graphql.CollectedField, obj *VolumeQuota) (ret graphql.Marshaler) {
@@ -19180,7 +19689,7 @@ func (ec *executionContext) unmarshalInputVolumeQuotaInput(ctx context.Context, 
 		asMap[k] = v
 	}
 
-	fieldsInOrder := [...]string{"referencedBytes", "reservedBytes"}
+	fieldsInOrder := [...]string{"referencedBytes", "reservedBytes", "uniqueBytes"}
 	for _, k := range fieldsInOrder {
 		v, ok := asMap[k]
 		if !ok {
@@ -19201,6 +19710,13 @@ func (ec *executionContext) unmarshalInputVolumeQuotaInput(ctx context.Context, 
 				return it, err
 			}
 			it.ReservedBytes = data
+		case "uniqueBytes":
+			ctx := graphql.WithPathContext(ctx, graphql.NewPathWithField("uniqueBytes"))
+			data, err := ec.unmarshalOBytes2ᚖuint64(ctx, v)
+			if err != nil {
+				return it, err
+			}
+			it.UniqueBytes = data
 		}
 	}
 	return it, nil
@@ -19861,6 +20377,87 @@ func (ec *executionContext) _Disks(ctx context.Context, sel ast.SelectionSet, ob
 	return out
 }
 
+var encryptionImplementors = []string{"Encryption"}
+
+func (ec *executionContext) _Encryption(ctx context.Context, sel ast.SelectionSet, obj *blockstore.Encryption) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, encryptionImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("Encryption")
+		case "recipients":
+			out.Values[i] = ec._Encryption_recipients(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "masterKey":
+			out.Values[i] = ec._Encryption_masterKey(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var encryptionKeyImplementors = []string{"EncryptionKey"}
+
+func (ec *executionContext) _EncryptionKey(ctx context.Context, sel ast.SelectionSet, obj *blockstore.EncryptionKey) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, encryptionKeyImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("EncryptionKey")
+		case "recipient":
+			out.Values[i] = ec._EncryptionKey_recipient(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "label":
+			out.Values[i] = ec._EncryptionKey_label(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "added":
+			out.Values[i] = ec._EncryptionKey_added(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var explainedVolumeImplementors = []string{"ExplainedVolume"}
 
 func (ec *executionContext) _ExplainedVolume(ctx context.Context, sel ast.SelectionSet, obj *blockstore.ExplainedVolume) graphql.Marshaler {
@@ -20085,6 +20682,11 @@ func (ec *executionContext) _Explanation(ctx context.Context, sel ast.SelectionS
 			}
 		case "waiting":
 			out.Values[i] = ec._Explanation_waiting(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "partlyDeadBytes":
+			out.Values[i] = ec._Explanation_partlyDeadBytes(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -22021,6 +22623,11 @@ func (ec *executionContext) _Status(ctx context.Context, sel ast.SelectionSet, o
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "encryption":
+			out.Values[i] = ec._Status_encryption(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
 		default:
 			panic("unknown field " + strconv.Quote(field.Name))
 		}
@@ -22071,6 +22678,54 @@ func (ec *executionContext) _Token(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "expired":
 			out.Values[i] = ec._Token_expired(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var uniqueUseImplementors = []string{"UniqueUse"}
+
+func (ec *executionContext) _UniqueUse(ctx context.Context, sel ast.SelectionSet, obj *blockstore.UniqueUse) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, uniqueUseImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("UniqueUse")
+		case "storedBytes":
+			out.Values[i] = ec._UniqueUse_storedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "errorBytes":
+			out.Values[i] = ec._UniqueUse_errorBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "logBytes":
+			out.Values[i] = ec._UniqueUse_logBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "measuredAt":
+			out.Values[i] = ec._UniqueUse_measuredAt(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -22309,6 +22964,16 @@ func (ec *executionContext) _VolumeQuota(ctx context.Context, sel ast.SelectionS
 		case "reservedBytes":
 			out.Values[i] = ec._VolumeQuota_reservedBytes(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "uniqueBytes":
+			out.Values[i] = ec._VolumeQuota_uniqueBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "unique":
+			out.Values[i] = ec._VolumeQuota_unique(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
 				out.Invalids++
 			}
 		case "state":
@@ -22890,6 +23555,26 @@ func (ec *executionContext) marshalNDisk2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyper
 
 func (ec *executionContext) marshalNDisks2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐDisks(ctx context.Context, sel ast.SelectionSet, v control.Disks) graphql.Marshaler {
 	return ec._Disks(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNEncryptionKey2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐEncryptionKey(ctx context.Context, sel ast.SelectionSet, v blockstore.EncryptionKey) graphql.Marshaler {
+	return ec._EncryptionKey(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNEncryptionKey2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐEncryptionKeyᚄ(ctx context.Context, sel ast.SelectionSet, v []blockstore.EncryptionKey) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNEncryptionKey2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐEncryptionKey(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
 }
 
 func (ec *executionContext) marshalNExplainedVolume2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplainedVolume(ctx context.Context, sel ast.SelectionSet, v blockstore.ExplainedVolume) graphql.Marshaler {
@@ -23528,6 +24213,13 @@ func (ec *executionContext) marshalOCount2ᚖuint64(ctx context.Context, sel ast
 	return res
 }
 
+func (ec *executionContext) marshalOEncryption2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐEncryption(ctx context.Context, sel ast.SelectionSet, v *blockstore.Encryption) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._Encryption(ctx, sel, v)
+}
+
 func (ec *executionContext) marshalOExplanation2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐExplanation(ctx context.Context, sel ast.SelectionSet, v *blockstore.Explanation) graphql.Marshaler {
 	if v == nil {
 		return graphql.Null
@@ -23635,6 +24327,13 @@ func (ec *executionContext) marshalOTime2ᚖtimeᚐTime(ctx context.Context, sel
 	_ = ctx
 	res := graphql.MarshalTime(*v)
 	return res
+}
+
+func (ec *executionContext) marshalOUniqueUse2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐUniqueUse(ctx context.Context, sel ast.SelectionSet, v *blockstore.UniqueUse) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._UniqueUse(ctx, sel, v)
 }
 
 func (ec *executionContext) marshalOVolumeLimits2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋapiᚋgeneratedᚐVolumeLimits(ctx context.Context, sel ast.SelectionSet, v *VolumeLimits) graphql.Marshaler {

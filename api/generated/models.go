@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control"
 	"github.com/hyper-nixos/hyper-nixos/internal/retention"
 )
@@ -227,7 +228,11 @@ type VolumeQuota struct {
 	ReferencedBytes uint64 `json:"referencedBytes"`
 	// 0: nothing is kept.
 	ReservedBytes uint64 `json:"reservedBytes"`
-	// ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused.
+	// 0: no bound.
+	UniqueBytes uint64 `json:"uniqueBytes"`
+	// What a bound on unique data was measured by last; null without one, and before the first survey.
+	Unique *blockstore.UniqueUse `json:"unique,omitempty"`
+	// ok, near full (from 85 % on), nearly full (from 95 % on), or full: a write was refused. Of two bounds that of the fuller one. The marks are settings of hvd.
 	State string `json:"state"`
 }
 

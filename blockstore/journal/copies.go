@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/membership"
@@ -252,6 +253,9 @@ func (l *Log) readCopies(f *logFile, p []byte, pos Pos, sums []uint32, cause err
 		err := vfs.ReadFull(c.f, p, pos.Offset())
 		if err == nil {
 			err = verify(p, pos, sums)
+		}
+		if err == nil && f.vault != nil {
+			err = f.vault.open(slices.Clone(p), pos.File(), pos.Offset())
 		}
 		if err != nil {
 			bad = append(bad, all[i])

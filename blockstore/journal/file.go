@@ -25,6 +25,8 @@ type logFile struct {
 	vault  *vault // of an encrypted log, else nil
 	sealed bool   // its index and footer are durable; guarded by Log.st
 
+	further []vfs.File // other copies, while recovery reads the file
+
 	mapped  sync.Once
 	viewing *vfs.View // nil where a file cannot be mapped
 

@@ -101,6 +101,19 @@ func (l *Log) Probe() {
 	}
 }
 
+// Returned reports whether the directory at path fell out, and whether it is there again as it was: then Replace of path by itself takes it back.
+func (l *Log) Returned(path string) (out, back bool) {
+	if l.dirs == nil {
+		return false, false
+	}
+	for _, p := range *l.places.Load() {
+		if p.dir == path && p.is(placeOut) {
+			return true, l.dirs.Returned(p.index)
+		}
+	}
+	return false, false
+}
+
 // lacking counts the live files that a directory lacks.
 func (l *Log) lacking(p *place) (n int) {
 	l.st.Lock()

@@ -1,9 +1,13 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"math/bits"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -317,6 +321,138 @@ func TestDamagedSectorIsReadFromAnother(t *testing.T) {
 	}
 	if mended != len(all) {
 		t.Fatalf("mended %d of %d", mended, len(all))
+	}
+}
+
+// TestControlRecordIsReadFromAnother damages the payload of a control record in a sealed file of one directory, of a log that is encrypted and of one that is not: recovery has it from another, and fails only when none has it.
+func TestControlRecordIsReadFromAnother(t *testing.T) {
+	for _, sealed := range []bool{false, true} {
+		mem := vfs.NewCrashableMem()
+		options := func(boot uint64) Options {
+			opts := mirrored(mem, boot)
+			if sealed {
+				opts.Keys = testRing()
+			}
+			return opts
+		}
+		l, _ := openAll(t, options(1))
+		awaitPlaces(t, l, "in sync", "in sync", "in sync")
+		recs := []Record{marked(1, Write, "some data"), marked(2, FirstControl, "what a volume became")}
+		if err := l.Append(recs); err != nil {
+			t.Fatal(err)
+		}
+		at := recs[1].Pos
+		if err := errors.Join(l.Sync(t.Context()), l.Close()); err != nil { // which seals the file
+			t.Fatal(err)
+		}
+		var want []byte
+		for boot, dir := range []string{"", "log", "m1", "m2"} {
+			if dir != "" {
+				overwrite(t, mem, dir+"/"+fileName(at.File()), []byte("damage"), at.Offset()+9)
+			}
+			l, got, err := tryOpen(options(uint64(boot+2)), 0)
+			if dir == "m2" {
+				if !errors.Is(err, block.ErrCorrupt) {
+					t.Errorf("sealed %v, damaged everywhere: %v", sealed, err)
+				}
+				break
+			}
+			if err != nil {
+				t.Fatalf("sealed %v, damaged up to %q: %v", sealed, dir, err)
+			}
+			if len(got) != 2 || dir != "" && string(got[1].data) != string(want) {
+				t.Errorf("sealed %v, damaged up to %q: %d records", sealed, dir, len(got))
+			}
+			want = got[1].data
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// sameSum returns n bytes, not all zero, that may be added (xor) to any n bytes without a change of their CRC32C: of 40 unit vectors at least 8 depend on others.
+func sameSum(t *testing.T, n int) []byte {
+	t.Helper()
+	zero := crc32.Checksum(make([]byte, n), castagnoli)
+	basis, masks := map[int]uint32{}, map[int]uint64{}
+	for bit := range 40 {
+		unit := make([]byte, n)
+		unit[bit/8] = 1 << (bit % 8)
+		sum, mask := crc32.Checksum(unit, castagnoli)^zero, uint64(1)<<bit
+		for sum != 0 {
+			top := bits.Len32(sum)
+			if basis[top] == 0 {
+				basis[top], masks[top] = sum, mask
+				break
+			}
+			sum, mask = sum^basis[top], mask^masks[top]
+		}
+		if sum == 0 {
+			d := make([]byte, n)
+			for i := range 5 {
+				d[i] = byte(mask >> (8 * i))
+			}
+			return d
+		}
+	}
+	t.Fatal("no vector depends on others")
+	return nil
+}
+
+// TestForgedSectorIsReadFromAnother changes a sector of an encrypted log in one directory so that its checksum still fits: reads give what was written, from another directory, and mend it; changed in all, it is an error.
+func TestForgedSectorIsReadFromAnother(t *testing.T) {
+	for name, read := range map[string]func(l *Log, p []byte, r *Record) error{
+		"alone":  func(l *Log, p []byte, r *Record) error { return l.ReadAt(p, r.Pos, r.Sums) },
+		"mapped": func(l *Log, p []byte, r *Record) error { return l.ReadMapped(p, r.Pos, r.Sums) },
+		"scattered": func(l *Log, p []byte, r *Record) error {
+			return l.ReadScattered([]Piece{{P: p, Pos: r.Pos, Sums: r.Sums}})
+		},
+	} {
+		mem := vfs.NewCrashableMem()
+		opts := mirrored(mem, 1)
+		opts.Keys = testRing()
+		l, _ := openAll(t, opts)
+		awaitPlaces(t, l, "in sync", "in sync", "in sync")
+		recs := []Record{marked(1, Write, "what was written")}
+		want := slices.Clone(recs[0].Payload[0])
+		if err := errors.Join(l.Append(recs), l.Sync(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		r := &recs[0]
+		delta := sameSum(t, sectorSize)
+		forgeIn := func(dir string) {
+			file := dir + "/" + fileName(r.Pos.File())
+			sector := bytesOf(t, mem, file)[r.Pos.Offset():][:sectorSize]
+			for i := range sector {
+				sector[i] ^= delta[i]
+			}
+			overwrite(t, mem, file, sector, r.Pos.Offset())
+		}
+		forgeIn("log")
+		pin := l.Pin()
+		p := make([]byte, sectorSize)
+		if err := l.TryReadAt(p, r.Pos, r.Sums); err != block.ErrWouldBlock {
+			t.Errorf("%s: without waiting: %v", name, err)
+		}
+		for range 2 {
+			if err := read(l, p, r); err != nil || !bytes.Equal(p, want) {
+				t.Errorf("%s: %v, as it was written: %v", name, err, bytes.Equal(p, want))
+			}
+		}
+		if l.Mended() != 1 {
+			t.Errorf("%s: mended %d times", name, l.Mended())
+		}
+		for _, dir := range []string{"log", "m1", "m2"} {
+			forgeIn(dir)
+		}
+		if err := read(l, p, r); !errors.Is(err, errForged) {
+			t.Errorf("%s: forged everywhere: %v", name, err)
+		}
+		pin.Release()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -169,6 +169,12 @@ func (r *recovery) replayFile(c *candidate) error {
 		r.index = index
 		if ok {
 			c.sealed = true
+			for _, k := range c.copies {
+				if k.state == valid && k.seed == c.seed && k.f != c.f {
+					c.further = append(c.further, k.f)
+				}
+			}
+			defer func() { c.further = nil }()
 			return replaySealed(c.logFile, &ft, index, r.from, &r.lend, r.deliver)
 		}
 	}

@@ -54,7 +54,7 @@ func (l *Log) readFew(pieces []Piece) error {
 	}
 	err := copyChecked(pieces, &mapped)
 	if err == nil && l.opts.Keys != nil {
-		return openFew(pieces, &vaults)
+		err = openFew(pieces, &vaults)
 	}
 	if err == nil || l.dirs == nil {
 		return err

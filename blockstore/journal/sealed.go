@@ -74,13 +74,26 @@ func replaySealed(f *logFile, ft *Footer, index []byte, from Pos, lend *entries,
 	return nil
 }
 
-// readPayload reads the payload of the control record that e is at.
+// readPayload reads the payload of the control record that e is at: from another copy, where the one that is read has lost it, or has one that nobody with the key wrote.
 func (e *entries) readPayload(f *logFile) error {
+	err := e.payloadFrom(f, f.f)
+	for _, other := range f.further {
+		if err == nil {
+			return nil
+		}
+		if e.payloadFrom(f, other) == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func (e *entries) payloadFrom(f *logFile, src vfs.File) error {
 	if cap(e.payload) < int(e.payloadLen) {
 		e.payload = make([]byte, e.payloadLen)
 	}
 	p := e.payload[:e.payloadLen]
-	if err := vfs.ReadFull(f.f, p, e.rec.Pos.Offset()); err != nil {
+	if err := vfs.ReadFull(src, p, e.rec.Pos.Offset()); err != nil {
 		return inFile(f.header.ID, fmt.Errorf("read control record at %d: %w", e.rec.Pos.Offset(), err))
 	}
 	if crc32.Checksum(p, castagnoli) != e.payloadSum {

@@ -20,12 +20,14 @@ func newDisk(a *app) *cobra.Command {
 }
 
 func newDiskList(a *app) *cobra.Command {
-	return &cobra.Command{
+	var wait bool
+	c := &cobra.Command{
 		Use:   "list",
 		Short: "Show each disk of the store, and whether a loss could be borne",
-		Long: `Show the data directory and each directory of store.disks: whether its copy of the log and its part of the segments are in sync, and its free space.
+		Long: `Show the data directory and each directory of store.disks: whether its copy of the log and its part of the segments are in sync, and its free space;
+and how much is still to be made where a disk was lost, or came back after it was away. A disk that was gone while hvd ran is taken back by itself when it is at its path again.
 The exit code is 0 also when a disk is missing; with -o json, degraded says so.`,
-		Example: "  hv-storage-fabric disk list\n  hv-storage-fabric disk list -o json | jq .degraded",
+		Example: "  hv-storage-fabric disk list\n  hv-storage-fabric disk list --wait\n  hv-storage-fabric disk list -o json | jq .degraded",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := a.connect()
@@ -36,9 +38,17 @@ The exit code is 0 also when a disk is missing; with -o json, degraded says so.`
 			if err != nil {
 				return err
 			}
-			return a.showDisks(reply.Disks)
+			disks := reply.Disks
+			if wait {
+				if disks, err = a.waitHealthy(c.Context(), api, disks); err != nil {
+					return err
+				}
+			}
+			return a.showDisks(disks)
 		},
 	}
+	c.Flags().BoolVar(&wait, "wait", false, "show progress, and return when everything is as it shall be")
+	return c
 }
 
 func newDiskReplace(a *app) *cobra.Command {
@@ -147,6 +157,9 @@ func (a *app) showDisks(d client.Disks) error {
 		}
 		if d.SegmentsWaiting > 0 {
 			a.note("%s not cut over the disks yet", counted(d.SegmentsWaiting, "segment"))
+		}
+		if d.BytesLeft > 0 {
+			a.note("%s of segments and log files are left to go through", units.Size(d.BytesLeft).Human())
 		}
 	})
 }

@@ -43,6 +43,7 @@ func TestHTTPLimits(t *testing.T) {
 		"changes of nothing":  {"GET", "/v1/changes?from=v@s&to=v", "", "", "NOT_FOUND"},
 		"changes to nothing":  {"GET", "/v1/changes?from=v@s", "", "", "INVALID"},
 		"changes of a path":   {"GET", "/v1/changes?from=..%2fv@s&to=v", "", "", "INVALID"},
+		"metrics":             {"GET", "/metrics", "", "", "hv_alarm{name=\"damage\"} 0"},
 		"health":              {"GET", "/healthz", "", "", `"ok"`},
 		"profiles":            {"GET", "/debug/pprof/goroutine?debug=1", "", "", "goroutine profile"},
 	} {

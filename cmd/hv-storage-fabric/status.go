@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,6 +75,7 @@ func (a *app) statusTable(s client.Status) {
 		{"NBD socket", s.NbdSocket},
 		{"NBD over TCP", s.NbdTcp},
 		{"space", s.Space},
+		{"encryption", encryptionText(s.Encryption)},
 	})
 	for _, alarm := range s.Alarms {
 		a.note("alarm: %s", alarm)
@@ -84,6 +86,25 @@ func (a *app) statusTable(s client.Status) {
 	for _, problem := range s.Problems {
 		a.note("problem: %s", problem)
 	}
+}
+
+// encryptionText says who can open the store.
+func encryptionText(e *client.Encryption) string {
+	if e == nil {
+		return "none"
+	}
+	var all []string
+	for _, r := range e.Recipients {
+		name := r.Recipient
+		if len(name) > 24 { // one of the post-quantum hybrid has some 2,000 characters
+			name = name[:20] + "…"
+		}
+		if r.Label != "" {
+			name += " (" + r.Label + ")"
+		}
+		all = append(all, name)
+	}
+	return fmt.Sprintf("at rest, master key %d, opened by %s", e.MasterKey, strings.Join(all, ", "))
 }
 
 // versionFlag lets --version do what the command version does.

@@ -2,21 +2,20 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
-	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 func newStoreAlarms(a *app) *cobra.Command {
 	var follow bool
 	c := &cobra.Command{
 		Use:   "alarms",
-		Short: "Tell what is near full: the file system of the store, and quotas of volumes",
-		Long: `Tell what is near full (from 85 % on), nearly full (from 95 % on) or full (writes are refused): the file system of the store, and quotas of volumes.
+		Short: "Tell what is near full, overcommitted, degraded or damaged, and what to do about it",
+		Long: `Tell what is near full (from 85 % on), nearly full (from 95 % on) or full (writes are refused): the file system of the store, and quotas of volumes; whether the volumes promise
+many times what there is, redundancy over disks is degraded, or damage was found that is not mended; and the next step. The marks are the settings alarms.* of hvd.
 With --follow it goes on and tells what changes, until it is interrupted or hvd ends. With -o json each is one document on a line of its own with --follow, else all are an array.`,
 		Example: "  hv-storage-fabric store alarms\n  hv-storage-fabric store alarms --follow -o json | while read alarm; do notify \"$alarm\"; done",
 		Args:    exactly(),
@@ -45,7 +44,7 @@ With --follow it goes on and tells what changes, until it is interrupted or hvd 
 					a.say("%s", alarmText(alarm))
 				}
 				if len(all) == 0 {
-					a.say("nothing is near full")
+					a.say("there is no alarm")
 				}
 			})
 		},
@@ -56,12 +55,9 @@ With --follow it goes on and tells what changes, until it is interrupted or hvd 
 
 // alarmText is one line for people.
 func alarmText(m client.Alarm) string {
-	at := m.At.Local().Format(time.RFC3339)
-	if m.Kind != "quota" {
-		return fmt.Sprintf("%s  the file system of the store is %s: %s free", at, m.State, units.Size(m.FreeBytes).Human())
+	text := m.At.Local().Format(time.RFC3339) + "  " + m.Text
+	if m.Next != "" {
+		text += "; next: " + m.Next
 	}
-	if m.LimitBytes == 0 {
-		return fmt.Sprintf("%s  volume %s has no quota any more", at, m.Volume)
-	}
-	return fmt.Sprintf("%s  the quota of volume %s is %s: %s of %s", at, m.Volume, m.State, units.Size(m.UsedBytes).Human(), units.Size(m.LimitBytes).Human())
+	return text
 }

@@ -10,21 +10,28 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/check"
+	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
 func newStoreCheck(a *app) *cobra.Command {
 	var most int
 	var disks []string
+	var keyFile string
 	c := &cobra.Command{
 		Use:   "check DATA_DIR",
 		Short: "Read a whole store that no daemon has open, and say what is damaged",
 		Long: `Read a whole store, log, metadata and segments, and say what is not as it should be, where, and which volumes that affects. Of volumes that share
 what is damaged, as clones and snapshots do, the first that is met is named.
+Of a store that is encrypted what is sealed is checked by its checksums alone, unless --key-file names the key: then every frame and log record is opened, and each chunk compared with its hash.
 Nothing is changed. hvd must be stopped. The exit code is 0 when the store is whole and 1 when it is not; warnings do not count.`,
-		Example: "  systemctl stop hvd && hv-storage-fabric store check /var/lib/hyper-nixos\n  hv-storage-fabric store check /srv/hv --disk /mnt/b/hv --disk /mnt/c/hv\n  hv-storage-fabric store check ./data -o json | jq '.findings[].unit'",
+		Example: "  systemctl stop hvd && hv-storage-fabric store check /var/lib/hyper-nixos\n  hv-storage-fabric store check /srv/hv --disk /mnt/b/hv --disk /mnt/c/hv\n  hv-storage-fabric store check /srv/hv --key-file /etc/hyper-nixos/store.key\n  hv-storage-fabric store check ./data -o json | jq '.findings[].unit'",
 		Args:    exactly("DATA_DIR"),
 		RunE: func(c *cobra.Command, args []string) error {
-			rep, err := check.Run(c.Context(), args[0], check.Options{MaxFindings: most, Disks: disks})
+			unwrap, err := unwrapWith(keyFile)
+			if err != nil {
+				return err
+			}
+			rep, err := check.Run(c.Context(), args[0], check.Options{MaxFindings: most, Disks: disks, Unwrap: unwrap})
 			if err != nil {
 				return locked(err)
 			}
@@ -39,9 +46,30 @@ Nothing is changed. hvd must be stopped. The exit code is 0 when the store is wh
 	}
 	c.Flags().StringSliceVar(&disks, "disk", nil, "directory of a further disk of the store (store.disks of hvd); may be repeated")
 	_ = c.MarkFlagDirname("disk")
+	addKeyFile(c, &keyFile)
 	c.Flags().IntVar(&most, "max-findings", 1000, "print at most so many findings; the others are counted")
 	return c
 }
+
+// addKeyFile adds the flag that names the key of an encrypted store.
+func addKeyFile(c *cobra.Command, keyFile *string) {
+	c.Flags().StringVar(keyFile, "key-file", "", "file of an age identity that opens the store, if it is encrypted (store.key-file of hvd)")
+}
+
+// unwrapWith reads a key file and returns what opens the slots of a store with it; nil without a file.
+func unwrapWith(keyFile string) (check.Unwrap, error) {
+	if keyFile == "" {
+		return nil, nil
+	}
+	ids, err := secret.ReadIdentities(keyFile, secret.OwnerOnly)
+	if err != nil {
+		return nil, err
+	}
+	return func(sealed []byte) ([]byte, error) { return secret.Unwrap(sealed, maxWrapped, ids...) }, nil
+}
+
+// maxWrapped bounds the keys of a store as a slot has them, in bytes: 1,024 master keys in base64, and some more.
+const maxWrapped = 128 << 10
 
 // texter is what check.Dump* returns.
 type texter interface{ WriteText(w io.Writer) error }
@@ -66,7 +94,7 @@ func locked(err error) error {
 }
 
 func newStoreDump(a *app) *cobra.Command {
-	c := group(&cobra.Command{Use: "dump", Short: "Show what is on disk, decoded: superblocks, log, segments, parity, index, pages, volumes"})
+	c := group(&cobra.Command{Use: "dump", Short: "Show what is on disk, decoded: superblocks, labels of disks, log, segments, parity, shards, index, pages, volumes"})
 	c.AddCommand(
 		a.dump("super", "", "Both superblocks", "", func(dir, _ string) error {
 			d, err := check.DumpSuper(dir)
@@ -75,7 +103,7 @@ func newStoreDump(a *app) *cobra.Command {
 			}
 			return a.showDump(d, d)
 		}),
-		a.dump("log", "FILE", "The files of the log; with the id of one, as in its name, its records", "0000001a", a.dumpLog),
+		a.newDumpLog(),
 		a.dump("segment", "ID", "All segments; with the id of one, its frames and chunks", "17", a.dumpSegment),
 		&cobra.Command{
 			Use: "parity FILE", Short: "A parity sidecar; it needs neither its segment nor its store",
@@ -83,6 +111,30 @@ func newStoreDump(a *app) *cobra.Command {
 			Args:    exactly("FILE"),
 			RunE: func(_ *cobra.Command, args []string) error {
 				d, err := check.DumpParity(args[0])
+				if err != nil {
+					return err
+				}
+				return a.showDump(d, d)
+			},
+		},
+		&cobra.Command{
+			Use: "shard FILE", Short: "A shard of a segment, of a store on several disks; it needs neither the others nor a store",
+			Example: "  hv-storage-fabric store dump shard /mnt/b/hv/segments/2f/000000000000012f.00000001.3+1.01.04000000.shard\n  hv-storage-fabric store dump shard FILE -o json | jq .damagedColumns",
+			Args:    exactly("FILE"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				d, err := check.DumpShard(args[0])
+				if err != nil {
+					return err
+				}
+				return a.showDump(d, d)
+			},
+		},
+		&cobra.Command{
+			Use: "label FILE", Short: "The label of a directory of a disk: which directories were in sync, and since which generation",
+			Example: "  hv-storage-fabric store dump label /mnt/b/hv/segments/members\n  hv-storage-fabric store dump label /mnt/b/hv/log/members -o json",
+			Args:    exactly("FILE"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				d, err := check.DumpLabel(args[0])
 				if err != nil {
 					return err
 				}
@@ -167,15 +219,27 @@ func (a *app) dump(kind, which, short, example string, f func(dir, id string) er
 	}
 }
 
-func (a *app) dumpLog(dir, id string) error {
+// newDumpLog is the one dump that a key tells more: what control records of an encrypted store say.
+func (a *app) newDumpLog() *cobra.Command {
+	var keyFile string
+	c := a.dump("log", "FILE", "The files of the log; with the id of one, as in its name, its records", "0000001a", func(dir, id string) error { return a.dumpLog(dir, id, keyFile) })
+	c.Example += "\n  hv-storage-fabric store dump log /srv/hv 0000001a --key-file /etc/hyper-nixos/store.key"
+	addKeyFile(c, &keyFile)
+	return c
+}
+
+func (a *app) dumpLog(dir, id, keyFile string) error {
+	unwrap, err := unwrapWith(keyFile)
+	if err != nil {
+		return err
+	}
 	n := uint32(0)
 	if id != "" {
-		var err error
 		if n, err = check.ParseLogID(id); err != nil {
 			return err
 		}
 	}
-	all, err := check.DumpLog(dir, n)
+	all, err := check.DumpLog(dir, n, unwrap)
 	if err != nil {
 		return err
 	}

@@ -161,16 +161,18 @@ func (a *app) explainedSpace(e *client.Explanation) [][]string {
 		line("snapshots", e.Snapshots, "only snapshots of one volume need it: deleting them frees it"),
 		line("snapshots, several", e.Elsewhere, "only snapshots need it, of several volumes"),
 	}
+	partlyDead := []string{"dead in needed chunks", "", units.Size(e.PartlyDeadBytes).Human(), "at most; overwrites left it, and it goes when the region is cut anew"}
 	if e.Volume != "" {
 		rows[0][3], rows[1][3] = "no other volume needs it", "other volumes need it, too"
 		rows[2][3], rows[3][3] = "only its snapshots need it: deleting them frees it", "only its snapshots need it, and other volumes"
-		return append(rows, []string{"parity", units.Size(e.ParityBytes).Human(), "", "its part; store.parity of hvd"})
+		return append(rows, partlyDead, []string{"parity", units.Size(e.ParityBytes).Human(), "", "its part; store.parity of hvd"})
 	}
 	plain := func(name string, n uint64, note string) []string {
 		return []string{name, units.Size(n).Human(), "", note}
 	}
 	return append(rows,
 		line("being deleted", e.Waiting, "nothing needs it; deletes and trims are still worked off"),
+		partlyDead,
 		plain("dead", e.HeldUnusedBytes, "in segments that wait for reclaim"),
 		plain("reclaimable", e.HeldUnusedBytes+e.Waiting.StoredBytes, "these two: hv-storage-fabric store settle --wait gives them back"),
 		plain("parity", e.ParityBytes, "beside segments; store.parity of hvd"),

@@ -109,6 +109,7 @@ func newKeyList(a *app) *cobra.Command {
 // editKeys makes a command that changes the keys of a closed store. arg names a second argument, or is empty.
 func (a *app) editKeys(c *cobra.Command, arg string, edit func(f *keyring.File, r *keyring.Ring, arg string) (done string, err error)) *cobra.Command {
 	var keyFile string
+	var disks []string
 	var dryRun bool
 	names := []string{"DATA_DIR"}
 	if arg != "" {
@@ -121,7 +122,7 @@ func (a *app) editKeys(c *cobra.Command, arg string, edit func(f *keyring.File, 
 			return err
 		}
 		var done string
-		err = blockstore.EditKeys(args[0], ids, dryRun, func(f *keyring.File, r *keyring.Ring) (err error) {
+		err = blockstore.EditKeys(args[0], disks, ids, dryRun, func(f *keyring.File, r *keyring.Ring) (err error) {
 			done, err = edit(f, r, args[len(args)-1])
 			return err
 		})
@@ -130,10 +131,14 @@ func (a *app) editKeys(c *cobra.Command, arg string, edit func(f *keyring.File, 
 		}
 		if dryRun {
 			done = "would be done: " + done
+		} else if several, err := blockstore.HasDisks(args[0]); err == nil && several && len(disks) == 0 {
+			a.note("copies of the keys on further disks are as they were until hvd starts: name the disks with --disk to change them now")
 		}
 		return a.show(map[string]any{"done": done, "dryRun": dryRun}, func() { a.say("%s", done) })
 	}
 	c.Flags().StringVar(&keyFile, "key-file", "", "file of an age identity that opens the store")
+	c.Flags().StringSliceVar(&disks, "disk", nil, "directory of a further disk of the store (store.disks of hvd), whose copy of the keys is changed, too; may be repeated")
+	_ = c.MarkFlagDirname("disk")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing, and say what would be done")
 	_ = c.MarkFlagRequired("key-file")
 	return c

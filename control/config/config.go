@@ -21,6 +21,7 @@ type Config struct {
 	Memory        units.Size `yaml:"memory" doc:"Memory that hvd may use altogether; the store's caches get five eighths of it."`
 	Log           Log        `yaml:"log"`
 	Store         Store      `yaml:"store"`
+	Alarms        Alarms     `yaml:"alarms"`
 	NBD           NBD        `yaml:"nbd"`
 }
 
@@ -51,6 +52,17 @@ type Store struct {
 	GCRate       units.Size    `yaml:"gc-rate" doc:"Budget of garbage collection, bytes read and written a second. While guests are served a quarter of it is used."`
 	GCRequests   int           `yaml:"gc-requests" doc:"Budget of garbage collection, requests to devices a second. While guests are served a quarter of it is used."`
 	KeepRate     units.Size    `yaml:"keep-rate" doc:"Budget of parity, scrub, repair and of what goes cold, bytes read and written a second. While guests are served a quarter of it is used."`
+}
+
+// Alarms says from when on something is told as an alarm: in the log, in status, in store alarms and as a metric.
+type Alarms struct {
+	SpaceNear     int           `yaml:"space-near" doc:"Part of the file system, in percent, from which on the store is near full."`
+	SpaceCritical int           `yaml:"space-critical" doc:"Part of the file system, in percent, from which on the store is nearly full."`
+	QuotaNear     int           `yaml:"quota-near" doc:"Part of a quota, in percent, from which on it is near full."`
+	QuotaCritical int           `yaml:"quota-critical" doc:"Part of a quota, in percent, from which on it is nearly full."`
+	Overcommit    int           `yaml:"overcommit" doc:"How many times what is stored and free the volumes may promise together before that is an alarm. 0: never."`
+	DegradedAfter time.Duration `yaml:"degraded-after" doc:"How long redundancy over several disks must have been degraded before that is an alarm."`
+	Damage        int           `yaml:"damage" doc:"How many findings of damage since the start that are not mended are an alarm. 0: never."`
 }
 
 // DiskList returns the directories of the further disks.
@@ -99,6 +111,7 @@ func Default() Config {
 		Memory:  512 << 20,
 		Log:     Log{Level: "info", Format: "text"},
 		Store:   Store{LogCap: 2 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second, ColdAfter: 24 * time.Hour, Similarity: "on", ColdEffort: "normal", Stripe: Off, Restore: Off, Parity: erasure.Default.String(), KeepRate: 96 << 20, GCRate: 128 << 20, GCRequests: 2000},
+		Alarms:  Alarms{SpaceNear: 85, SpaceCritical: 95, QuotaNear: 85, QuotaCritical: 95, Overcommit: 16, Damage: 1},
 		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, MaxRequests: 128, Handshake: 10 * time.Second, StallTimeout: 10 * time.Second, DrainTimeout: 20 * time.Second, Listen: Off},
 	}
 }

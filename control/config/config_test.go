@@ -79,6 +79,10 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"nbd: {handshake-timeout: 0s}\n", "nbd.handshake-timeout: 0s is not within"},
 		{"nbd: {handshake-timeout: 2h}\n", "nbd.handshake-timeout: 2h0m0s is not within"},
 		{"nbd: {stall-timeout: -1s}\n", "nbd.stall-timeout: -1s is not within"},
+		{"alarms: {space-near: 96}\n", "alarms.space-near: 96 %"},
+		{"alarms: {quota-critical: 101}\n", "alarms.quota-critical of 101 %"},
+		{"alarms: {overcommit: -1}\n", "alarms.overcommit: -1"},
+		{"alarms: {degraded-after: 1000h}\n", "alarms.degraded-after"},
 		{"nbd: {socket: /x/s}\ncontrol-socket: /x/s\n", "nbd.socket"},
 	} {
 		_, err := load(t, c.file, nil)

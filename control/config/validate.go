@@ -60,6 +60,7 @@ func (c *Config) Validate() error {
 	if _, err := erasure.ParseShape(c.Store.Parity); err != nil {
 		all = append(all, fmt.Errorf("store.parity: %w", err))
 	}
+	c.Alarms.check(bad)
 	c.Store.checkDisks(c.DataDir, bad)
 	c.Store.checkKeys(bad)
 	within("nbd.in-flight", c.NBD.InFlight, 48<<20, 1<<40)
@@ -115,6 +116,27 @@ func (s *Store) checkDisks(dataDir string, bad func(path, format string, args ..
 	}
 	if s.LogCopies < 0 || s.LogCopies > min(3, len(disks)) {
 		bad("store.log-copies", "%d is not within 0 and %d", s.LogCopies, min(3, len(disks)))
+	}
+}
+
+// check reports marks that are out of order.
+func (a *Alarms) check(bad func(path, format string, args ...any)) {
+	for _, m := range []struct {
+		path           string
+		near, critical int
+	}{{"space", a.SpaceNear, a.SpaceCritical}, {"quota", a.QuotaNear, a.QuotaCritical}} {
+		if m.near < 5 || m.critical > 100 || m.near > m.critical {
+			bad("alarms."+m.path+"-near", "%d %% and alarms.%s-critical of %d %% are not within 5 and 100, in this order", m.near, m.path, m.critical)
+		}
+	}
+	if a.Overcommit < 0 || a.Overcommit > 1<<20 {
+		bad("alarms.overcommit", "%d is not within 0 and %d", a.Overcommit, 1<<20)
+	}
+	if a.Damage < 0 || a.Damage > 1<<20 {
+		bad("alarms.damage", "%d is not within 0 and %d", a.Damage, 1<<20)
+	}
+	if a.DegradedAfter < 0 || a.DegradedAfter > 30*24*time.Hour {
+		bad("alarms.degraded-after", "%s is not within 0s and 720h", a.DegradedAfter)
 	}
 }
 

@@ -208,6 +208,22 @@ func (g *Group) Probe(i int) error {
 	return err
 }
 
+// Returned reports whether a directory that is not current is there again as it was: its label is that of a member that others went on without. One without a label may be an empty mount point.
+func (g *Group) Returned(i int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := &g.dirs[i]
+	if d.State == Current {
+		return false
+	}
+	b, err := readLabel(g.fs, g.fs.PathJoin(d.Path, FileName))
+	if err != nil {
+		return false
+	}
+	l, err := Parse(b)
+	return err == nil && l.StoreID == g.store && l.Kind == g.kind && (l.Self == d.id || slices.Contains(g.missed, l.Self))
+}
+
 // Forget says that another directory has taken the place of one that fell out: nobody waits for it any more.
 func (g *Group) Forget(i int) error {
 	g.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"filippo.io/age"
@@ -26,6 +27,19 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	}
 	if b, err := json.Marshal(s); err == nil {
 		t.Errorf("as JSON it is %s", b)
+	}
+}
+
+// What is no file is refused at once, and a FIFO that nobody writes to is not waited for.
+func TestKeyFileMustBeAFile(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{fifo, t.TempDir(), os.DevNull} {
+		if _, err := ReadIdentities(path, OwnerOnly); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "no regular file") {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"syscall"
 
 	"filippo.io/age"
 
@@ -60,7 +61,7 @@ const (
 // ReadIdentities reads age identities from a file, as age-keygen writes it. A file with one of the mode bits in exposed is refused: ErrExposed.
 // A file without an identity, or with anything else, is block.ErrInvalid; the error shows nothing of it.
 func ReadIdentities(path string, exposed os.FileMode) ([]age.Identity, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // the open of a FIFO would wait for who writes to it
 	if err != nil {
 		return nil, fmt.Errorf("key file: %w", err)
 	}
@@ -69,7 +70,10 @@ func ReadIdentities(path string, exposed os.FileMode) ([]age.Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key file %s: %w", path, err)
 	}
-	if mode := info.Mode(); !mode.IsRegular() || mode.Perm()&exposed != 0 {
+	if mode := info.Mode(); !mode.IsRegular() {
+		return nil, fmt.Errorf("key file %s is no regular file (%v): what a pipe or device gives cannot be read again at the next start; write the key into a file, or use a systemd credential: %w", path, mode, block.ErrInvalid)
+	}
+	if mode := info.Mode(); mode.Perm()&exposed != 0 {
 		return nil, fmt.Errorf("key file %s has mode %v: others may read or change it; chmod 600 it, and make a new key if somebody may have: %w", path, mode, ErrExposed)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxIdentityFile+1))

@@ -145,7 +145,7 @@ func (b *Backend) begin() error {
 			b.tell(k)
 			continue
 		}
-		if err := b.load(k); err != nil {
+		if err := b.load(k, nil); err != nil {
 			if err := b.drop(k, err); err != nil {
 				return err
 			}
@@ -203,8 +203,17 @@ func (b *Backend) folders(k *disk, visit func(folder, name string) error) error 
 	return nil
 }
 
-// load takes over what lies in a directory, and removes what a crash left half made.
-func (b *Backend) load(k *disk) error {
+// load takes over what lies in a directory, and removes what a crash left half made. What is of a segment that no other directory has, and known does not know, stays where it is and counts for nothing; nil knows all.
+func (b *Backend) load(k *disk, known func(key string) bool) error {
+	wanted := func(key string) bool {
+		if known == nil {
+			return true
+		}
+		b.mu.Lock()
+		there := b.mu.entries[key] != nil
+		b.mu.Unlock()
+		return there || known(key)
+	}
 	return b.folders(k, func(folder, name string) error {
 		if shard, temporary := strings.CutSuffix(name, ".tmp"); temporary {
 			if _, ok := parseShardName(shard); ok {
@@ -212,9 +221,9 @@ func (b *Backend) load(k *disk) error {
 			}
 			return nil
 		}
-		if _, _, ok := tiers.ParseSegmentKey(name); ok {
+		if _, _, ok := tiers.ParseSegmentKey(name); ok && wanted(name) {
 			b.edit(name, func(e *entry) { e.whole = append(e.whole, k) })
-		} else if n, ok := parseShardName(name); ok {
+		} else if n, ok := parseShardName(name); ok && wanted(n.segment) {
 			b.edit(n.segment, func(e *entry) { e.set(n.shape, n.size).shards[n.index] = k })
 		}
 		return nil
@@ -326,8 +335,19 @@ func (b *Backend) Probe() {
 	}
 }
 
-// ReplaceDir takes the directory at path in the place of another one: both may be the same path, with another disk behind it. What was in the old one is made anew in the background.
-func (b *Backend) ReplaceDir(old, path string) error {
+// Returned reports whether the directory at path fell out, and whether it is there again as it was: then ReplaceDir of path by itself takes it back.
+func (b *Backend) Returned(path string) (out, back bool) {
+	for _, k := range b.disks() {
+		if k.path == path && !k.in.Load() {
+			return true, b.group.Returned(k.index)
+		}
+	}
+	return false, false
+}
+
+// ReplaceDir takes the directory at path in the place of another one: both may be the same path, with another disk behind it, or with the same that was away. Shards that lie in it count; what is missing is made anew in the
+// background. known says which segments there are, whether or not another directory has some of them: what else a directory that was away has left was deleted meanwhile, and is removed by the next start. nil knows all.
+func (b *Backend) ReplaceDir(old, path string, known func(key string) bool) error {
 	var was *disk
 	for _, k := range b.disks() {
 		if k.path == old {
@@ -371,7 +391,7 @@ func (b *Backend) ReplaceDir(old, path string) error {
 		e.forget(was)
 	}
 	b.mu.Unlock()
-	return b.load(k)
+	return b.load(k, known)
 }
 
 // forget takes a directory out of an entry.

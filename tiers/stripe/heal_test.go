@@ -42,7 +42,7 @@ func TestOpenSegmentIsGivenCopiesAgain(t *testing.T) {
 	if err := w.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.ReplaceDir("d1", "d1"); err != nil {
+	if err := b.ReplaceDir("d1", "d1", nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := mem.RemoveAll("d2"); err != nil {

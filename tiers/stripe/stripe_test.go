@@ -183,7 +183,7 @@ func TestAnyDirectoriesMayBeLost(t *testing.T) {
 					to = "new"
 					over = append([]string{}, over...)
 				}
-				if err := b.ReplaceDir(dir, to); err != nil {
+				if err := b.ReplaceDir(dir, to, nil); err != nil {
 					t.Fatal(err)
 				}
 				for j := range over {
