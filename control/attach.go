@@ -56,6 +56,9 @@ func (c *Control) attach(ctx context.Context, spec AttachSpec) (warning string, 
 		return "", err
 	}
 	info, err := c.visible(spec.Volume)
+	if err == nil {
+		err = c.refuseReplica("attach", spec.Volume)
+	}
 	if err != nil {
 		return "", err
 	}

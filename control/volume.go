@@ -125,7 +125,7 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 		return Volume{}, fmt.Errorf("rename volume: %w", err)
 	}
 	err := c.change(ctx, "rename", name, []string{newName}, func() error {
-		if err := cmp.Or(c.refuseAttached("rename", name), c.refuseRestoring("rename", name)); err != nil {
+		if err := cmp.Or(c.refuseAttached("rename", name), c.refuseRestoring("rename", name), c.refuseReplicated("rename", name)); err != nil {
 			return err
 		}
 		err := c.engine.RenameVolume(ctx, name, newName)
@@ -146,9 +146,16 @@ func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 		if err := c.refuseAttached("delete", name); err != nil {
 			return err
 		}
+		dropped, err := c.dropReplica(ctx, name)
+		if err != nil {
+			return err
+		}
 		restore, err := c.stopRestore(ctx, name)
 		if err == nil {
 			err = c.engine.DeleteVolume(ctx, name)
+		}
+		if err := dropped(err == nil); err != nil {
+			c.log.Warn("the replication of a volume that is gone could not be forgotten; the next start will", "volume", name, "error", err)
 		}
 		if err != nil {
 			return err
@@ -175,6 +182,13 @@ func (c *Control) CloneVolume(ctx context.Context, name, snapshot, newName strin
 	err := c.change(ctx, "clone", name, []string{newName}, func() error {
 		if err := c.refuseRestoring("clone", name); err != nil {
 			return err
+		}
+		if snapshot == "" {
+			point, err := c.stateToRead(name)
+			if err != nil {
+				return err
+			}
+			snapshot = point
 		}
 		info, err := c.engine.Clone(ctx, name, snapshot, newName)
 		clone = c.volume(info)
