@@ -89,6 +89,7 @@ func (c *Control) enter(ctx context.Context, a *attachment) error {
 	}
 	c.mu.Lock()
 	c.mu.attachments[a.record.Volume] = a
+	c.fenceLocked(a)
 	c.mu.Unlock()
 	err := c.listenOwn(a)
 	if err == nil {

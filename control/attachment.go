@@ -171,8 +171,9 @@ func (c *Control) openDevice(a *attachment) (shown, error) {
 	if faults != nil {
 		c.log.Warn("volume is served with faults on purpose", "volume", record.Volume, "faults", record.Inject)
 	}
-	replicated, _ := c.replicationRecordOf(record.Volume)
-	a.fenced.Store(replicated.FencedBy != 0)
+	c.mu.Lock()
+	c.fenceLocked(a)
+	c.mu.Unlock()
 	view = fenced{view, &a.fenced}
 	a.device, a.view, a.faults = device, view, faults
 	return view, nil

@@ -50,7 +50,8 @@ type Control struct {
 
 	schedules scheduler
 
-	keepReceived uint64 // bytes of a point after which what has come is made durable; keepReceivedBytes, but for tests
+	senders      chan struct{} // a place for each point that is sent at once
+	keepReceived uint64        // bytes of a point after which what has come is made durable; keepReceivedBytes, but for tests
 
 	background context.Context // ends when Close begins
 	stop       context.CancelFunc
@@ -79,7 +80,7 @@ func Open(ctx context.Context, opts Options) (*Control, error) {
 	if opts.Boot == "" {
 		opts.Boot = machineBoot(opts.Now().UTC().Format(time.RFC3339Nano))
 	}
-	c := &Control{opts: opts, log: opts.Log, started: opts.Now(), repeats: newRepeats(opts.Now), keepReceived: keepReceivedBytes}
+	c := &Control{opts: opts, log: opts.Log, started: opts.Now(), repeats: newRepeats(opts.Now), senders: make(chan struct{}, maxSenders), keepReceived: keepReceivedBytes}
 	c.background, c.stop = context.WithCancel(context.Background())
 	c.mu.attachments, c.mu.restores, c.mu.replications = map[string]*attachment{}, map[string]*restoring{}, map[string]*replication{}
 	if c.opts.DialReplica == nil {

@@ -136,6 +136,9 @@ func (c *Control) openReplications(ctx context.Context) error {
 		}
 	}
 	for _, v := range c.engine.Volumes() {
+		if v.Snapshots == 0 {
+			continue
+		}
 		if err := c.removePoints(ctx, v.Name); err != nil {
 			return err
 		}

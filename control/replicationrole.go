@@ -116,7 +116,7 @@ func (c *Control) StopReplication(ctx context.Context, volume string) error {
 		if err := c.forgetReplication(r); err != nil {
 			return err
 		}
-		c.showFence(volume, false)
+		c.showFence(volume)
 		c.tidyPoints(ctx, volume)
 		return nil
 	})

@@ -18,6 +18,7 @@ const (
 	MinReplicaInterval     = time.Second
 	MaxReplicaInterval     = 7 * 24 * time.Hour
 
+	maxSenders = 4           // points that are sent at once; each takes 3 MiB of buffers
 	firstRetry = time.Second // after a failed cycle; doubled each time
 	lastRetry  = 30 * time.Second
 )
@@ -179,6 +180,12 @@ func (c *Control) cycle(ctx context.Context, r *replication) error {
 		return err
 	}
 	defer peer.Close()
+	select {
+	case c.senders <- struct{}{}:
+		defer func() { <-c.senders }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	state, err := c.hello(ctx, r, peer)
 	if err != nil {
 		return err
@@ -235,18 +242,23 @@ func (c *Control) fence(r *replication, epoch uint64) error {
 		return err
 	}
 	record := c.recordIn(r)
-	c.showFence(record.Volume, true)
+	c.showFence(record.Volume)
 	c.log.Error("the replica of a volume was promoted: this one takes no writes any more; demote it, or stop its replication to go its own way", "volume", record.Volume, "epoch", record.Epoch, "promotedEpoch", epoch)
 	return fmt.Errorf("the other side was promoted, with epoch %d: %w", epoch, errFenced)
 }
 
-// showFence lets the clients of an attached volume write, or keeps them from it.
-func (c *Control) showFence(volume string, fenced bool) {
+// showFence lets the clients of an attached volume write, or keeps them from it, as its record says.
+func (c *Control) showFence(volume string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a := c.mu.attachments[volume]; a != nil {
-		a.fenced.Store(fenced)
+		c.fenceLocked(a)
 	}
+}
+
+func (c *Control) fenceLocked(a *attachment) {
+	r := c.mu.replications[a.record.Volume]
+	a.fenced.Store(r != nil && r.record.FencedBy != 0)
 }
 
 // agree finds the newest point that both sides have, and keeps that one alone, beside the one that is being sent.

@@ -184,10 +184,12 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 	if err := c.refuseRestoring("export", volume); err != nil {
 		return err
 	}
+	point := ""
 	if snapshot == "" && part == nil {
-		if snapshot, err = c.stateToRead(volume); err != nil {
+		if point, err = c.stateToRead(volume); err != nil {
 			return err
 		}
+		snapshot = point
 	}
 	if snapshot == "" {
 		if part != nil {
@@ -203,7 +205,7 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 		defer func() {
 			err = errors.Join(err, c.engine.DeleteSnapshot(context.WithoutCancel(ctx), volume, snapshot))
 		}()
-	} else if err := checkSnapshot(snapshot); err != nil && !strings.HasPrefix(snapshot, pointPrefix) {
+	} else if err := checkSnapshot(snapshot); err != nil && point == "" {
 		return err
 	}
 	device, err := c.engine.OpenDevice(volume, snapshot)

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -54,7 +55,7 @@ func newReplicateStatus(a *app) *cobra.Command {
 		Long: `Show how far replicas are behind. RPO is the age of the last complete point, which is what a promotion now would lose; of a replica it is told by the clocks of both machines.
 BEHIND is what differs at the source from that point.`,
 		Example:           "  hv-storage-fabric volume replicate status\n  hv-storage-fabric volume replicate status web1 -o json | jq .rpoSeconds",
-		Args:              cobra.MaximumNArgs(1),
+		Args:              console.Between(0, 1, "NAME"),
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.connect()
