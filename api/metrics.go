@@ -45,7 +45,7 @@ var replicationMetrics = []metric{
 	})},
 	{"hvd_replication_points_total", "counter", "Points that became complete since hvd started.", always(func(r control.Replication) float64 { return float64(r.Cycles) })},
 	{"hvd_replication_failures_total", "counter", "Tries that did not, since hvd started.", always(func(r control.Replication) float64 { return float64(r.Failures) })},
-	{"hvd_replication_data_bytes_total", "counter", "Data in complete points since hvd started.", always(func(r control.Replication) float64 { return float64(r.SentBytes) })},
+	{"hvd_replication_data_bytes_total", "counter", "Data in complete points since hvd started.", always(func(r control.Replication) float64 { return float64(r.DataBytes) })},
 	{"hvd_replication_wire_bytes_total", "counter", "What a source sent for that.", always(func(r control.Replication) float64 { return float64(r.WireBytes) })},
 }
 

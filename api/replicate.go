@@ -175,6 +175,7 @@ func (s *replicas) receive(w http.ResponseWriter, r *http.Request, who control.R
 		fail(w, err)
 		return
 	}
+	w.Header().Set("Connection", "close") // a full-duplex request whose body was not read to its end must be the last one
 	connection := http.NewResponseController(w)
 	if err := connection.EnableFullDuplex(); err != nil { // an error must reach a source that is still sending
 		fail(w, err)

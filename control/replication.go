@@ -40,13 +40,13 @@ type replicationRecord struct {
 	Pair      string           `json:"pair"`
 	Epoch     uint64           `json:"epoch"`
 	Role      string           `json:"role"`
-	Points    []replicaPoint   `json:"points"`              // complete on both sides, as far as this side knows; oldest first
-	Target    string           `json:"target,omitempty"`    // of a source
+	Points    []replicaPoint   `json:"points"`                        // complete on both sides, as far as this side knows; oldest first
+	Target    string           `json:"target,omitempty"`              // of a source
 	Interval  time.Duration    `json:"intervalNanoseconds,omitempty"` // of a source
-	Sending   *replicaPoint    `json:"sending,omitempty"`   // of a source: a point that the target may have
-	FencedBy  uint64           `json:"fencedBy,omitempty"`  // of a source or primary: the epoch of the other side, which is one
-	Peer      string           `json:"peer,omitempty"`      // of a replica: a name in the certificate of who may send it
-	Receiving *receivingRecord `json:"receiving,omitempty"` // of a replica: its content is no point
+	Sending   *replicaPoint    `json:"sending,omitempty"`             // of a source: a point that the target may have
+	FencedBy  uint64           `json:"fencedBy,omitempty"`            // of a source or primary: the epoch of the other side, which is one
+	Peer      string           `json:"peer,omitempty"`                // of a replica: a name in the certificate of who may send it
+	Receiving *receivingRecord `json:"receiving,omitempty"`           // of a replica: its content is no point
 }
 
 // replicaPoint is a state of a volume that has, or gets, a snapshot on both sides.

@@ -51,7 +51,9 @@ func newSites(t *testing.T) (a, b *site) {
 func (s *site) up() {
 	s.t.Helper()
 	c, err := Open(context.Background(), Options{
-		Config: s.cfg, Version: "test", OpenEngine: func(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine, error) { return OpenStore(ctx, cfg, log) },
+		Config: s.cfg, Version: "test", OpenEngine: func(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine, error) {
+			return OpenStore(ctx, cfg, log)
+		},
 		DialReplica: func(t replica.Target) (ReplicaPeer, error) { return siteWire{s.other, t.Volume}, nil },
 	})
 	if err != nil {
@@ -376,7 +378,7 @@ func TestReplicationFencing(t *testing.T) {
 	}
 }
 
-func last[T any](_ T, err error) error         { return err }
+func last[T any](_ T, err error) error           { return err }
 func second[T, U any](_ T, _ U, err error) error { return err }
 
 // A replica takes nothing from a stranger, and a stranger makes none: neither by another certificate nor by another pair.

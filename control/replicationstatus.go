@@ -28,7 +28,7 @@ type Replication struct {
 	RateBytes       float64    `json:"rateBytes"`   // a second: of the point under way, or of the last one that had any
 	Cycles          uint64     `json:"cycles"`      // points that became complete since hvd started
 	Failures        uint64     `json:"failures"`    // tries that did not, since hvd started
-	SentBytes       uint64     `json:"sentBytes"`   // data in complete points since hvd started
+	DataBytes       uint64     `json:"dataBytes"`   // in complete points that were sent or received since hvd started
 	WireBytes       uint64     `json:"wireBytes"`   // of a source: what that took on the wire
 	Error           string     `json:"error,omitempty"`
 }
@@ -75,7 +75,7 @@ func (c *Control) replicationNow(volume string) (Replication, replicationRecord,
 	record, p := r.record, &r.progress
 	s := Replication{
 		Volume: volume, Role: record.Role, Pair: record.Pair, Epoch: record.Epoch, FencedBy: record.FencedBy, Target: record.Target, Peer: record.Peer, IntervalSeconds: record.Interval.Seconds(),
-		RateBytes: p.rate, Cycles: p.cycles, Failures: p.failures, SentBytes: p.bytes, WireBytes: p.wireBytes, Error: p.failed,
+		RateBytes: p.rate, Cycles: p.cycles, Failures: p.failures, DataBytes: p.bytes, WireBytes: p.wireBytes, Error: p.failed,
 	}
 	if at := record.newest(); at.ID != "" && at.ID != replica.Empty {
 		age := max(0, now.Sub(at.At).Seconds())

@@ -30,7 +30,7 @@ type Replication struct {
 	RateBytes       float64    `json:"rateBytes"`
 	Cycles          uint64     `json:"cycles"`
 	Failures        uint64     `json:"failures"`
-	SentBytes       uint64     `json:"sentBytes"`
+	DataBytes       uint64     `json:"dataBytes"`
 	WireBytes       uint64     `json:"wireBytes"`
 	Error           string     `json:"error,omitempty"`
 }

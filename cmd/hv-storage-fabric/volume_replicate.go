@@ -136,7 +136,9 @@ func newReplicateSync(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(r, func() { a.say("the replica of volume %s has all that was written up to %s", name, r.PointAt.Local().Format(time.DateTime)) })
+		return a.show(r, func() {
+			a.say("the replica of volume %s has all that was written up to %s", name, r.PointAt.Local().Format(time.DateTime))
+		})
 	})
 	c.Example = "  hv-storage-fabric volume replicate sync web1"
 	return c
@@ -157,7 +159,9 @@ func newReplicatePromote(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(r, func() { a.say("promoted volume %s, as it was at %s, with epoch %d", name, r.PointAt.Local().Format(time.DateTime), r.Epoch) })
+		return a.show(r, func() {
+			a.say("promoted volume %s, as it was at %s, with epoch %d", name, r.PointAt.Local().Format(time.DateTime), r.Epoch)
+		})
 	})
 	c.Example = "  hv-storage-fabric volume replicate promote web1 --yes"
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
@@ -172,7 +176,9 @@ func newReplicateDemote(a *app) *cobra.Command {
 			return err
 		}
 		if dryRun {
-			return a.show(d, func() { a.say("%s of volume %s differ from the newest point that the other side may have, and would be lost", units.Size(d.LostBytes).Human(), name) })
+			return a.show(d, func() {
+				a.say("%s of volume %s differ from the newest point that the other side may have, and would be lost", units.Size(d.LostBytes).Human(), name)
+			})
 		}
 		question := fmt.Sprintf("Demote volume %s? %s differ from the newest point that the other side may have, and are lost when it sends.", name, units.Size(d.LostBytes).Human())
 		if err := a.confirm(yes, question); err != nil {
