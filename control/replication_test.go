@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,7 @@ type site struct {
 	mu    sync.Mutex
 	c     *Control // nil while it is down
 	fault func() fault
+	froms []uint64 // where the streams to this site began
 }
 
 // fault is what goes wrong with a stream to this site.
@@ -107,6 +109,7 @@ func (w siteWire) Send(ctx context.Context, b replica.Begin, send func(context.C
 	if w.to.fault != nil {
 		wrong = w.to.fault()
 	}
+	w.to.froms = append(w.to.froms, b.FromBytes)
 	w.to.mu.Unlock()
 	if c == nil {
 		return errDown
@@ -308,6 +311,43 @@ func TestReplicationModel(t *testing.T) {
 	must(t, a.control().StopReplication(t.Context(), "v"))
 	if infos, _ := a.control().engine.Snapshots("v"); len(infos) != 0 {
 		t.Errorf("a stopped replication leaves %v", infos)
+	}
+}
+
+// A stream that is cut goes on where the target has it durably, after restarts of both, and the state of the source from then on comes with the next point.
+func TestReplicationResume(t *testing.T) {
+	a, b := newSites(t)
+	_, err := a.control().CreateVolume(t.Context(), VolumeSpec{Name: "v", SizeBytes: 16 << 20})
+	must(t, err)
+	rng := rand.New(rand.NewPCG(4, 4))
+	write := func() []byte {
+		p := make([]byte, 16<<20)
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		d, err := a.control().engine.OpenDevice("v", "")
+		must(t, err)
+		must(t, d.Write(t.Context(), []block.Write{{Off: 0, Data: p}}, false), d.Close())
+		return p
+	}
+	first := write()
+	b.fault = func() fault { return fault{cutAfter: 10 << 20} }
+	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval))
+	if err := a.control().SyncReplication(t.Context(), "v"); err == nil {
+		t.Fatal("a cut stream was complete")
+	}
+	a.down()
+	b.down()
+	b.fault = nil
+	b.up()
+	a.up()
+	second := write()
+	must(t, a.control().SyncReplication(t.Context(), "v"))
+	b.mu.Lock()
+	froms, resumed := fmt.Sprint(b.froms), slices.Max(b.froms)
+	b.mu.Unlock()
+	if resumed < 4<<20 || resumed > 10<<20 || !bytes.Equal(b.newestPoint("v"), second) || bytes.Equal(first, second) {
+		t.Errorf("the streams began from %s", froms)
 	}
 }
 
