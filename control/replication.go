@@ -81,6 +81,15 @@ func (r *replicationRecord) needs(id string) bool {
 	return r.has(id) || r.Sending != nil && r.Sending.ID == id
 }
 
+// points is how many snapshots are needed.
+func (r *replicationRecord) points() int {
+	n := len(r.Points)
+	if r.Sending != nil {
+		n++
+	}
+	return n
+}
+
 // receives reports whether the content of the volume may be none that any client has seen.
 func (r *replicationRecord) receives() bool {
 	return r.Role == roleReplica || r.Role == rolePromoting

@@ -351,6 +351,35 @@ func TestReplicationResume(t *testing.T) {
 	}
 }
 
+// Two sides that both were promoted from one epoch refuse each other until one is demoted; that one then goes back to what both had.
+func TestReplicationSplit(t *testing.T) {
+	a, b := newSites(t)
+	_, err := a.control().CreateVolume(t.Context(), VolumeSpec{Name: "v", SizeBytes: 8 << 20})
+	must(t, err)
+	rng := rand.New(rand.NewPCG(5, 5))
+	model := a.change(rng, "v", make([]byte, 8<<20))
+	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval), a.control().SyncReplication(t.Context(), "v"))
+	must(t, last(a.control().DemoteReplica(t.Context(), "v", false)))
+	must(t, a.control().PromoteReplica(t.Context(), "v"), b.control().PromoteReplica(t.Context(), "v"))
+	model = a.change(rng, "v", model)
+	b.change(rng, "v", b.content("v", ""))
+	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval), b.control().Replicate(t.Context(), "v", "hvd://a/v", MaxReplicaInterval))
+	for _, s := range []*site{a, b} {
+		if err := s.control().SyncReplication(t.Context(), "v"); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "no replica") {
+			t.Errorf("of two primaries one sends: %v", err)
+		}
+	}
+	lost, err := b.control().DemoteReplica(t.Context(), "v", false)
+	must(t, err)
+	if lost == 0 {
+		t.Error("what was written at the side that is demoted is not told as lost")
+	}
+	must(t, a.control().SyncReplication(t.Context(), "v"))
+	if !bytes.Equal(b.newestPoint("v"), model) {
+		t.Error("the side that was demoted has other content than the other one")
+	}
+}
+
 func containsState(states [][]byte, p []byte) bool {
 	for _, s := range states {
 		if bytes.Equal(s, p) {

@@ -171,7 +171,11 @@ func (c *Control) runSource(ctx context.Context, r *replication, session *replic
 
 // cycle brings the target to a new point, or goes on with one that was begun.
 func (c *Control) cycle(ctx context.Context, r *replication) error {
-	target, err := replica.ParseTarget(c.recordIn(r).Target)
+	record := c.recordIn(r)
+	if record.FencedBy != 0 { // the other side said so in a hello of its own
+		return c.fence(r, record.FencedBy)
+	}
+	target, err := replica.ParseTarget(record.Target)
 	if err != nil {
 		return err
 	}
@@ -198,7 +202,7 @@ func (c *Control) cycle(ctx context.Context, r *replication) error {
 	if err != nil {
 		return err
 	}
-	record := c.recordIn(r)
+	record = c.recordIn(r)
 	point := *record.Sending
 	begin := replica.Begin{Pair: record.Pair, Epoch: record.Epoch, Point: point.ID, Base: base, FromBytes: from, At: point.At}
 	progress := c.beginProgress(r)
@@ -238,13 +242,17 @@ func (c *Control) hello(ctx context.Context, r *replication, peer ReplicaPeer) (
 
 // fence keeps a volume's clients from writing: the other side was promoted. The error is errFenced when that is durable.
 func (c *Control) fence(r *replication, epoch uint64) error {
+	fencedOff := fmt.Errorf("the other side was promoted, with epoch %d: %w", epoch, errFenced)
+	if c.recordIn(r).FencedBy == epoch {
+		return fencedOff
+	}
 	if err := c.changeReplication(r, func(record *replicationRecord) { record.FencedBy = epoch }); err != nil {
 		return err
 	}
 	record := c.recordIn(r)
 	c.showFence(record.Volume)
 	c.log.Error("the replica of a volume was promoted: this one takes no writes any more; demote it, or stop its replication to go its own way", "volume", record.Volume, "epoch", record.Epoch, "promotedEpoch", epoch)
-	return fmt.Errorf("the other side was promoted, with epoch %d: %w", epoch, errFenced)
+	return fencedOff
 }
 
 // showFence lets the clients of an attached volume write, or keeps them from it, as its record says.

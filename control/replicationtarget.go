@@ -19,6 +19,9 @@ const (
 	keepReceivedTime  = 5 * time.Second
 )
 
+// maxReplications is how many volumes of a store can have one, so that a sender cannot make any number of them.
+const maxReplications = 4096
+
 // ReplicaSender is who says to be the source of a replica.
 type ReplicaSender struct {
 	Local bool     // root or hvd's own user on this machine, who may do everything
@@ -115,6 +118,9 @@ func (c *Control) heard(r *replication, epoch uint64) error {
 func (c *Control) newReplica(ctx context.Context, s ReplicaSender, volume string, h replica.Hello) (*replication, error) {
 	if _, err := c.engine.Volume(volume); !errors.Is(err, block.ErrNotFound) {
 		return nil, errors.Join(err, fmt.Errorf("there is such a volume, and it is no replica of that pair: %w", block.ErrExists))
+	}
+	if n := len(c.replicatedVolumes()); n >= maxReplications {
+		return nil, fmt.Errorf("%d volumes are replicated already: %w", n, ErrRefused)
 	}
 	if !h.Create {
 		return nil, fmt.Errorf("there is none any more; stop the replication at its source and begin anew: %w", block.ErrNotFound)
@@ -245,6 +251,9 @@ func (c *Control) beginPoint(ctx context.Context, r *replication, b replica.Begi
 		return fmt.Errorf("point %s cannot go on at %d: %w", b.Point, b.FromBytes, ErrRefused)
 	}
 	dirty := part != nil || record.newest().ID != b.Base
+	if _, err := c.snapshot(record.Volume, pointName(b.Base)); err != nil {
+		return err // an hvd that knew nothing of replications had the store
+	}
 	err := c.changeReplication(r, func(record *replicationRecord) {
 		record.Epoch = b.Epoch
 		record.Receiving = &receivingRecord{ID: b.Point, At: b.At.UTC(), Base: b.Base, SizeBytes: sizeBytes}

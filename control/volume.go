@@ -229,6 +229,9 @@ func (c *Control) volume(info blockstore.VolumeInfo) Volume {
 		Quota: info.Quota, QuotaState: info.Fill.String(), ReferencedBytes: info.ReferencedBytes,
 		Attachment: c.attachmentOf(info.Name), Restoring: c.restoringOf(info.Name),
 	}
+	if r, found := c.replicationRecordOf(info.Name); found { // whose points are no snapshots of the user's
+		v.SnapshotCount = max(0, v.SnapshotCount-r.points())
+	}
 	if info.Origin != nil {
 		v.OriginVolume, v.OriginSnapshot = info.Origin.Volume, info.Origin.Snapshot
 	}

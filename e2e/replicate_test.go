@@ -116,6 +116,13 @@ func TestReplicateAndFailOver(t *testing.T) {
 	copy(data[30<<20:], bytes.Repeat([]byte{5}, 1<<20))
 	a.refuses(4, nil, "volume", "replicate", "demote", "web1", "--yes") // attached
 	a.run("volume", "detach", "web1")
+	var loss struct {
+		LostBytes uint64
+		DryRun    bool
+	}
+	if a.json(&loss, "volume", "replicate", "demote", "web1", "--dry-run"); loss.LostBytes != 0 || !loss.DryRun || a.replication("web1").Role != "source" {
+		t.Errorf("nothing would be lost, and a dry run says %+v", loss)
+	}
 	a.run("volume", "replicate", "demote", "web1", "--yes")
 	before = b.replication("web1").DataBytes
 	b.run("volume", "replicate", "web1", a.hvdURL("web1"))
@@ -149,6 +156,33 @@ func TestReplicateAndFailOver(t *testing.T) {
 	}
 	if got, err := os.ReadFile(copied); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("nbdcopy of a clone of the replica: %v", err)
+	}
+}
+
+// What was stopped can begin anew once the old replica is deleted; a replica whose source is gone can be promoted or deleted.
+func TestReplicateStop(t *testing.T) {
+	a, b := startDaemon(t), startDaemon(t)
+	a.write(a.disk("v", "20M"), "write -P 3 1M 1M")
+	a.run("volume", "replicate", "v", b.hvdURL("v"))
+	a.run("volume", "replicate", "sync", "v")
+	a.run("volume", "replicate", "stop", "v", "--yes")
+	var shown struct{ Snapshots int }
+	if a.json(&shown, "volume", "show", "v"); shown.Snapshots != 0 {
+		t.Errorf("a stopped replication leaves %d snapshots", shown.Snapshots)
+	}
+	a.run("volume", "replicate", "v", b.hvdURL("v"))
+	a.refuses(4, []string{"another replication"}, "volume", "replicate", "sync", "v")
+	b.run("volume", "delete", "v", "--yes")
+	a.run("volume", "replicate", "sync", "v")
+	if !bytes.Equal(b.exported("v"), a.exported("v")) {
+		t.Error("the new replica has other content")
+	}
+	b.run("volume", "delete", "v", "--yes")
+	a.refuses(4, []string{"begin anew"}, "volume", "replicate", "sync", "v")
+	a.kill()
+	a.start()
+	if r := a.replication("v"); r.Role != "source" || r.RPOSeconds == nil {
+		t.Errorf("after a kill: %+v", r)
 	}
 }
 
