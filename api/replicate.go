@@ -29,12 +29,14 @@ type replicateRequest struct {
 
 // addReplications adds what users do with replications.
 func addReplications(mux *http.ServeMux, c *control.Control) {
-	mux.HandleFunc("GET /v1/replications", scoped(control.ScopeRead, func(r *http.Request) (any, error) {
+	slots := make(chan struct{}, maxDiffs) // what a target does not have is a list of changes that is counted
+	mux.HandleFunc("GET /v1/metrics", limited(slots, metrics(c)))
+	mux.HandleFunc("GET /v1/replications", limited(slots, scoped(control.ScopeRead, func(r *http.Request) (any, error) {
 		return c.Replications(r.Context()), nil
-	}))
-	mux.HandleFunc("GET /v1/replications/{name}", scoped(control.ScopeRead, func(r *http.Request) (any, error) {
+	})))
+	mux.HandleFunc("GET /v1/replications/{name}", limited(slots, scoped(control.ScopeRead, func(r *http.Request) (any, error) {
 		return c.Replication(r.Context(), r.PathValue("name"))
-	}))
+	})))
 	mux.HandleFunc("PUT /v1/replications/{name}", scoped(control.ScopeAdmin, func(r *http.Request) (any, error) {
 		var in replicateRequest
 		if err := readMessage(r, &in); err != nil {
@@ -71,6 +73,19 @@ func addReplications(mux *http.ServeMux, c *control.Control) {
 		lost, err := c.DemoteReplica(r.Context(), r.PathValue("name"), dryRun)
 		return map[string]any{"volume": r.PathValue("name"), "lostBytes": lost, "dryRun": dryRun}, err
 	}))
+}
+
+// limited refuses requests when as many are being answered as there are slots.
+func limited(slots chan struct{}, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			next(w, r)
+		default:
+			fail(w, fmt.Errorf("%d requests like this are being answered; try again when one has ended: %w", cap(slots), errBusy))
+		}
+	}
 }
 
 // scoped answers with what do returns, for callers of that scope.

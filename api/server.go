@@ -80,7 +80,6 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /v1/alarms", alarms(c))
 	mux.HandleFunc("GET /v1/changes", changes(c))
 	mux.HandleFunc("GET /v1/volumes/{name}/history/activity", activity(c))
-	mux.HandleFunc("GET /v1/metrics", metrics(c))
 	addReplications(mux, c)
 	addReplicas(mux, c, localSender)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -44,29 +45,88 @@ func (c *Control) sendPoint(ctx context.Context, volume, base, point string, fro
 	if err != nil {
 		return err
 	}
-	buffer := make([]byte, replica.MaxPiece)
-	err = c.changesOf(ctx, device, volume, base, point, from, func(change blockstore.Change) error {
-		if change.Kind != blockstore.ChangeData {
-			return stream.Zero(change.Off, change.Len)
-		}
-		for change.Len > 0 {
-			p := buffer[:min(change.Len, replica.MaxPiece-change.Off%replica.MaxPiece)]
-			if _, err := device.ReadAt(ctx, p, change.Off, nil); err != nil {
-				return err
-			}
-			if err := sendData(stream, change.Off, p); err != nil {
-				return err
-			}
-			n := uint64(len(p))
-			change.Off, change.Len = change.Off+n, change.Len-n
-			progress.done.Add(n)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := c.sendChanges(ctx, device, stream, progress, func(ctx context.Context, tell func(blockstore.Change) error) error {
+		return c.changesOf(ctx, device, volume, base, point, from, tell)
+	}); err != nil {
 		return errors.Join(err, stream.Fail(err.Error()))
 	}
 	return stream.End()
+}
+
+// readAhead is how many pieces are read before they are sent.
+const readAhead = 3
+
+// changed is a piece that was read, or, without data, a range of zeroes.
+type changed struct {
+	off, length uint64
+	data        []byte
+}
+
+// sendChanges sends what changes tells, and reads while it sends.
+func (c *Control) sendChanges(ctx context.Context, device Device, stream *replica.Writer, progress *sending, changes func(context.Context, func(blockstore.Change) error) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	free, ready, result := make(chan []byte, readAhead), make(chan changed, readAhead), make(chan error, 1)
+	for range readAhead {
+		free <- nil // allocated when it is first used
+	}
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer cancel()
+	reader.Go(func() {
+		defer close(ready)
+		result <- changes(ctx, func(change blockstore.Change) error { return readChange(ctx, device, change, free, ready) })
+	})
+	for p := range ready {
+		err := error(nil)
+		if p.data == nil {
+			err = stream.Zero(p.off, p.length)
+		} else {
+			err = sendData(stream, p.off, p.data)
+			progress.done.Add(p.length)
+		}
+		if err != nil {
+			return err
+		}
+		if p.data != nil {
+			free <- p.data[:cap(p.data)]
+		}
+	}
+	return <-result
+}
+
+// readChange reads what changed in one range, a piece after the other.
+func readChange(ctx context.Context, device Device, change blockstore.Change, free chan []byte, ready chan<- changed) error {
+	put := func(p changed) error {
+		select {
+		case ready <- p:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if change.Kind != blockstore.ChangeData {
+		return put(changed{off: change.Off, length: change.Len})
+	}
+	for change.Len > 0 {
+		var buffer []byte
+		select {
+		case buffer = <-free:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if buffer == nil {
+			buffer = make([]byte, replica.MaxPiece)
+		}
+		n := min(change.Len, replica.MaxPiece-change.Off%replica.MaxPiece)
+		if _, err := device.ReadAt(ctx, buffer[:n], change.Off, nil); err != nil {
+			return err
+		}
+		if err := put(changed{change.Off, n, buffer[:n]}); err != nil {
+			return err
+		}
+		change.Off, change.Len = change.Off+n, change.Len-n
+	}
+	return nil
 }
 
 // sendData sends a piece; aligned units of zeroes in it as such.

@@ -18,7 +18,7 @@ const (
 	MinReplicaInterval     = time.Second
 	MaxReplicaInterval     = 7 * 24 * time.Hour
 
-	maxSenders = 4           // points that are sent at once; each takes 3 MiB of buffers
+	maxSenders = 4           // points that are sent at once; each takes 5 MiB of buffers
 	firstRetry = time.Second // after a failed cycle; doubled each time
 	lastRetry  = 30 * time.Second
 )

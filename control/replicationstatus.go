@@ -33,11 +33,16 @@ type Replication struct {
 	Error           string     `json:"error,omitempty"`
 }
 
-// behindTime bounds how long it is counted what a target does not have, for one volume.
-const behindTime = 2 * time.Second
+// How long it is counted at most what targets do not have: of one volume, and of all.
+const (
+	behindTime    = 2 * time.Second
+	allBehindTime = 5 * time.Second
+)
 
 // Replications lists all replications ordered by volume.
 func (c *Control) Replications(ctx context.Context) []Replication {
+	ctx, cancel := context.WithTimeout(ctx, allBehindTime)
+	defer cancel()
 	list := []Replication{}
 	for _, volume := range c.replicatedVolumes() {
 		if s, err := c.Replication(ctx, volume); err == nil {

@@ -26,8 +26,13 @@ To go back: "demote" the old source, and replicate to it from the new one; witho
 		Example: `  hv-storage-fabric volume replicate web1 hvd://backup.example/web1 --interval 30s
   hv-storage-fabric volume replicate status
   hv-storage-fabric volume replicate promote web1        # at the other hvd`,
-		Args:              exactly("NAME", "TARGET"),
-		ValidArgsFunction: a.completeVolumes,
+		Args: exactly("NAME", "TARGET"),
+		ValidArgsFunction: func(c *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return a.completeVolumes(c, args, text)
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.connect()
 			if err != nil {
