@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -186,7 +187,7 @@ func (c *Control) noteCycle(r *replication, err error) {
 	}
 	p.now, p.failed = nil, ""
 	if err != nil {
-		p.failed, p.failedAt = err.Error(), now
+		p.failed, p.failedAt = strings.ReplaceAll(err.Error(), "\n", "; "), now
 		p.failures++
 	} else {
 		p.cycles++
