@@ -28,7 +28,9 @@ type destager struct {
 	buffers regionBuffers
 	fault   fault
 	relog   relogger
-	paced   struct { // what the pace was last measured from
+
+	feedback feedback
+	paced    struct { // what the pace was last measured from
 		at      time.Time
 		emptied int64 // bytes appended to the log and not live any more
 	}
@@ -48,7 +50,7 @@ const (
 )
 
 func newDestager(s *Store) *destager {
-	d := &destager{s: s, wake: make(chan struct{}, 1), relog: newRelogger(s)}
+	d := &destager{s: s, wake: make(chan struct{}, 1), relog: newRelogger(s), feedback: feedback{s: s}}
 	d.pace.Store(firstPace)
 	for range s.plan.regions {
 		w := &regionWork{}

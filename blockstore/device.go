@@ -111,8 +111,11 @@ func (d *Device) read(ctx context.Context, p []byte, off uint64, holes []block.R
 	} else if d.streams.active.Load() {
 		d.advance(off, uint64(len(p)), false)
 	}
+	felt := &d.v.s.destager.feedback
+	began := felt.begin(d.v.counters.reads.Load())
 	holes, err := d.v.s.read(ctx, d.node(), p, off, holes, try)
 	if err == nil {
+		felt.end(began)
 		if limited && try {
 			d.v.passed(false, 1, int64(len(p)))
 		}
@@ -162,20 +165,42 @@ func (d *Device) Flush(ctx context.Context) error {
 	if d.n != nil {
 		return nil
 	}
-	return d.v.flush(ctx)
+	felt := &d.v.s.destager.feedback
+	began := felt.begin(0)
+	err := d.v.flush(ctx)
+	felt.end(began)
+	return err
 }
 
 // FlushAhead is Flush for a caller that expects to be asked for one. The log remembers a failure, so the Flush to come reports it.
 func (d *Device) FlushAhead(ctx context.Context) { _ = d.Flush(ctx) }
 
-// Prefetch reads a range into the caches.
+// Limited implements nbd.Paced: a volume may have limits, a snapshot has none.
+func (d *Device) Limited() bool { return d.n == nil && d.v.limits.Load() != nil }
+
+// AwaitRate implements nbd.Paced.
+func (d *Device) AwaitRate(ctx context.Context, write bool, n int64) error {
+	if d.n != nil {
+		return nil
+	}
+	return d.v.awaitRate(ctx, write, n)
+}
+
+// maxPrefetch bounds what one Prefetch reads, in bytes: it is a hint, and a client can name a whole volume with one request.
+const maxPrefetch = 32 << 20
+
+// Prefetch reads a range into the caches, its first maxPrefetch bytes at most.
 func (d *Device) Prefetch(ctx context.Context, r block.Range) error {
 	if err := d.check("prefetch", r.Off, r.Len); err != nil {
 		return err
 	}
 	const step = 1 << 20
+	r.Len = min(r.Len, maxPrefetch)
 	buf := make([]byte, min(r.Len, step))
 	for r.Len > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n := min(r.Len, step)
 		if d.n == nil {
 			if err := d.v.pass(ctx, false, 1, int64(n)); err != nil {

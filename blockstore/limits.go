@@ -98,8 +98,11 @@ func (l *limiter) now() int64 { return int64(time.Since(l.began)) }
 type flow struct{ ops, bytes bucket }
 
 // ready reports whether what was taken so far is paid, and what is above the burst of a request of so many bytes.
-func (f *flow) ready(now, bytes int64) bool {
-	return f.ops.due.Load() <= now && max(f.bytes.due.Load(), now-f.bytes.burst)+f.bytes.excess(bytes) <= now
+func (f *flow) ready(now, bytes int64) bool { return f.wait(now, bytes) <= 0 }
+
+// wait returns how long, in ns, a request of so many bytes would have to wait that took its turn now. It books nothing.
+func (f *flow) wait(now, bytes int64) int64 {
+	return max(f.ops.due.Load(), max(f.bytes.due.Load(), now-f.bytes.burst)+f.bytes.excess(bytes)) - now
 }
 
 // take books a number of requests and their bytes, and returns how long, in ns, what was taken before is still to be paid: the request may go on then.
@@ -181,6 +184,23 @@ func (v *Volume) pass(ctx context.Context, write bool, ops int, bytes int64) err
 		}
 		if !again {
 			return nil
+		}
+	}
+}
+
+// awaitRate waits until a request of so many bytes may go on, and books nothing: others may be faster.
+func (v *Volume) awaitRate(ctx context.Context, write bool, bytes int64) error {
+	for {
+		l := v.limits.Load()
+		if l == nil {
+			return nil
+		}
+		wait := l.flowOf(write).wait(l.now(), bytes)
+		if wait <= 0 {
+			return nil
+		}
+		if _, err := l.sleep(ctx, v.s.ctx, time.Duration(wait)); err != nil {
+			return err
 		}
 	}
 }

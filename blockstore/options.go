@@ -254,7 +254,7 @@ func planMemory(total, logCap int64) memoryPlan {
 		regions: regions,
 		hints:   hints,
 		overlay: overlay,
-		frames:  rest * 22 / 100,
+		frames:  rest * 20 / 100,
 		pages:   rest * 12 / 100,
 		rows:    rest * 9 / 100,
 		recent:  rest * 4 / 100,
@@ -262,7 +262,7 @@ func planMemory(total, logCap int64) memoryPlan {
 		memtbl:  max(256<<10, rest*2/100),
 		batch:   max(1<<20, rest*9/100),
 
-		index:    rest * 4 / 100,
+		index:    rest * 6 / 100, // the filters of the tables above the last level, or each look for a hash reads some of them
 		indextbl: max(256<<10, rest*4/100),
 	}
 }

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// passTime is how long a pass begins new regions: what else the destager does waits for its end.
+	// passTime is how long a pass begins new regions, at most: what else the destager does waits for its end.
 	passTime = 250 * time.Millisecond
 	// passGroups bounds the regions of a pass, in groups.
 	passGroups = 4
@@ -26,6 +26,7 @@ type pass struct {
 	free    chan *regionWork
 	loaded  chan *regionWork
 	emptied chan struct{} // capacity 1: a group is in maps
+	time    time.Duration // how long new regions are begun
 
 	// The group that is being packed.
 	m     *metaBatch // nil if there is none
@@ -42,7 +43,9 @@ type dropLater struct {
 
 // pass destages the given regions, one at least, and as many of the others as it comes to.
 func (d *destager) pass(ctx context.Context, regions []candidate, maxPos journal.Pos) error {
-	p := &pass{d: d, maxPos: maxPos, free: make(chan *regionWork, len(d.works)), loaded: make(chan *regionWork), emptied: make(chan struct{}, 1)}
+	share := d.feedback.start(ctx)
+	defer d.feedback.stop()
+	p := &pass{d: d, maxPos: maxPos, time: time.Duration(share * float64(passTime)), free: make(chan *regionWork, len(d.works)), loaded: make(chan *regionWork), emptied: make(chan struct{}, 1)}
 	for _, w := range d.works {
 		d.buffers.lend(w)
 		p.free <- w
@@ -81,7 +84,7 @@ func (d *destager) pass(ctx context.Context, regions []candidate, maxPos journal
 func (p *pass) load(ctx context.Context, regions []candidate) error {
 	began := time.Now()
 	for i, c := range regions {
-		if i > 0 && time.Since(began) > passTime {
+		if i > 0 && time.Since(began) > p.time {
 			return nil
 		}
 		var w *regionWork

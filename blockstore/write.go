@@ -61,8 +61,11 @@ func (v *Volume) tryWrite(batch []block.Write) error {
 		return err
 	}
 	defer v.s.space.landed(bytes)
+	felt := &v.s.destager.feedback
+	began := felt.begin(v.counters.writes.Load())
 	switch err := v.append(batch, nil, true); err {
 	case nil:
+		felt.end(began)
 		v.passed(true, len(batch), bytes)
 		return nil
 	case errRMWConflict:
@@ -80,6 +83,9 @@ func (v *Volume) write(ctx context.Context, batch []block.Write, sync bool) erro
 	if err := v.pass(ctx, true, len(batch), batchBytes(batch)); err != nil {
 		return err
 	}
+	felt := &v.s.destager.feedback
+	began := felt.begin(v.counters.writes.Load())
+	defer felt.end(began)
 	if aligned(batch) {
 		if err := v.appendWrites(ctx, batch, nil); err != nil {
 			return err

@@ -121,6 +121,7 @@ type Engine interface {
 type Device interface {
 	nbd.Device
 	nbd.AheadFlusher
+	nbd.Paced
 	// Depths tells which state the bytes come from: 0 none, 1 the device's own, 2 the snapshot it stands on, and so on.
 	Depths(ctx context.Context, r block.Range, emit func(n uint64, depth uint32) bool) error
 	// ChangeBases returns the names of the snapshots that Changes can count from.

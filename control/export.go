@@ -50,8 +50,10 @@ func (s sharedExports) acquire(name string, overTCP bool) (nbd.Export, func(), e
 	return exportOf(name, view), func() { leave(); s.c.unuse(a) }, nil
 }
 
+// exportOf is a volume, one of its snapshots or one of its moments, under the name that clients know it by. All of one volume share what memory the server has for it.
 func exportOf(name string, view shown) nbd.Export {
-	return nbd.Export{Name: name, Device: view, MinBlock: block.SectorSize, PreferredBlock: preferredBlock, MaxBlock: maxBlock}
+	volume, _, _ := strings.Cut(name, "@")
+	return nbd.Export{Name: name, Tenant: volume, Device: view, MinBlock: block.SectorSize, PreferredBlock: preferredBlock, MaxBlock: maxBlock}
 }
 
 // acquireSnapshot opens a snapshot of an attached volume for one connection. While it lasts the snapshot cannot be deleted.
@@ -150,6 +152,20 @@ func (c *Control) noteProblem(a *attachment, err error) {
 	}
 }
 
+// tellOfFailure logs a request that the device could not do, the first of its kind in a minute: a guest that is out of space, or a disk that is damaged, fails thousands of them a second. All
+// are counted (Stats).
+func (c *Control) tellOfFailure(p nbd.Peer, f nbd.Failure) {
+	tell, heldBack := c.repeats.tell(fmt.Sprint("NBD request failed\x00", p.Export, "\x00", f.Command, "\x00", f.Told))
+	if !tell {
+		return
+	}
+	about := []any{"volume", p.Export, "command", f.Command, "offsetBytes", f.Off, "lengthBytes", f.Len, "error", f.Err}
+	if heldBack > 0 {
+		about = append(about, "heldBack", heldBack)
+	}
+	c.log.Error("NBD request failed", about...)
+}
+
 // nbdEvents logs what an operator should know of the NBD server.
 func (c *Control) nbdEvents() nbd.Events {
 	clients := newClientLog(c.log, c.opts.Now)
@@ -157,12 +173,10 @@ func (c *Control) nbdEvents() nbd.Events {
 		Connected:       clients.came,
 		Disconnected:    clients.went,
 		HandshakeFailed: func(from net.Addr, err error) { c.tellOf(slog.LevelInfo, from, "NBD handshake failed", "error", err) },
-		Refused: func(net.Addr) {
-			c.log.Warn("NBD connection refused: too many", "max", c.opts.Config.NBD.MaxConnections)
+		Refused: func(from net.Addr) {
+			c.tellOf(slog.LevelWarn, from, "NBD connection refused: too many", "max", c.opts.Config.NBD.MaxConnections)
 		},
-		RequestFailed: func(p nbd.Peer, f nbd.Failure) {
-			c.log.Error("NBD request failed", "volume", p.Export, "command", f.Command, "offsetBytes", f.Off, "lengthBytes", f.Len, "error", f.Err)
-		},
+		RequestFailed: c.tellOfFailure,
 		Evicted: func(p nbd.Peer) {
 			c.log.Warn("NBD client dropped: it stalled while memory was short", "volume", p.Export)
 		},

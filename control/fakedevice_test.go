@@ -126,6 +126,9 @@ func (d *fakeDevice) Depths(_ context.Context, r block.Range, emit func(uint64, 
 
 func (d *fakeDevice) ChangeBases() []string { return nil }
 
+func (d *fakeDevice) Limited() bool                                { return false }
+func (d *fakeDevice) AwaitRate(context.Context, bool, int64) error { return nil }
+
 func (d *fakeDevice) Changes(_ context.Context, snapshot string, _ block.Range, _ func(uint64, bool) bool) error {
 	return fmt.Errorf("snapshot %q: %w", snapshot, block.ErrNotFound)
 }

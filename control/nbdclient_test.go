@@ -11,9 +11,15 @@ import (
 // instead, which is how that option is refused.
 func dialNBD(t *testing.T, socket, export string) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("unix", socket)
+	return dialNBDAt(t, "unix", socket, export)
+}
+
+// dialNBDAt is dialNBD over any network.
+func dialNBDAt(t *testing.T, network, address, export string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial(network, address)
 	if err != nil {
-		t.Fatalf("dial %s: %v", socket, err)
+		t.Fatalf("dial %s: %v", address, err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	greeting := make([]byte, 18)

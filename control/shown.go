@@ -15,6 +15,7 @@ type shown interface {
 	nbd.Device
 	nbd.StatusReporter
 	nbd.AheadFlusher
+	nbd.Paced
 }
 
 // show dresses an open device as its attachment wants it. The faults are nil where there are none.

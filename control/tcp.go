@@ -38,9 +38,9 @@ func (c *Control) listenTCP() error {
 	}); err != nil {
 		return err
 	}
-	most := int(float64(cfg.MaxConnections) * tcpShare)
+	most := boundsOf(cfg.MaxConnections)
 	listener, err := listenLimited(cfg.Listen, most, func(from net.Addr) {
-		c.tellOf(slog.LevelWarn, from, "NBD connection over TCP refused: too many", "max", most)
+		c.tellOf(slog.LevelWarn, from, "NBD connection over TCP refused: too many", "max", most.settled, "maxInHandshake", most.shaking, "maxInHandshakeOfAnAddress", most.address)
 	})
 	if err != nil {
 		return fmt.Errorf("nbd.listen: %w", err)
@@ -177,9 +177,12 @@ func (t tcpExports) AcquireFor(client nbd.Client, name string) (nbd.Export, func
 	return t.acquire(name, true)
 }
 
-// ListFor implements nbd.ClientExports. A client sees what it may have.
+// ListFor implements nbd.ClientExports. A client sees what it may have; the moments of a volume belong to it as its snapshots do.
 func (t tcpExports) ListFor(client nbd.Client) []nbd.Export {
-	return slices.DeleteFunc(t.List(), func(e nbd.Export) bool { return t.c.admit(client, e.Name, false) != nil })
+	return slices.DeleteFunc(t.List(), func(e nbd.Export) bool {
+		volume, _, _ := strings.Cut(e.Name, "@")
+		return t.c.admit(client, volume, false) != nil
+	})
 }
 
 // admit reports why a client may not use a volume over TCP. One that is not meant for it learns no more than of a volume that does not exist.
@@ -217,10 +220,7 @@ func (c *Control) tcpProblem(record attachmentRecord) error {
 
 // tellOf tells of a client that does what it should not, once a minute: whoever reaches the port must not be able to fill the log.
 func (c *Control) tellOf(level slog.Level, from net.Addr, message string, about ...any) {
-	host := from.String()
-	if tcp, ok := from.(*net.TCPAddr); ok {
-		host = tcp.IP.String()
-	}
+	host := hostOf(from)
 	tell, heldBack := c.repeats.tell(message + host)
 	if !tell {
 		return
@@ -230,6 +230,14 @@ func (c *Control) tellOf(level slog.Level, from net.Addr, message string, about 
 		about = append(about, "heldBack", heldBack)
 	}
 	c.log.Log(c.background, level, message, about...)
+}
+
+// hostOf is an address without its port.
+func hostOf(from net.Addr) string {
+	if tcp, ok := from.(*net.TCPAddr); ok {
+		return tcp.IP.String()
+	}
+	return from.String()
 }
 
 // mayUse reports whether a client bears one of the names: in its certificate, as common name or as one of its DNS names, or as the identity of its pre-shared key, which is

@@ -392,16 +392,47 @@ func TestTCPThatWasSwitchedOff(t *testing.T) {
 	}
 }
 
-// Whoever reaches the port can take three quarters of the connections, no more, and gives them back.
+// Whoever may use a volume can take three quarters of the connections, no more, and gives them back; whoever only knows the port has far fewer.
 func TestConnectionsOverTCPAreBounded(t *testing.T) {
 	cfg := testConfig(t)
-	cfg.NBD.Listen, cfg.NBD.MaxConnections = "127.0.0.1:0", 8
+	cfg.NBD.Listen, cfg.NBD.MaxConnections = "127.0.0.1:0", 32
 	c, _ := start(t, cfg, newFakeEngine())
 	newVolume(t, c, "v")
-	if _, _, err := c.Attach(t.Context(), AttachSpec{Volume: "v"}); err != nil {
+	if _, _, err := c.Attach(t.Context(), AttachSpec{Volume: "v", TCP: true}); err != nil {
 		t.Fatal(err)
 	}
-	greeted := func() net.Conn {
+	const most = 24
+	var all []net.Conn
+	settled := func() int { return c.nbd.Connections("v") }
+	for range most {
+		conn := dialNBDAt(t, "tcp", c.tcp.address, "v")
+		if conn == nil {
+			t.Fatalf("client %d of %d over TCP is not let in", len(all)+1, most)
+		}
+		all = append(all, conn)
+	}
+	if conn := dialNBDAt(t, "tcp", c.tcp.address, "v"); conn != nil {
+		gone(t, conn)
+	}
+	for settled() > most {
+		time.Sleep(time.Millisecond)
+	}
+	if dialNBD(t, cfg.NBD.Socket, "v") == nil {
+		t.Error("the socket is not served")
+	}
+	all[0].Close()
+	for settled() > most { // and the one on the socket
+		time.Sleep(time.Millisecond)
+	}
+	conn := dialNBDAt(t, "tcp", c.tcp.address, "v")
+	if conn == nil {
+		t.Fatal("a connection was not given back")
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client in the place of one that left: %v", err)
+	}
+	knocking := func() net.Conn {
 		t.Helper()
 		conn, err := net.Dial("tcp", c.tcp.address)
 		if err != nil {
@@ -413,22 +444,8 @@ func TestConnectionsOverTCPAreBounded(t *testing.T) {
 		}
 		return conn
 	}
-	var idle []net.Conn
-	for range 6 {
-		idle = append(idle, greeted())
-	}
-	if idle[5] == nil || greeted() != nil {
-		t.Error("not six connections over TCP are let in")
-	}
-	if dialNBD(t, cfg.NBD.Socket, "v") == nil {
-		t.Error("the socket is not served")
-	}
-	idle[0].Close()
-	for c.nbd.Stats().Connections > 6 {
-		time.Sleep(time.Millisecond)
-	}
-	if greeted() == nil {
-		t.Error("a connection was not given back")
+	if knocking() == nil || knocking() == nil || knocking() != nil {
+		t.Error("not two clients of one address are let into the handshake")
 	}
 }
 

@@ -36,17 +36,20 @@ type conn struct {
 	metaExport string        // name as the client gave it
 	dev        Device
 	ahead      AheadFlusher // dev, if it can
+	paced      Paced        // likewise
 	release    func()
 	entered    bool   // guarded by srv.mu until serve begins
 	exportName string // likewise
 	identity   string // likewise; see Client.Identity
+	tenantName string // whose share of the memory counts
 
 	// Input and output of the reader (input.go, reply.go).
 	raw      syscall.RawConn // nil if nc has none
 	readable func(fd uintptr) bool
 	got      int
 	gotErr   error
-	fillMax  int // bytes to read at most next time, 0 for no bound
+	fillMax  int   // bytes to read at most next time, 0 for no bound
+	partial  int64 // when the part of a request came that is at the head of the input, Unix ns; 0 if there is none
 	head     [maxRequestSize]byte
 	ls       *lease
 	r, w     int // unread input is ls.in[r:w]
@@ -62,14 +65,17 @@ type conn struct {
 	// Work that is elsewhere (slow.go).
 	slots      chan struct{}       // one for each task not yet replied
 	share      *semaphore.Weighted // this connection's bytes of buffers
-	tenant     *tenant             // its export's part in the server's
+	tenant     *tenant             // its volume's part in the server's
 	workers    sync.WaitGroup
 	unanswered atomic.Int32 // tasks whose reply is not on its way
 	sender     sender
+	vector     int // bytes that the sender writes at once
 
 	// Set by anyone.
 	draining   atomic.Bool
 	evicted    atomic.Bool
+	goodbye    atomic.Bool  // the client disconnects as it should
+	busy       atomic.Bool  // the reader does a request by itself
 	readStall  atomic.Int64 // when the reader began to wait for the rest of a request, Unix ns; 0 if it does not
 	writeStall atomic.Int64 // when the write that is under way began, Unix ns; 0 if none is
 }
@@ -85,6 +91,10 @@ func newConn(s *Server, nc net.Conn, d Door) *conn {
 	c := &conn{srv: s, nc: nc, stream: nc, exports: d.Exports, tls: d.TLS, done: make(chan struct{})}
 	c.forced = d.TLS != nil && d.TLS.requiredOf(nc.RemoteAddr())
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.vector = progress
+	if _, local := nc.(*net.UnixConn); local {
+		c.vector = maxVector
+	}
 	c.sender.c = c
 	return c
 }
@@ -96,6 +106,9 @@ func (c *conn) run() {
 	if c.dev != nil {
 		defer c.release()
 	}
+	if settler, ok := c.nc.(Settler); ok && err == nil && c.dev != nil {
+		err = settler.Settle()
+	}
 	if err != nil || c.dev == nil {
 		if f := c.srv.opts.Events.HandshakeFailed; f != nil && err != nil && !c.draining.Load() {
 			f(c.nc.RemoteAddr(), err)
@@ -103,7 +116,7 @@ func (c *conn) run() {
 		return
 	}
 	c.beginTransmission()
-	defer c.srv.memory.dismiss(c.exportName)
+	defer c.srv.memory.dismiss(c.tenantName)
 	if f := c.srv.opts.Events.Connected; f != nil {
 		f(c.peer())
 	}
@@ -122,8 +135,9 @@ func (c *conn) beginTransmission() {
 		}
 	}
 	c.ahead, _ = c.dev.(AheadFlusher)
+	c.paced, _ = c.dev.(Paced)
 	c.slots = make(chan struct{}, c.srv.opts.MaxSlow)
-	c.tenant = c.srv.memory.admit(c.exportName)
+	c.tenant = c.srv.memory.admit(c.tenantName)
 	c.share = semaphore.NewWeighted(maxBufferSize)
 }
 
@@ -221,6 +235,9 @@ func (c *conn) settle() error {
 func (c *conn) finish(err error) error {
 	c.srv.counters.add(&c.tally)
 	c.dropLease()
+	if errors.Is(err, errDisconnect) {
+		c.goodbye.Store(true)
+	}
 	drained := c.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded)
 	orderly := drained || errors.Is(err, io.EOF) || errors.Is(err, errDisconnect)
 	if !orderly && !endsOrderly(err) {
@@ -289,8 +306,9 @@ func (c *conn) stalledSince(before int64) bool {
 
 // failed reports a device's error and chooses the answer. A request that was given up because its client has gone is no error of the device.
 func (c *conn) failed(cmd Command, off, length uint64, err error) refusal {
+	why := refusalOf(err)
 	if f := c.srv.opts.Events.RequestFailed; f != nil && !errors.Is(err, context.Canceled) {
-		f(c.peer(), Failure{Command: cmd, Off: off, Len: length, Err: err})
+		f(c.peer(), Failure{Command: cmd, Off: off, Len: length, Told: why.text, Err: err})
 	}
-	return refusalOf(err)
+	return why
 }

@@ -54,6 +54,14 @@ type Device interface {
 // connection's reader out of it, so that the client's other requests go on.
 var ErrLongWait = fmt.Errorf("for long: %w", block.ErrWouldBlock)
 
+// Paced is a Device that may be held to a rate, now or later. What waits for it holds no memory that others could need: see memory.
+type Paced interface {
+	// Limited reports whether the device is held to a rate now.
+	Limited() bool
+	// AwaitRate returns when a read, or a write, of n bytes could begin without a wait for the rate. It books nothing. The error is that of ctx, or that the device was closed.
+	AwaitRate(ctx context.Context, write bool, n int64) error
+}
+
 // AheadFlusher is a Device that can be told that a Flush is probably about to come, when what was written before it has been replied and the client has yet to ask.
 type AheadFlusher interface {
 	// FlushAhead does what Flush does as far as it can, so that the Flush that follows has less to do or nothing. It reports no error: that is for the Flush.
@@ -102,6 +110,8 @@ type Export struct {
 	Name        string
 	Description string
 	Device      Device
+	// Tenant names whose share of the server's memory the connections count against; exports of one volume have one. Default: Name.
+	Tenant string
 	// MinBlock, PreferredBlock and MaxBlock are the constraints announced with NBD_INFO_BLOCK_SIZE, in bytes.
 	MinBlock, PreferredBlock, MaxBlock uint32
 }

@@ -37,5 +37,6 @@ type Failure struct {
 	Command Command
 	Off     uint64 // bytes
 	Len     uint64 // bytes
+	Told    string // what the client is told, in few constant words
 	Err     error  // what the device returned
 }

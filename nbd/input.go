@@ -10,14 +10,22 @@ import (
 // While no part of a request is there it waits without a lease.
 func (c *conn) fill() error {
 	if c.ls != nil {
+		if c.r > 0 {
+			c.partial = 0 // a request has been taken from the input since
+		}
 		if c.w = copy(c.ls.in, c.ls.in[c.r:c.w]); c.w == 0 && c.ls.floor() {
 			c.dropLease() // the next one may be full
 		}
 		c.r = 0
 	}
 	if c.w > 0 {
-		c.readStall.Store(time.Now().UnixNano())
+		if c.partial == 0 {
+			c.partial = time.Now().UnixNano()
+		}
+		c.readStall.Store(c.partial)
 		defer c.readStall.Store(0)
+	} else {
+		c.partial = 0
 	}
 	if c.raw == nil {
 		return c.fillPlain()
@@ -120,13 +128,19 @@ func noProgress(err error) error {
 	return err
 }
 
+// progress is how many bytes a client must take or bring to count as one that moves. Each byte by itself would let a client hold 32 MiB of the server's memory for a year.
+const progress = 256 << 10
+
 // readFull fills p from the input that is buffered and then from the connection. Nothing may be unsettled.
 func (c *conn) readFull(p []byte) error {
 	n := copy(p, c.ls.in[c.r:c.w])
 	c.r += n
 	defer c.readStall.Store(0)
-	for n < len(p) {
-		c.readStall.Store(time.Now().UnixNano())
+	for next := n; n < len(p); {
+		if n >= next {
+			c.readStall.Store(time.Now().UnixNano())
+			next = n + progress
+		}
 		m, err := c.stream.Read(p[n:])
 		n += m
 		if m == 0 {

@@ -45,7 +45,9 @@ func (c *conn) alone() bool {
 
 // commandAlone has the reader do a command without payload.
 func (c *conn) commandAlone(q *request) error {
+	c.busy.Store(true)
 	err := c.command(q)
+	c.busy.Store(false)
 	c.tally.count(q.cmd, 1, q.len, err != nil)
 	why := accepted
 	if err != nil {

@@ -57,13 +57,17 @@ type buffer struct {
 	class int
 	from  *semaphore.Weighted // the part of the budget that it counts against
 	of    *tenant             // whose share of that it counts against; nil if there are no shares
+	turn  *tenant             // whose turn ends with it, or nil
 }
 
-// tenant is an export and its share of the full leases and of the medium buffers: all but a quarter, however many connections it has.
+// tenant is a volume, with all its exports, and its share of the full leases, the medium buffers and the commands at workers: all but a quarter, however many connections it has.
 type tenant struct {
 	leases atomic.Int64 // full leases lent, and now and then for a moment those that were not to be had
 	medium *semaphore.Weighted
-	conns  int // guarded by memory.mu
+	turn   *semaphore.Weighted // of 1, for requests beyond medium while the export is held to a rate
+	conns  int                 // guarded by memory.mu
+
+	commands atomic.Int64
 }
 
 // memory lends leases and buffers within one budget. The bytes that are lent at a time are bounded; what was given back waits in pools for
@@ -74,9 +78,13 @@ type tenant struct {
 // connection's lease never waits for a buffer: without one its reader serves it alone. Buffers of up to 2 MiB have a part of the budget to themselves, of
 // which one export gets three quarters at most, and use the rest when it lies idle; longer ones have the rest only. What may wait is a request of more
 // than 2 MiB that cannot be done in pieces (pieces.go), for others; and one of more than a lease, for those of its own export or of several that stall.
+//
+// A device that is held to a rate makes its requests wait at will. So its buffers of up to 2 MiB come from its export's share only, and one at a time of its longer requests has a buffer, from when
+// the rate lets it begin.
 type memory struct {
 	fullLeases  int64
 	mediumBytes int64
+	commands    atomic.Int64        // at workers, without buffers
 	lent        atomic.Int64        // full leases lent, and now and then for a moment those that were not to be had
 	medium      *semaphore.Weighted // counts bytes of buffers up to mediumBuffer
 	large       *semaphore.Weighted // counts bytes of longer ones, and of others that find room
@@ -108,26 +116,47 @@ func newMemory(budget int64, relieve func()) *memory {
 	}
 }
 
-// admit counts a connection to an export in, and returns the share that it has a part of.
-func (m *memory) admit(export string) *tenant {
+// maxCommands bounds the commands without data that are at workers, each with a goroutine of its own: some tens of MiB. Beyond it readers do them by themselves.
+const maxCommands = 4096
+
+// enlist counts one more command at a worker, or reports that there are too many.
+func (m *memory) enlist(t *tenant) bool {
+	if t.commands.Add(1) <= maxCommands/4*3 {
+		if m.commands.Add(1) <= maxCommands {
+			return true
+		}
+		m.commands.Add(-1)
+	}
+	t.commands.Add(-1)
+	return false
+}
+
+// discharge undoes enlist.
+func (m *memory) discharge(t *tenant) {
+	t.commands.Add(-1)
+	m.commands.Add(-1)
+}
+
+// admit counts a connection of a tenant in, and returns the share that it has a part of.
+func (m *memory) admit(name string) *tenant {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	t := m.tenants[export]
+	t := m.tenants[name]
 	if t == nil {
-		t = &tenant{medium: semaphore.NewWeighted(m.mediumBytes / 4 * 3)}
-		m.tenants[export] = t
+		t = &tenant{medium: semaphore.NewWeighted(m.mediumBytes / 4 * 3), turn: semaphore.NewWeighted(1)}
+		m.tenants[name] = t
 	}
 	t.conns++
 	return t
 }
 
 // dismiss undoes admit.
-func (m *memory) dismiss(export string) {
+func (m *memory) dismiss(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	t := m.tenants[export]
+	t := m.tenants[name]
 	if t.conns--; t.conns == 0 {
-		delete(m.tenants, export)
+		delete(m.tenants, name)
 	}
 }
 
@@ -191,17 +220,31 @@ func classSize(class int) int64 { return 1<<(class+minBufferShift) + bufferSlack
 
 // tryBuffer returns a buffer of a class for t, or nil if the budget is spent.
 func (m *memory) tryBuffer(class int, t *tenant) *buffer {
+	if b := m.tryShare(class, t); b != nil {
+		return b
+	}
+	return m.tryRest(class)
+}
+
+// tryShare is tryBuffer from the part of the budget that exports have shares of.
+func (m *memory) tryShare(class int, t *tenant) *buffer {
 	size := classSize(class)
-	if size <= mediumBuffer && t.medium.TryAcquire(size) {
-		if m.medium.TryAcquire(size) {
-			return m.takeBuffer(class, m.medium, t)
-		}
+	if size > mediumBuffer || !t.medium.TryAcquire(size) {
+		return nil
+	}
+	if !m.medium.TryAcquire(size) {
 		t.medium.Release(size)
+		return nil
 	}
-	if m.large.TryAcquire(size) {
-		return m.takeBuffer(class, m.large, nil)
+	return m.takeBuffer(class, m.medium, t)
+}
+
+// tryRest is tryBuffer from the part of the budget that is for everybody.
+func (m *memory) tryRest(class int) *buffer {
+	if !m.large.TryAcquire(classSize(class)) {
+		return nil
 	}
-	return nil
+	return m.takeBuffer(class, m.large, nil)
 }
 
 // waitBuffer is tryBuffer that waits its turn. The error is that of ctx.
@@ -209,13 +252,18 @@ func (m *memory) waitBuffer(ctx context.Context, class int, t *tenant) (*buffer,
 	if b := m.tryBuffer(class, t); b != nil {
 		return b, nil
 	}
-	size := classSize(class)
-	if size > mediumBuffer {
+	if size := classSize(class); size > mediumBuffer {
 		if err := m.wait(ctx, m.large, size); err != nil {
 			return nil, err
 		}
 		return m.takeBuffer(class, m.large, nil), nil
 	}
+	return m.waitShare(ctx, class, t)
+}
+
+// waitShare is tryShare that waits its turn, for a class that there are shares of.
+func (m *memory) waitShare(ctx context.Context, class int, t *tenant) (*buffer, error) {
+	size := classSize(class)
 	if err := m.wait(ctx, t.medium, size); err != nil {
 		return nil, err
 	}
@@ -237,11 +285,15 @@ func (m *memory) takeBuffer(class int, from *semaphore.Weighted, of *tenant) *bu
 
 // returnBuffer takes a buffer back.
 func (m *memory) returnBuffer(b *buffer) {
-	from, of := b.from, b.of
+	from, of, turn := b.from, b.of, b.turn
+	b.turn = nil
 	m.buffers[b.class].Put(b)
 	from.Release(classSize(b.class))
 	if of != nil {
 		of.medium.Release(classSize(b.class))
+	}
+	if turn != nil {
+		turn.turn.Release(1)
 	}
 }
 

@@ -13,7 +13,7 @@ func (r *request) inPieces(f framing) bool {
 
 // startPieces has a worker answer a READ piece by piece.
 func (c *conn) startPieces(q *request) error {
-	buf, err := c.borrow(pieceSize)
+	buf, err := c.borrow(pieceSize, false)
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,8 @@ func (c *conn) readAlone(q *request, room int) error {
 		return err
 	}
 	p := c.ls.out[:room]
+	c.busy.Store(true)
+	defer c.busy.Store(false)
 	holes, err := c.dev.ReadAt(c.ctx, p[c.framing.dataHeader():], q.off, c.ls.holes[:0])
 	c.ls.holes = holes[:0]
 	c.lookBehind()
@@ -66,7 +68,7 @@ func (c *conn) readAlone(q *request, room int) error {
 
 // readLong answers a READ that does not fit in the output buffer.
 func (c *conn) readLong(q *request) error {
-	buf, err := c.borrow(int(q.len))
+	buf, err := c.borrow(int(q.len), false)
 	if err != nil {
 		return err
 	}

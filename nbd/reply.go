@@ -107,7 +107,7 @@ func (s *sender) help() {
 	}
 }
 
-// maxVector bounds one write, in bytes, so that a slow client shows progress (conn.writeStall).
+// maxVector bounds one write to a unix socket, in bytes; over a network it is progress. So a slow client shows that it moves (conn.writeStall).
 const maxVector = 1 << 20
 
 // writeLocked writes a, b and the queue, and frees the tasks. An error cuts the client off.
@@ -125,7 +125,7 @@ func (s *sender) writeLocked(a, b []byte) error {
 		if len(p) == 0 || err != nil {
 			return
 		}
-		if size += len(p); size > maxVector {
+		if size += len(p); size > s.c.vector {
 			err = s.writeVector()
 			size = len(p)
 		}
@@ -166,7 +166,7 @@ func (s *sender) writeVector() error {
 		_, err = s.vec.WriteTo(nc)
 	default:
 		for p := s.backing[0]; len(p) > 0 && err == nil; {
-			n := min(len(p), maxVector)
+			n := min(len(p), s.c.vector)
 			s.c.writeStall.Store(time.Now().UnixNano())
 			_, err = nc.Write(p[:n])
 			p = p[n:]

@@ -20,6 +20,8 @@ type Server struct {
 	crew     *crew.Crew[*task] // works on what waits for a device
 	counters counters
 	running  sync.WaitGroup // one for each connection
+	done     chan struct{}  // closed at the end
+	ended    sync.Once
 
 	mu struct {
 		sync.Mutex
@@ -37,11 +39,12 @@ func NewServer(exports Exports, opts Options) (*Server, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{opts: opts.withDefaults(), exports: exports}
+	s := &Server{opts: opts.withDefaults(), exports: exports, done: make(chan struct{})}
 	s.crew = crew.New(idleWorkers, (*task).run)
 	s.memory = newMemory(s.opts.InFlightBytes, s.evictStalled)
 	s.mu.listeners = make(map[net.Listener]struct{})
 	s.mu.conns = make(map[*conn]struct{})
+	go s.watch()
 	return s, nil
 }
 
@@ -62,6 +65,12 @@ type Door struct {
 	Exports Exports
 	// TLS is how they may, or must, encrypt. Default: they cannot.
 	TLS *TLS
+}
+
+// Settler is a connection of a listener that wants to know which of its clients have got through the handshake, such as one that gives others little room.
+type Settler interface {
+	// Settle is called once, when the client enters transmission. An error has it cut off.
+	Settle() error
 }
 
 // ServeDoor is Serve for clients that are treated in their own way.
@@ -175,8 +184,7 @@ func (s *Server) DropConnections(ctx context.Context, export string) error {
 // ctx ends first the rest is cut off, and the error is that of ctx.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := drainAll(ctx, s.beginClose())
-	s.running.Wait()
-	s.crew.Close()
+	s.end()
 	return err
 }
 
@@ -185,9 +193,15 @@ func (s *Server) Close() error {
 	for _, c := range s.beginClose() {
 		c.kill()
 	}
+	s.end()
+	return nil
+}
+
+// end waits until all connections are gone, and lets the goroutines go.
+func (s *Server) end() {
 	s.running.Wait()
 	s.crew.Close()
-	return nil
+	s.ended.Do(func() { close(s.done) })
 }
 
 // beginClose closes the listeners and lets nobody in any more. It returns the connections there are.

@@ -17,13 +17,15 @@ type task struct {
 	status  []metaContext // to report on, for BLOCK_STATUS
 	reply   []byte        // encoded reply, in small or in buf
 	small   []byte        // memory for replies without data
+
+	enlisted bool // counted among the commands at workers
 }
 
 var tasks = sync.Pool{New: func() any { return new(task) }}
 
-// borrow takes a buffer with room for n bytes and the headers of a reply. It waits while this connection or the server holds too much, and
-// then sends first what there is to reply.
-func (c *conn) borrow(n int) (*buffer, error) {
+// borrow takes a buffer with room for n bytes and the headers of a reply, for a request that long. It waits while this connection or the server holds too much, or
+// until a device that is held to a rate allows so long a request, and then sends first what there is to reply.
+func (c *conn) borrow(n int, write bool) (*buffer, error) {
 	if b := c.tryBorrow(n); b != nil {
 		return b, nil
 	}
@@ -34,20 +36,52 @@ func (c *conn) borrow(n int) (*buffer, error) {
 	if err := c.share.Acquire(c.ctx, classSize(class)); err != nil {
 		return nil, err
 	}
-	b, err := c.srv.memory.waitBuffer(c.ctx, class, c.tenant)
+	b, err := c.waitBuffer(class, n, write)
 	if err != nil {
 		c.share.Release(classSize(class))
 	}
 	return b, err
 }
 
+// waitBuffer is borrow behind the connection's own share.
+func (c *conn) waitBuffer(class, n int, write bool) (*buffer, error) {
+	m := c.srv.memory
+	if !c.limited() {
+		return m.waitBuffer(c.ctx, class, c.tenant)
+	}
+	if classSize(class) <= mediumBuffer {
+		return m.waitShare(c.ctx, class, c.tenant)
+	}
+	if err := m.wait(c.ctx, c.tenant.turn, 1); err != nil {
+		return nil, err
+	}
+	err := c.paced.AwaitRate(c.ctx, write, int64(n))
+	var b *buffer
+	if err == nil {
+		b, err = m.waitBuffer(c.ctx, class, c.tenant)
+	}
+	if err != nil {
+		c.tenant.turn.Release(1)
+		return nil, err
+	}
+	b.turn = c.tenant
+	return b, nil
+}
+
+// limited reports whether requests may have to wait for a rate.
+func (c *conn) limited() bool { return c.paced != nil && c.paced.Limited() }
+
 // tryBorrow is borrow that returns nil instead of waiting.
 func (c *conn) tryBorrow(n int) *buffer {
 	class := bufferClass(n)
-	if !c.share.TryAcquire(classSize(class)) {
+	limited := c.limited()
+	if limited && classSize(class) > mediumBuffer || !c.share.TryAcquire(classSize(class)) {
 		return nil
 	}
-	b := c.srv.memory.tryBuffer(class, c.tenant)
+	b := c.srv.memory.tryShare(class, c.tenant)
+	if b == nil && !limited {
+		b = c.srv.memory.tryRest(class)
+	}
 	if b == nil {
 		c.share.Release(classSize(class))
 	}
@@ -76,8 +110,15 @@ func (c *conn) startCommand(q *request) error {
 		return c.reply(q.cookie, q.off, accepted)
 	case c.alone():
 		return c.commandAlone(q)
+	case !c.srv.memory.enlist(c.tenant):
+		if err := c.flush(); err != nil {
+			return err
+		}
+		return c.commandAlone(q)
 	}
-	return c.start(c.newTask(q))
+	t := c.newTask(q)
+	t.enlisted = true
+	return c.start(t)
 }
 
 // startWrite has a worker apply the collected batch. Its payload is in buf, which it consumes, or else is copied; if there is no memory for that,
@@ -227,6 +268,9 @@ func (t *task) free() {
 	c := t.c
 	if t.buf != nil {
 		c.giveBack(t.buf)
+	}
+	if t.enlisted {
+		c.srv.memory.discharge(c.tenant)
 	}
 	clear(t.batch)
 	*t = task{batch: t.batch[:0], cookies: t.cookies[:0], holes: t.holes[:0], small: t.small[:0]}

@@ -80,7 +80,7 @@ func (c *conn) refusePayload(q *request, why refusal) error {
 func (c *conn) writeLong(q *request, buf *buffer) error {
 	if buf == nil {
 		var err error
-		if buf, err = c.borrow(int(q.len)); err != nil {
+		if buf, err = c.borrow(int(q.len), true); err != nil {
 			return err
 		}
 	}
@@ -140,6 +140,8 @@ func (c *conn) writeAlone() error {
 		c.tally.countSlow()
 	}
 	defer c.ls.clearBatch()
+	c.busy.Store(true)
+	defer c.busy.Store(false)
 	all := c.dev.Write(c.ctx, c.ls.batch, c.batchFUA)
 	c.lookBehind()
 	c.tally.batches++

@@ -31,7 +31,7 @@ func (b *bench) compare(ctx context.Context, j job) (section, error) {
 			if err != nil {
 				return s, fmt.Errorf("pair %d, %s: %w", pair, contestant.name, err)
 			}
-			fmt.Fprintf(b.say, "  pair %d %-8s %10.0f IOPS %7.0f MB/s  p50 %6.0f µs  %5.1f CPU s/GiB %v\n", pair, r.Server, r.IOPS, r.BytesPerSecond/1e6, r.P50, r.CPUPerGiB, r.Void)
+			fmt.Fprintf(b.say, "  pair %d %-8s %10.0f IOPS %7.0f MB/s  p50 %6.0f µs  %5.1f CPU s/GiB  client %3.0f %% of a core %v\n", pair, r.Server, r.IOPS, r.BytesPerSecond/1e6, r.P50, r.CPUPerGiB, r.ClientCPU, r.Void)
 			s.Runs = append(s.Runs, r)
 		}
 	}

@@ -23,6 +23,7 @@ type fioResult struct {
 	Bytes          uint64  `json:"bytes"`
 	P50            float64 `json:"p50us"` // completion latency, microseconds
 	P99            float64 `json:"p99us"`
+	ClientCPU      float64 `json:"clientCPU"` // of one core that fio used, percent: near 100 it measures itself
 }
 
 // fioSide is one direction of a job in fio's JSON.
@@ -37,10 +38,12 @@ type fioSide struct {
 
 type fioOutput struct {
 	Jobs []struct {
-		Name  string  `json:"jobname"`
-		Error int     `json:"error"`
-		Read  fioSide `json:"read"`
-		Write fioSide `json:"write"`
+		Name   string  `json:"jobname"`
+		Error  int     `json:"error"`
+		User   float64 `json:"usr_cpu"`
+		System float64 `json:"sys_cpu"`
+		Read   fioSide `json:"read"`
+		Write  fioSide `json:"write"`
 	} `json:"jobs"`
 }
 
@@ -66,6 +69,7 @@ func parseFio(text []byte) ([]fioResult, error) {
 		all = append(all, fioResult{
 			IOPS: side.IOPS, BytesPerSecond: side.BWBytes, Bytes: side.IOBytes,
 			P50: side.Clat.Percentile["50.000000"] / 1000, P99: side.Clat.Percentile["99.000000"] / 1000,
+			ClientCPU: j.User + j.System,
 		})
 	}
 	if len(all) == 0 {

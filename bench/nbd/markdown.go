@@ -69,7 +69,7 @@ func (f figure) markdown(out io.Writer) {
 
 // runTable has a row for each server: medians of the measured runs, with their spread where it tells something.
 func (s section) runTable(out io.Writer) {
-	table := [][]string{{"server", s.Metric + ": median", "least to most", "each run", "p50 / p99 µs", "CPU s per GiB", "with work after", "anon MB, most", "file MB, most", "disk B per guest B", "load", "destaged"}}
+	table := [][]string{{"server", s.Metric + ": median", "least to most", "each run", "p50 / p99 µs", "CPU s per GiB", "with work after", "anon MB, most", "file MB, most", "disk B per guest B", "client, % of a core", "load", "destaged"}}
 	for _, name := range append(s.peers(), "hvd") {
 		runs := slices.DeleteFunc(slices.Clone(s.Runs), func(r runResult) bool { return r.Server != name || r.Pair == 0 })
 		if len(runs) == 0 {
@@ -92,7 +92,7 @@ func (s section) runTable(out io.Writer) {
 			fmt.Sprintf("%.2f", middle(func(r runResult) float64 { return r.CPUPerGiB })), fmt.Sprintf("%.2f", middle(func(r runResult) float64 { return r.CPUPerGiBAfter })),
 			fmt.Sprintf("%.0f", spreadOf(column(runs, func(r runResult) float64 { return float64(r.AnonBytes) / 1e6 })).most),
 			fmt.Sprintf("%.0f", spreadOf(column(runs, func(r runResult) float64 { return float64(r.FileBytes) / 1e6 })).most),
-			disk, strings.Join(loads, ", "), destaged(runs),
+			disk, fmt.Sprintf("%.0f", middle(func(r runResult) float64 { return r.ClientCPU })), strings.Join(loads, ", "), destaged(runs),
 		})
 	}
 	writeTable(out, table)

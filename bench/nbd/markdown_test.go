@@ -9,7 +9,7 @@ import (
 func TestMarkdownNamesEverything(t *testing.T) {
 	run := func(name string, pair int, iops float64) runResult {
 		return runResult{
-			Server: name, Pair: pair, Command: "fio --rw=randwrite", Load: "0.31", fioResult: fioResult{IOPS: iops, Bytes: 1 << 30, P50: 120, P99: 900},
+			Server: name, Pair: pair, Command: "fio --rw=randwrite", Load: "0.31", fioResult: fioResult{IOPS: iops, Bytes: 1 << 30, P50: 120, P99: 900, ClientCPU: 83},
 			CPUPerGiB: 4.5, CPUPerGiBAfter: 6.25, AnonBytes: 300e6, FileBytes: 700e6, DiskBytesPerByte: 1.75, DiskKnown: true,
 		}
 	}
@@ -30,7 +30,7 @@ func TestMarkdownNamesEverything(t *testing.T) {
 	for _, want := range []string{
 		"today", "a CPU", "Linux 9", "fio-9; hvd version 9", "MB = 10^6 B", "- a setting", "- a note", "99.9 % of blocks", "State: as it was. Found: nothing.", "`fio --rw=randwrite`", "cgroup v9",
 		"| 4 KiB random write | hvd / qemu-nbd, IOPS | **4.00** | 3.00 to 5.00 | at least 3.00 × | VOID |",
-		"| hvd | 400 | 300 to 500 | 300, 400, 500 | 120 / 900 | 4.50 | 6.25 | 300 | 700 | 1.75 | 0.31, 0.31, 0.31 | 97 % after 3.2 s, 1.86 : 1",
+		"| hvd | 400 | 300 to 500 | 300, 400, 500 | 120 / 900 | 4.50 | 6.25 | 300 | 700 | 1.75 | 83 | 0.31, 0.31, 0.31 | 97 % after 3.2 s, 1.86 : 1",
 		"of 3.00, 4.00, 5.00; aim: at least 3.00 ×; **VOID** because too late",
 	} {
 		if !strings.Contains(out.String(), want) {
@@ -60,7 +60,7 @@ func TestParseFio(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (fioResult{IOPS: 61035.5, BytesPerSecond: 250001408, Bytes: 250019840, P50: 276.48, P99: 3522.56}); len(got) != 1 || got[0] != want {
+	if want := (fioResult{IOPS: 61035.5, BytesPerSecond: 250001408, Bytes: 250019840, P50: 276.48, P99: 3522.56, ClientCPU: 97.5}); len(got) != 1 || got[0] != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	for _, bad := range []string{"", "fio: error", "{", `{"jobs":[]}`, `{"jobs":[{"jobname":"x","error":5,"write":{"io_bytes":1}}]}`, `{"jobs":[{"jobname":"x","error":0}]}`} {

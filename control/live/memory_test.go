@@ -94,9 +94,11 @@ func (m *memory) Flush(context.Context) error {
 	return nil
 }
 
-func (m *memory) FlushAhead(context.Context)                  {}
-func (m *memory) Prefetch(context.Context, block.Range) error { return nil }
-func (m *memory) ChangeBases() []string                       { return nil }
+func (m *memory) FlushAhead(context.Context)                   {}
+func (m *memory) Prefetch(context.Context, block.Range) error  { return nil }
+func (m *memory) Limited() bool                                { return false }
+func (m *memory) AwaitRate(context.Context, bool, int64) error { return nil }
+func (m *memory) ChangeBases() []string                        { return nil }
 
 func (m *memory) Changes(context.Context, string, block.Range, func(uint64, bool) bool) error {
 	return fmt.Errorf("changes: %w", block.ErrNotFound)

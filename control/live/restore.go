@@ -18,6 +18,7 @@ const Step = 256 << 10
 type Device interface {
 	nbd.Device
 	nbd.AheadFlusher
+	nbd.Paced
 	Depths(ctx context.Context, r block.Range, emit func(n uint64, depth uint32) bool) error
 	ChangeBases() []string
 	Changes(ctx context.Context, snapshot string, r block.Range, emit func(n uint64, changed bool) bool) error

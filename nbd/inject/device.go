@@ -188,6 +188,9 @@ func (d *Device) strikeBatch(ctx context.Context, batch []nbd.Write) error {
 			return err
 		}
 	}
+	if f.BytesPerSecond == 0 {
+		return nil
+	}
 	return course.pace.admit(ctx, bytes)
 }
 
@@ -221,6 +224,20 @@ func (d *Device) Prefetch(ctx context.Context, r block.Range) error {
 		return err
 	}
 	return d.Device.Prefetch(ctx, r)
+}
+
+// Limited implements nbd.Paced.
+func (d *Device) Limited() bool {
+	p, ok := d.Device.(nbd.Paced)
+	return ok && p.Limited()
+}
+
+// AwaitRate implements nbd.Paced.
+func (d *Device) AwaitRate(ctx context.Context, write bool, n int64) error {
+	if p, ok := d.Device.(nbd.Paced); ok {
+		return p.AwaitRate(ctx, write, n)
+	}
+	return nil
 }
 
 // FlushAhead implements nbd.AheadFlusher. Where flushes are struck none is done ahead, so that each one of the client's meets what it would.
