@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -250,6 +251,11 @@ func (s *Server) serveReplicas(c *control.Control, log *slog.Logger) error {
 	mux := http.NewServeMux()
 	addReplicas(mux, c, certifiedSender)
 	s.replicas = newHTTPServer(mux, log)
+	s.replicas.ConnState = func(conn net.Conn, state http.ConnState) {
+		if state == http.StateActive && control.SettleReplica(conn) != nil { // a request has come, so the handshake is over
+			_ = conn.Close()
+		}
+	}
 	s.running.Go(func() {
 		if err := s.replicas.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("server stopped", "server", "replicas", "error", err)

@@ -10,8 +10,8 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
 )
 
-// maxReplicaConnections is how many other hvd can be connected at once, those that have not yet proved who they are included.
-const maxReplicaConnections = 64
+// replicaBounds are how many other hvd can be connected at once, and how many that have not yet proved who they are.
+var replicaBounds = tcpBounds{settled: 64, shaking: 32, address: 16}
 
 // ListenReplicas opens the address where other hvd send replicas to, under TLS with certificates on both sides; nil where the configuration wants none.
 func (c *Control) ListenReplicas() (net.Listener, error) {
@@ -22,8 +22,8 @@ func (c *Control) ListenReplicas() (net.Listener, error) {
 	if err := CheckReplicationTLS(cfg); err != nil {
 		return nil, err
 	}
-	listener, err := listenLimited(cfg.Listen, maxReplicaConnections, func(from net.Addr) {
-		c.tellOf(slog.LevelWarn, from, "connection of another hvd refused: too many", "max", maxReplicaConnections)
+	listener, err := listenLimited(cfg.Listen, replicaBounds, func(from net.Addr) {
+		c.tellOf(slog.LevelWarn, from, "connection of another hvd refused: too many", "max", replicaBounds.settled, "maxInHandshake", replicaBounds.shaking, "maxInHandshakeOfAnAddress", replicaBounds.address)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("replication.listen: %w", err)
@@ -34,6 +34,25 @@ func (c *Control) ListenReplicas() (net.Listener, error) {
 			c.log.Error("the TLS files of replication cannot be used", "error", err, "heldBack", heldBack)
 		}
 	})), nil
+}
+
+// SettleReplica counts a connection of such a listener out of its handshake, once. An error says that it is one too many, and should be closed.
+func SettleReplica(conn net.Conn) error {
+	secured, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	limited, ok := secured.NetConn().(*limitedConn)
+	if !ok {
+		return nil
+	}
+	limited.l.mu.Lock()
+	settled := limited.settled
+	limited.l.mu.Unlock()
+	if settled {
+		return nil
+	}
+	return limited.Settle()
 }
 
 func filesOf(cfg config.Replication) replica.Files {
