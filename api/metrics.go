@@ -34,6 +34,7 @@ func metrics(c *control.Control) http.HandlerFunc {
 		m.alarms(c.Alarms().Now())
 		m.store(c.Stats())
 		m.volumes(c.Volumes())
+		m.replications(c.Replications(r.Context()))
 		_ = out.Flush() // whoever hung up does not want it
 	}
 }

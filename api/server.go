@@ -15,9 +15,10 @@ import (
 
 // Server is the running API.
 type Server struct {
-	unix    *http.Server
-	door    *door
-	running sync.WaitGroup
+	unix     *http.Server
+	replicas *http.Server // for other hvd; nil without
+	door     *door
+	running  sync.WaitGroup
 }
 
 // Serve opens the control socket, and the TCP door if a token can be used. c must be open; Close comes before c.Close.
@@ -47,6 +48,10 @@ func Serve(c *control.Control) (*Server, error) {
 		s.Close()
 		return nil, fmt.Errorf("%w; free the address, choose another with --listen, or use --listen off", err)
 	}
+	if err := s.serveReplicas(c, log); err != nil {
+		s.Close()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -56,6 +61,9 @@ func (s *Server) TCPAddress() string { return s.door.Address() }
 // Close stops listening, lets requests finish for a few seconds, and cuts off the rest. Imports and exports end when the Control closes.
 func (s *Server) Close() {
 	s.running.Go(s.door.close)
+	if s.replicas != nil {
+		_ = s.replicas.Close() // a source comes back and goes on
+	}
 	s.running.Go(func() { shutdown(s.unix) })
 	s.running.Wait()
 }
@@ -76,6 +84,8 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	repairs := make(chan struct{}, 1)
 	mux.HandleFunc("GET /v1/lost-chunks", lostChunks(c, repairs))
 	mux.HandleFunc("POST /v1/lost-chunks", healChunks(c, repairs))
+	addReplications(mux, c)
+	addReplicas(mux, c, localSender)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		status, problems := "ok", c.Status().Problems
 		if len(problems) > 0 {

@@ -56,6 +56,9 @@ func (c *Control) attach(ctx context.Context, spec AttachSpec) (warning string, 
 		return "", err
 	}
 	info, err := c.visible(spec.Volume)
+	if err == nil {
+		err = c.refuseReplica("attach", spec.Volume)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -86,6 +89,7 @@ func (c *Control) enter(ctx context.Context, a *attachment) error {
 	}
 	c.mu.Lock()
 	c.mu.attachments[a.record.Volume] = a
+	c.fenceLocked(a)
 	c.mu.Unlock()
 	err := c.listenOwn(a)
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -68,6 +69,7 @@ type attachment struct {
 	stopSocket context.CancelFunc // ends the volume's own socket; nil without one
 
 	unflushed unflushed
+	fenced    atomic.Bool // the volume's replica was promoted: it takes no change
 
 	mu     sync.Mutex     // held while the device opens or closes
 	device Device         // nil until it is opened
@@ -169,6 +171,10 @@ func (c *Control) openDevice(a *attachment) (shown, error) {
 	if faults != nil {
 		c.log.Warn("volume is served with faults on purpose", "volume", record.Volume, "faults", record.Inject)
 	}
+	c.mu.Lock()
+	c.fenceLocked(a)
+	c.mu.Unlock()
+	view = fenced{view, &a.fenced}
 	a.device, a.view, a.faults = device, view, faults
 	return view, nil
 }

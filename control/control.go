@@ -12,6 +12,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/control/replica"
 	"github.com/hyper-nixos/hyper-nixos/nbd"
 )
 
@@ -26,6 +27,8 @@ type Options struct {
 	Version string
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// DialReplica finds the hvd that a volume is replicated to. Default: over its unix socket, or TLS with the files of the configuration.
+	DialReplica func(t replica.Target) (ReplicaPeer, error)
 	// Boot identifies this boot of the machine, which loses what was not flushed when it ends. Default: what the kernel says.
 	Boot string
 }
@@ -51,6 +54,8 @@ type Control struct {
 		sync.Mutex
 		since time.Time // when redundancy was first seen to be degraded; zero: it is not
 	}
+	senders      chan struct{} // a place for each point that is sent at once
+	keepReceived uint64        // bytes of a point after which what has come is made durable; keepReceivedBytes, but for tests
 
 	background context.Context // ends when Close begins
 	stop       context.CancelFunc
@@ -62,8 +67,10 @@ type Control struct {
 		closing     bool                   // no work begins any more
 		groups      []groupRecord          // ordered by name; replaced, never changed
 		restores    map[string]*restoring  // by volume
+
+		replications map[string]*replication // by volume
 	}
-	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json, groups.json, restores.json and schedules.json
+	saving sync.Mutex // orders the writers of attachments.json, limits.json, quotas.json, groups.json, restores.json, replications.json and schedules.json
 }
 
 // Open opens the store, restores the attachments and only then listens for NBD clients. When it returns an error everything is closed.
@@ -77,9 +84,12 @@ func Open(ctx context.Context, opts Options) (*Control, error) {
 	if opts.Boot == "" {
 		opts.Boot = machineBoot(opts.Now().UTC().Format(time.RFC3339Nano))
 	}
-	c := &Control{opts: opts, log: opts.Log, started: opts.Now(), repeats: newRepeats(opts.Now)}
+	c := &Control{opts: opts, log: opts.Log, started: opts.Now(), repeats: newRepeats(opts.Now), senders: make(chan struct{}, maxSenders), keepReceived: keepReceivedBytes}
 	c.background, c.stop = context.WithCancel(context.Background())
-	c.mu.attachments, c.mu.restores = map[string]*attachment{}, map[string]*restoring{}
+	c.mu.attachments, c.mu.restores, c.mu.replications = map[string]*attachment{}, map[string]*restoring{}, map[string]*replication{}
+	if c.opts.DialReplica == nil {
+		c.opts.DialReplica = c.dialReplica
+	}
 	if err := c.open(ctx); err != nil {
 		return nil, errors.Join(err, c.Close(ctx))
 	}
@@ -101,6 +111,9 @@ func (c *Control) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.openRestores(ctx); err != nil {
+		return err
+	}
+	if err := c.openReplications(ctx); err != nil {
 		return err
 	}
 	if err := c.restoreLimits(); err != nil {
@@ -137,6 +150,9 @@ func (c *Control) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.watchConditions(); err != nil {
+		return err
+	}
+	if err := c.startSources(); err != nil {
 		return err
 	}
 	return c.startSchedules()

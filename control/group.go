@@ -208,7 +208,7 @@ func (c *Control) CreateSnapshots(ctx context.Context, names []blockstore.StateN
 // freeze takes snapshots of several volumes, whose names are held.
 func (c *Control) freeze(ctx context.Context, names []blockstore.StateName, automatic bool) ([]Snapshot, error) {
 	for _, n := range names {
-		if err := c.refuseRestoring("snapshot", n.Volume); err != nil {
+		if err := cmp.Or(c.refuseRestoring("snapshot", n.Volume), c.refuseReplica("snapshot", n.Volume)); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 )
@@ -32,7 +33,7 @@ func (c *Control) ResizeVolume(ctx context.Context, name string, spec ResizeSpec
 func (c *Control) resize(ctx context.Context, name string, spec ResizeSpec) error {
 	info, err := c.visible(name)
 	if err == nil {
-		err = c.refuseRestoring("resize", name)
+		err = cmp.Or(c.refuseRestoring("resize", name), c.refuseReplica("resize", name))
 	}
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/nbd"
@@ -55,6 +56,49 @@ func (readOnly) Trim(context.Context, block.Range, bool) error { return errReadO
 
 // Zero implements nbd.Device.
 func (readOnly) Zero(context.Context, block.Range, bool, bool) error { return errReadOnly }
+
+// fenced refuses every change from the moment on when the volume's replica is known to be a primary, also of clients that are connected.
+type fenced struct {
+	shown
+	is *atomic.Bool
+}
+
+var errFencedOff = fmt.Errorf("its replica was promoted: %w", block.ErrReadOnly)
+
+// ReadOnly implements nbd.Device.
+func (f fenced) ReadOnly() bool { return f.is.Load() || f.shown.ReadOnly() }
+
+// TryWrite implements nbd.Device.
+func (f fenced) TryWrite(batch []nbd.Write, fua bool) error {
+	if f.is.Load() {
+		return errFencedOff
+	}
+	return f.shown.TryWrite(batch, fua)
+}
+
+// Write implements nbd.Device.
+func (f fenced) Write(ctx context.Context, batch []nbd.Write, fua bool) error {
+	if f.is.Load() {
+		return errFencedOff
+	}
+	return f.shown.Write(ctx, batch, fua)
+}
+
+// Trim implements nbd.Device.
+func (f fenced) Trim(ctx context.Context, r block.Range, fua bool) error {
+	if f.is.Load() {
+		return errFencedOff
+	}
+	return f.shown.Trim(ctx, r, fua)
+}
+
+// Zero implements nbd.Device.
+func (f fenced) Zero(ctx context.Context, r block.Range, noHole, fua bool) error {
+	if f.is.Load() {
+		return errFencedOff
+	}
+	return f.shown.Zero(ctx, r, noHole, fua)
+}
 
 // durable makes every change as if the client had asked for FUA.
 type durable struct{ shown }

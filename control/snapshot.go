@@ -27,7 +27,7 @@ type Snapshot struct {
 func (c *Control) CreateSnapshot(ctx context.Context, volume, name string) (Snapshot, error) {
 	var taken Snapshot
 	err := c.onSnapshot(ctx, "create", volume, name, func() error {
-		if err := c.refuseRestoring("snapshot", volume); err != nil {
+		if err := cmp.Or(c.refuseRestoring("snapshot", volume), c.refuseReplica("snapshot", volume)); err != nil {
 			return err
 		}
 		info, err := c.engine.CreateSnapshot(ctx, volume, name)
@@ -119,7 +119,7 @@ func (c *Control) DeleteSnapshot(ctx context.Context, volume, name string) error
 // Rollback makes a volume that is not attached what the snapshot is. What was written since is lost.
 func (c *Control) Rollback(ctx context.Context, volume, name string) error {
 	return c.onSnapshot(ctx, "roll back to", volume, name, func() error {
-		if err := cmp.Or(c.refuseAttached("roll back", volume), c.refuseRestoring("roll back", volume)); err != nil {
+		if err := cmp.Or(c.refuseAttached("roll back", volume), c.refuseRestoring("roll back", volume), c.refuseReplica("roll back", volume)); err != nil {
 			return err
 		}
 		return c.engine.Rollback(ctx, volume, name)

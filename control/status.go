@@ -55,6 +55,7 @@ func (c *Control) Status() Status {
 	s.Problems = append(s.Problems, diskProblems(c.engine.Redundancy())...)
 	s.Problems = append(s.Problems, c.scheduleProblems()...)
 	s.Problems = append(s.Problems, c.restoreProblems()...)
+	s.Problems = append(s.Problems, c.replicationProblems()...)
 	for _, a := range c.Attachments() {
 		s.Attached++
 		if a.Problem != "" {

@@ -184,6 +184,13 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 	if err := c.refuseRestoring("export", volume); err != nil {
 		return err
 	}
+	point := ""
+	if snapshot == "" && part == nil {
+		if point, err = c.stateToRead(volume); err != nil {
+			return err
+		}
+		snapshot = point
+	}
 	if snapshot == "" {
 		if part != nil {
 			return fmt.Errorf("a part of what the volume is now: name a snapshot: %w", block.ErrInvalid)
@@ -198,7 +205,7 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 		defer func() {
 			err = errors.Join(err, c.engine.DeleteSnapshot(context.WithoutCancel(ctx), volume, snapshot))
 		}()
-	} else if err := checkSnapshot(snapshot); err != nil {
+	} else if err := checkSnapshot(snapshot); err != nil && point == "" {
 		return err
 	}
 	device, err := c.engine.OpenDevice(volume, snapshot)
@@ -282,7 +289,7 @@ func (c *Control) removeHiddenSnapshots(ctx context.Context, volume string) erro
 		return fmt.Errorf("list snapshots of %q: %w", volume, err)
 	}
 	for _, s := range snapshots {
-		if !hidden(s.Name) {
+		if !hidden(s.Name) || strings.HasPrefix(s.Name, pointPrefix) {
 			continue
 		}
 		if err := c.engine.DeleteSnapshot(ctx, volume, s.Name); err != nil {

@@ -127,7 +127,7 @@ func (c *Control) RenameVolume(ctx context.Context, name, newName string) (Volum
 		return Volume{}, fmt.Errorf("rename volume: %w", err)
 	}
 	err := c.change(ctx, "rename", name, []string{newName}, func() error {
-		if err := cmp.Or(c.refuseAttached("rename", name), c.refuseRestoring("rename", name)); err != nil {
+		if err := cmp.Or(c.refuseAttached("rename", name), c.refuseRestoring("rename", name), c.refuseReplicated("rename", name)); err != nil {
 			return err
 		}
 		err := c.engine.RenameVolume(ctx, name, newName)
@@ -148,9 +148,16 @@ func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 		if err := c.refuseAttached("delete", name); err != nil {
 			return err
 		}
+		dropped, err := c.dropReplica(ctx, name)
+		if err != nil {
+			return err
+		}
 		restore, err := c.stopRestore(ctx, name)
 		if err == nil {
 			err = c.engine.DeleteVolume(ctx, name)
+		}
+		if err := dropped(err == nil); err != nil {
+			c.log.Warn("the replication of a volume that is gone could not be forgotten; the next start will", "volume", name, "error", err)
 		}
 		if err != nil {
 			return err
@@ -177,6 +184,13 @@ func (c *Control) CloneVolume(ctx context.Context, name, snapshot, newName strin
 	err := c.change(ctx, "clone", name, []string{newName}, func() error {
 		if err := c.refuseRestoring("clone", name); err != nil {
 			return err
+		}
+		if snapshot == "" {
+			point, err := c.stateToRead(name)
+			if err != nil {
+				return err
+			}
+			snapshot = point
 		}
 		info, err := c.engine.Clone(ctx, name, snapshot, newName)
 		clone = c.volume(info)
@@ -217,6 +231,9 @@ func (c *Control) volume(info blockstore.VolumeInfo) Volume {
 		Limits:        info.Limits, UndestagedBytes: info.UndestagedBytes,
 		Quota: info.Quota, QuotaState: info.Fill.String(), Unique: info.Unique, ReferencedBytes: info.ReferencedBytes,
 		Attachment: c.attachmentOf(info.Name), Restoring: c.restoringOf(info.Name),
+	}
+	if r, found := c.replicationRecordOf(info.Name); found { // whose points are no snapshots of the user's
+		v.SnapshotCount = max(0, v.SnapshotCount-r.points())
 	}
 	if info.Origin != nil {
 		v.OriginVolume, v.OriginSnapshot = info.Origin.Volume, info.Origin.Snapshot

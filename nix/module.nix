@@ -7,7 +7,7 @@ let
   yaml = pkgs.formats.yaml { };
   dataDir = cfg.settings.data-dir;
   disks = lib.filter (disk: disk != "") (map lib.trim (lib.splitString "," (cfg.settings.store.disks or "")));
-  overTCP = (cfg.settings.nbd.listen or "off") != "off";
+  overTCP = (cfg.settings.nbd.listen or "off") != "off" || (cfg.settings.replication.listen or "off") != "off";
   isDefaultDir = dataDir == "/var/lib/hyper-nixos";
   configFile = yaml.generate "hvd.yaml" cfg.settings;
 in

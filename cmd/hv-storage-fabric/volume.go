@@ -14,7 +14,7 @@ import (
 func newVolume(a *app) *cobra.Command {
 	c := group(&cobra.Command{Use: "volume", Short: "Make, change, attach, import and export volumes"})
 	c.AddCommand(newVolumeCreate(a), newVolumeList(a), newVolumeShow(a), newVolumeRename(a), newVolumeResize(a), newVolumeDelete(a),
-		newVolumeClone(a), newVolumeQoS(a), newVolumeQuota(a), newVolumeGroup(a), newVolumeHistory(a), newVolumeBitmap(a), newVolumeAttach(a), newVolumeDetach(a), newVolumeMap(a), newVolumeUnmap(a), newVolumeImport(a), newVolumeExport(a))
+		newVolumeClone(a), newVolumeQoS(a), newVolumeQuota(a), newVolumeGroup(a), newVolumeHistory(a), newVolumeBitmap(a), newVolumeReplicate(a), newVolumeAttach(a), newVolumeDetach(a), newVolumeMap(a), newVolumeUnmap(a), newVolumeImport(a), newVolumeExport(a))
 	return c
 }
 

@@ -23,7 +23,21 @@ type Config struct {
 	Store         Store      `yaml:"store"`
 	Alarms        Alarms     `yaml:"alarms"`
 	NBD           NBD        `yaml:"nbd"`
+
+	Replication Replication `yaml:"replication"`
 }
+
+// Replication holds settings of copies of volumes in other hvd.
+type Replication struct {
+	Listen string `yaml:"listen" doc:"Address where other hvd send replicas of their volumes to, HOST:PORT, or off. Always TLS with certificates on both sides."`
+	Cert   string `yaml:"cert" doc:"PEM file of the certificate that this hvd shows others, as who listens and as who connects, with any intermediate ones behind it."`
+	Key    string `yaml:"key" doc:"PEM file of that certificate's private key. Others must not be able to read it."`
+	CA     string `yaml:"ca" doc:"PEM file of the authorities that sign the certificates of other hvd."`
+	Peers  string `yaml:"peers" doc:"Names of the hvd that may send replicas here, separated by commas: the common name or a DNS name of their certificates. Empty: all that replication.ca lets in."`
+}
+
+// PeerList returns the names of the hvd that may send replicas.
+func (r *Replication) PeerList() []string { return commas(r.Peers) }
 
 // Log is what hvd writes to standard error.
 type Log struct {
@@ -113,6 +127,8 @@ func Default() Config {
 		Store:   Store{LogCap: 2 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second, ColdAfter: 24 * time.Hour, Similarity: "on", ColdEffort: "normal", Stripe: Off, Restore: Off, Parity: erasure.Default.String(), KeepRate: 96 << 20, GCRate: 128 << 20, GCRequests: 2000},
 		Alarms:  Alarms{SpaceNear: 85, SpaceCritical: 95, QuotaNear: 85, QuotaCritical: 95, Overcommit: 16, Damage: 1},
 		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, MaxRequests: 128, Handshake: 10 * time.Second, StallTimeout: 10 * time.Second, DrainTimeout: 20 * time.Second, Listen: Off},
+
+		Replication: Replication{Listen: Off},
 	}
 }
 
@@ -163,7 +179,7 @@ func (c *Config) resolve() error {
 		}
 	}
 	c.Store.Disks = strings.Join(disks, ",")
-	for _, file := range []*string{&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile, &c.Store.KeyFile} {
+	for _, file := range []*string{&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile, &c.Store.KeyFile, &c.Replication.Cert, &c.Replication.Key, &c.Replication.CA} {
 		if *file == "" {
 			continue
 		}

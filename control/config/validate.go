@@ -36,6 +36,9 @@ func (c *Config) Validate() error {
 	if err := c.NBD.checkTCP(); err != nil {
 		all = append(all, err)
 	}
+	if err := c.Replication.check(); err != nil {
+		all = append(all, err)
+	}
 	for _, s := range []struct{ path, socket string }{{"control-socket", c.ControlSocket}, {"nbd.socket", c.NBD.Socket}} {
 		if err := unixsock.CheckPath(s.socket); err != nil {
 			all = append(all, fmt.Errorf("%s: %w; use a shorter data-dir or set %s", s.path, err, s.path))
@@ -180,6 +183,29 @@ func (n *NBD) checkTCP() error {
 	if t.Cert != "" && t.ClientCA == "" {
 		return fmt.Errorf("nbd.listen: %q can be reached from the network, and nbd.tls.cert without nbd.tls.client-ca lets everybody in: set nbd.tls.client-ca, "+
 			"or nbd.tls.psk-file alone: %w", n.Listen, block.ErrInvalid)
+	}
+	return nil
+}
+
+// check wants all files of TLS or none, and all for an address.
+func (r *Replication) check() error {
+	set := 0
+	for _, file := range []string{r.Cert, r.Key, r.CA} {
+		if file != "" {
+			set++
+		}
+	}
+	if set != 0 && set != 3 {
+		return fmt.Errorf("replication: cert, key and ca go together: %w", block.ErrInvalid)
+	}
+	if r.Listen == Off {
+		return nil
+	}
+	if err := checkAddress(r.Listen, "192.0.2.1:8082"); err != nil {
+		return fmt.Errorf("replication.listen: %w", err)
+	}
+	if set == 0 {
+		return fmt.Errorf("replication.listen: %q needs TLS with certificates on both sides: set replication.cert, replication.key and replication.ca: %w", r.Listen, block.ErrInvalid)
 	}
 	return nil
 }

@@ -1,0 +1,264 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/control"
+	"github.com/hyper-nixos/hyper-nixos/control/replica"
+)
+
+const (
+	maxReplicaStreams = 16              // at once; each holds at most 3 MiB of buffers
+	replicaStall      = 2 * time.Minute // that a source may take to send a piece
+)
+
+// replicateRequest is what PUT /v1/replications/{name} wants.
+type replicateRequest struct {
+	Target          string  `json:"target"`
+	IntervalSeconds float64 `json:"intervalSeconds"` // 0: the default
+}
+
+// addReplications adds what users do with replications.
+func addReplications(mux *http.ServeMux, c *control.Control) {
+	slots := make(chan struct{}, maxDiffs) // what a target does not have is a list of changes that is counted
+	mux.HandleFunc("GET /v1/replications", limited(slots, scoped(control.ScopeRead, func(r *http.Request) (any, error) {
+		return c.Replications(r.Context()), nil
+	})))
+	mux.HandleFunc("GET /v1/replications/{name}", limited(slots, scoped(control.ScopeRead, func(r *http.Request) (any, error) {
+		return c.Replication(r.Context(), r.PathValue("name"))
+	})))
+	mux.HandleFunc("PUT /v1/replications/{name}", scoped(control.ScopeAdmin, func(r *http.Request) (any, error) {
+		var in replicateRequest
+		if err := readMessage(r, &in); err != nil {
+			return nil, err
+		}
+		if !(in.IntervalSeconds >= 0 && in.IntervalSeconds <= control.MaxReplicaInterval.Seconds()) {
+			return nil, fmt.Errorf("interval of %v seconds: want at most %v: %w", in.IntervalSeconds, control.MaxReplicaInterval.Seconds(), block.ErrInvalid)
+		}
+		if err := c.Replicate(r.Context(), r.PathValue("name"), in.Target, time.Duration(in.IntervalSeconds*float64(time.Second))); err != nil {
+			return nil, err
+		}
+		return c.Replication(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("DELETE /v1/replications/{name}", scoped(control.ScopeAdmin, func(r *http.Request) (any, error) {
+		return struct{}{}, c.StopReplication(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/replications/{name}/sync", scoped(control.ScopeOperate, func(r *http.Request) (any, error) {
+		if err := c.SyncReplication(r.Context(), r.PathValue("name")); err != nil {
+			return nil, err
+		}
+		return c.Replication(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/replications/{name}/promote", scoped(control.ScopeAdmin, func(r *http.Request) (any, error) {
+		if err := c.PromoteReplica(r.Context(), r.PathValue("name")); err != nil {
+			return nil, err
+		}
+		return c.Replication(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/replications/{name}/demote", scoped(control.ScopeAdmin, func(r *http.Request) (any, error) {
+		dryRun, err := strconv.ParseBool(r.URL.Query().Get("dryRun"))
+		if err != nil {
+			return nil, fmt.Errorf("dryRun=%.40q: want true or false: %w", r.URL.Query().Get("dryRun"), block.ErrInvalid)
+		}
+		lost, err := c.DemoteReplica(r.Context(), r.PathValue("name"), dryRun)
+		return map[string]any{"volume": r.PathValue("name"), "lostBytes": lost, "dryRun": dryRun}, err
+	}))
+}
+
+// limited refuses requests when as many are being answered as there are slots.
+func limited(slots chan struct{}, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			next(w, r)
+		default:
+			fail(w, fmt.Errorf("%d requests like this are being answered; try again when one has ended: %w", cap(slots), errBusy))
+		}
+	}
+}
+
+// scoped answers with what do returns, for callers of that scope.
+func scoped(needs control.Scope, do func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		answer, err := any(nil), allow(r.Context(), needs)
+		if err == nil {
+			answer, err = do(r)
+		}
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		reply(w, http.StatusOK, answer)
+	}
+}
+
+// readMessage reads a small JSON document.
+func readMessage(r *http.Request, into any) error {
+	text, err := io.ReadAll(io.LimitReader(r.Body, replica.MaxMessage+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > replica.MaxMessage {
+		return fmt.Errorf("a message of more than %d bytes: %w", replica.MaxMessage, block.ErrInvalid)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("message: %v: %w", err, block.ErrInvalid)
+	}
+	return nil
+}
+
+// replicas serves what other hvd ask for.
+type replicas struct {
+	control *control.Control
+	slots   chan struct{}
+}
+
+// addReplicas adds it, for callers that sender knows.
+func addReplicas(mux *http.ServeMux, c *control.Control, sender func(*http.Request) (control.ReplicaSender, error)) {
+	s := &replicas{c, make(chan struct{}, maxReplicaStreams)}
+	mux.HandleFunc("POST /v1/replicas/{name}", func(w http.ResponseWriter, r *http.Request) {
+		who, err := sender(r)
+		if err == nil {
+			var h replica.Hello
+			if err = readMessage(r, &h); err == nil {
+				var state replica.State
+				if state, err = c.ReplicaHello(r.Context(), who, r.PathValue("name"), h); err == nil {
+					reply(w, http.StatusOK, state)
+					return
+				}
+			}
+		}
+		fail(w, err)
+	})
+	mux.HandleFunc("PUT /v1/replicas/{name}/points/{point}", func(w http.ResponseWriter, r *http.Request) {
+		who, err := sender(r)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		s.receive(w, r, who)
+	})
+}
+
+// localSender is for the doors that know users: whoever may do everything may send replicas.
+func localSender(r *http.Request) (control.ReplicaSender, error) {
+	return control.ReplicaSender{Local: true}, allow(r.Context(), control.ScopeAdmin)
+}
+
+// certifiedSender is for the door of other hvd, which lets nobody in without a certificate.
+func certifiedSender(r *http.Request) (control.ReplicaSender, error) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates) == 0 {
+		return control.ReplicaSender{}, fmt.Errorf("a certificate is needed: %w", errUnauthenticated)
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	names := leaf.DNSNames
+	if leaf.Subject.CommonName != "" {
+		names = append([]string{leaf.Subject.CommonName}, names...)
+	}
+	if len(names) == 0 {
+		return control.ReplicaSender{}, fmt.Errorf("a certificate without a name: %w", errForbidden)
+	}
+	return control.ReplicaSender{Names: names}, nil
+}
+
+// receive serves PUT /v1/replicas/{name}/points/{point}?…: a stream with what changed since another point.
+func (s *replicas) receive(w http.ResponseWriter, r *http.Request, who control.ReplicaSender) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		fail(w, fmt.Errorf("%d replicas are being received: %w", maxReplicaStreams, errBusy))
+		return
+	}
+	if got := r.Header.Get("Content-Type"); got != replica.ContentType {
+		fail(w, fmt.Errorf("content type %.100q: want %s: %w", got, replica.ContentType, block.ErrInvalid))
+		return
+	}
+	begin, err := replica.ParseBegin(r.PathValue("point"), r.URL.Query())
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	w.Header().Set("Connection", "close") // a full-duplex request whose body was not read to its end must be the last one
+	connection := http.NewResponseController(w)
+	if err := connection.EnableFullDuplex(); err != nil { // an error must reach a source that is still sending
+		fail(w, err)
+		return
+	}
+	body := &impatientBody{body: r.Body, connection: connection}
+	err = s.control.ReceiveReplica(r.Context(), who, r.PathValue("name"), begin, body, body.cut)
+	if err == nil {
+		reply(w, http.StatusOK, map[string]string{"point": begin.Point})
+		return
+	}
+	fail(w, err)
+	_ = connection.Flush()
+	_ = connection.SetReadDeadline(time.Now().Add(drainTime))
+	_, _ = io.Copy(io.Discard, r.Body)
+}
+
+// impatientBody gives up on a source that sends nothing.
+type impatientBody struct {
+	body       io.Reader
+	connection *http.ResponseController
+
+	mu    sync.Mutex // held while a deadline is set
+	isCut bool
+}
+
+// Read implements io.Reader.
+func (b *impatientBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	err := error(nil)
+	if b.isCut {
+		err = fmt.Errorf("another connection took its place, or the replica's role changes: %w", block.ErrClosed)
+	} else {
+		err = b.connection.SetReadDeadline(time.Now().Add(replicaStall))
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	return b.body.Read(p)
+}
+
+// cut makes reads fail, from now on.
+func (b *impatientBody) cut() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.isCut = true
+	_ = b.connection.SetReadDeadline(time.Unix(1, 0))
+}
+
+// serveReplicas opens the door for other hvd, if the configuration wants one.
+func (s *Server) serveReplicas(c *control.Control, log *slog.Logger) error {
+	listener, err := c.ListenReplicas()
+	if err != nil || listener == nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	addReplicas(mux, c, certifiedSender)
+	s.replicas = newHTTPServer(mux, log)
+	s.replicas.ConnState = func(conn net.Conn, state http.ConnState) {
+		if state == http.StateActive && control.SettleReplica(conn) != nil { // a request has come, so the handshake is over
+			_ = conn.Close()
+		}
+	}
+	s.running.Go(func() {
+		if err := s.replicas.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("server stopped", "server", "replicas", "error", err)
+		}
+	})
+	return nil
+}
