@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,13 +12,22 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/nbdtest"
 )
 
-// client is a raw NBD client that shares no code with the server: it can send what a good client never would.
+// client is the tests' own client, which can send what a good one never would, with simple and structured replies.
 type client struct {
+	*nbdtest.Conn
 	t  testing.TB
 	nc net.Conn
 }
+
+func newClient(t testing.TB, nc net.Conn) *client {
+	return &client{nbdtest.NewConn(t, nc), t, nc}
+}
+
+// goOn has the client go on with another connection, such as TLS over its first.
+func (c *client) goOn(nc net.Conn) { c.Conn, c.nc = nbdtest.NewConn(c.t, nc), nc }
 
 // served is a server on a unix socket.
 type served struct {
@@ -76,7 +84,7 @@ func (s *served) dial(t testing.TB) *client {
 	}
 	t.Cleanup(func() { nc.Close() })
 	_ = nc.SetDeadline(time.Now().Add(2 * time.Minute)) // a hang is a failure with a stack, not a timeout of the whole run
-	return &client{t: t, nc: nc}
+	return newClient(t, nc)
 }
 
 // attach dials and enters transmission on "disk".
@@ -102,108 +110,22 @@ func (s *served) attach(t testing.TB, structured bool) *client {
 	}
 }
 
-func (c *client) send(parts ...any) {
-	c.t.Helper()
-	if _, err := c.nc.Write(pack(parts...)); err != nil {
-		c.t.Fatalf("send: %v", err)
-	}
-}
+// What nbdtest does, under the names that it has in this package's tests.
+var pack, infoRequest, metaQuery = nbdtest.Pack, nbdtest.InfoRequest, nbdtest.MetaQuery
 
-// pack joins fixed-size integers, byte slices and strings in network order.
-func pack(parts ...any) []byte {
-	var b bytes.Buffer
-	for _, p := range parts {
-		switch p := p.(type) {
-		case string:
-			b.WriteString(p)
-		case []byte:
-			b.Write(p)
-		default:
-			if err := binary.Write(&b, binary.BigEndian, p); err != nil {
-				panic(err)
-			}
-		}
-	}
-	return b.Bytes()
-}
-
-func (c *client) recv(n int) []byte {
-	c.t.Helper()
-	p := make([]byte, n)
-	if _, err := io.ReadFull(c.nc, p); err != nil {
-		c.t.Fatalf("receive %d bytes: %v", n, err)
-	}
-	return p
-}
-
-// closed checks that the server has hung up and sent nothing more.
-func (c *client) closed() {
-	c.t.Helper()
-	_ = c.nc.SetReadDeadline(time.Now().Add(2 * time.Minute))
-	var p [64]byte
-	n, err := c.nc.Read(p[:])
-	if n != 0 {
-		c.t.Fatalf("server sent % x instead of closing", p[:n])
-	}
-	if ne, ok := err.(net.Error); ok && ne.Timeout() {
-		c.t.Fatal("server did not close the connection")
-	}
-}
-
-func (c *client) greet(flags uint32) {
-	c.t.Helper()
-	hello := c.recv(18)
-	if string(hello[:16]) != "NBDMAGICIHAVEOPT" || binary.BigEndian.Uint16(hello[16:]) != 3 {
-		c.t.Fatalf("greeting is % x", hello)
-	}
-	c.send(flags)
-}
-
-func (c *client) sendOption(opt uint32, data []byte) {
-	c.t.Helper()
-	c.send("IHAVEOPT", opt, uint32(len(data)), data)
-}
-
+func (c *client) send(parts ...any)                  { c.t.Helper(); c.Send(parts...) }
+func (c *client) recv(n int) []byte                  { c.t.Helper(); return c.Recv(n) }
+func (c *client) closed()                            { c.t.Helper(); c.Closed() }
+func (c *client) greet(flags uint32)                 { c.t.Helper(); c.Greet(flags) }
+func (c *client) sendOption(opt uint32, data []byte) { c.t.Helper(); c.Option(opt, data) }
 func (c *client) optionReply(opt uint32) (kind uint32, data []byte) {
 	c.t.Helper()
-	h := c.recv(20)
-	if binary.BigEndian.Uint64(h) != 0x3e889045565a9 || binary.BigEndian.Uint32(h[8:]) != opt {
-		c.t.Fatalf("reply to option %d is % x", opt, h)
-	}
-	return binary.BigEndian.Uint32(h[12:]), c.recv(int(binary.BigEndian.Uint32(h[16:])))
+	return c.OptionReply(opt)
 }
 
-func infoRequest(name string, kinds ...uint16) []byte {
-	return pack(uint32(len(name)), name, uint16(len(kinds)), kinds)
-}
-
-// metaQuery is the data of LIST_META_CONTEXT and SET_META_CONTEXT.
-func metaQuery(name string, queries ...string) []byte {
-	p := pack(uint32(len(name)), name, uint32(len(queries)))
-	for _, q := range queries {
-		p = append(p, pack(uint32(len(q)), q)...)
-	}
-	return p
-}
-
-// metaContexts sends LIST_META_CONTEXT (9) or SET_META_CONTEXT (10) and receives the names that come back, with their ids.
 func (c *client) metaContexts(opt uint32, export string, queries ...string) (ids map[string]uint32, names []string) {
 	c.t.Helper()
-	c.sendOption(opt, metaQuery(export, queries...))
-	ids = map[string]uint32{}
-	for {
-		kind, data := c.optionReply(opt)
-		switch kind {
-		case 1:
-			return ids, names
-		case 4:
-			name := string(data[4:])
-			ids[name] = binary.BigEndian.Uint32(data)
-			names = append(names, name)
-		default:
-			c.t.Fatalf("meta context option answered %#x %q", kind, data)
-		}
-	}
+	return c.MetaContexts(opt, export, queries...)
 }
 
 // header is a request header.

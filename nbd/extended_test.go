@@ -86,16 +86,16 @@ func TestExtendedAnswers(t *testing.T) {
 			if tc.flags&payloadLen != 0 {
 				payload = make([]byte, tc.len)
 			}
-			w.request(tc.flags, tc.cmd, uint64(i), tc.off, tc.len, payload...)
-			if got := w.done(uint64(i)); got != tc.want {
+			w.Request(tc.flags, tc.cmd, uint64(i), tc.off, tc.len, payload...)
+			if got := w.Done(uint64(i)); got != tc.want {
 				t.Errorf("%s, slow=%v: errno %d, want %d", tc.name, slow, got, tc.want)
 			}
 		}
-		w.request(0, 0, 99, size, 0) // reading nothing
-		if errno := w.done(99); errno != 0 {
+		w.Request(0, 0, 99, size, 0) // reading nothing
+		if errno := w.Done(99); errno != 0 {
 			t.Errorf("empty read: errno %d", errno)
 		}
-		w.request(0, 2, 0, 0, 0)
+		w.Request(0, 2, 0, 0, 0)
 		w.closed()
 	}
 }
@@ -138,19 +138,19 @@ func TestExtendedTraffic(t *testing.T) {
 			data := bytes.Repeat([]byte{byte(rng.Uint32())}, n)
 			copy(model[off:], data)
 			all = append(all, append(wideHeader(payloadLen, 1, cookie, off, uint64(n)), data...)...)
-			w.offs[cookie] = off
+			w.Sent(cookie, off)
 			cookie++
 		}
 		w.send(all)
 		for range writes {
-			if ch := w.reply(); ch.kind != 0 || ch.flags != 1 {
+			if ch := w.Reply(); ch.Kind != 0 || ch.Flags != 1 {
 				t.Fatalf("seed %d: write answered %+v", seed, ch)
 			}
 		}
 		n := 1 + rng.IntN(1<<(3+rng.IntN(18)))
 		off := uint64(rng.IntN(size - n + 1))
-		w.request(0, 0, cookie, off, uint64(n))
-		if got := w.content(cookie, off, n); !bytes.Equal(got, model[off:][:n]) {
+		w.Request(0, 0, cookie, off, uint64(n))
+		if got := w.Content(cookie, off, n); !bytes.Equal(got, model[off:][:n]) {
 			t.Fatalf("seed %d: read of %d at %d differs", seed, n, off)
 		}
 		cookie++
@@ -190,14 +190,14 @@ func TestLengthsOf64Bits(t *testing.T) {
 	w, ids, _ := s.attachWide(t, ContextAllocation, ContextDepth)
 	for cookie, cmd := range []uint16{4, 5, 6} {
 		want := block.Range{Off: 4096 * uint64(cmd), Len: 1<<50 + uint64(cmd)}
-		w.request(0, cmd, uint64(cookie), want.Off, want.Len)
-		if errno := w.done(uint64(cookie)); errno != 0 || *dev.last.Load() != want {
+		w.Request(0, cmd, uint64(cookie), want.Off, want.Len)
+		if errno := w.Done(uint64(cookie)); errno != 0 || *dev.last.Load() != want {
 			t.Errorf("command %d: errno %d, device was asked for %+v, want %+v", cmd, errno, *dev.last.Load(), want)
 		}
 	}
-	w.request(0, 7, 10, 1<<41, 1<<50)
+	w.Request(0, 7, 10, 1<<41, 1<<50)
 	all := w.statuses(10)
-	w.request(reqOne, 7, 11, 1<<41, 1<<33)
+	w.Request(reqOne, 7, 11, 1<<41, 1<<33)
 	one := w.statuses(11)
 	for _, id := range ids {
 		if want := []extent{{1 << 40, 1}, {vast - 1<<41 - 1<<40, 0}}; !reflect.DeepEqual(all[id], want) {
@@ -217,7 +217,7 @@ func TestBlockStatusFilter(t *testing.T) {
 	filter := func(length uint64, ids ...uint32) []byte { return pack(length, ids) }
 	for i, p := range [][]byte{filter(1<<20, heat), filter(4096, heat, depth), filter(1<<20, ids[ContextAllocation], depth, heat)} {
 		cookie := uint64(i)
-		w.request(payloadLen, 7, cookie, 0, uint64(len(p)), p...)
+		w.Request(payloadLen, 7, cookie, 0, uint64(len(p)), p...)
 		got := w.statuses(cookie)
 		if len(got) != (len(p)-8)/4 || got[heat] == nil {
 			t.Errorf("filter %d: contexts %v", i, got)
@@ -235,13 +235,13 @@ func TestBlockStatusFilter(t *testing.T) {
 		"past the end 2^63": filter(1<<63, heat),
 		"too many ids":      filter(512, make([]uint32, 1000)...),
 	} {
-		w.request(payloadLen, 7, 50, 0, uint64(len(p)), p...)
-		if errno := w.done(50); errno != einval {
+		w.Request(payloadLen, 7, 50, 0, uint64(len(p)), p...)
+		if errno := w.Done(50); errno != einval {
 			t.Errorf("%s: errno %d", name, errno)
 		}
 	}
 	p := filter(4096, heat) // in pieces
-	w.offs[60] = 0
+	w.Sent(60, 0)
 	for _, b := range append(wideHeader(payloadLen, 7, 60, 0, uint64(len(p))), p...) {
 		w.send([]byte{b})
 	}

@@ -192,8 +192,8 @@ func TestLongReadsComeInPieces(t *testing.T) {
 		c.send(header(0, 0, 1, 0, 32<<20))
 	}
 	w, _, _ := s.attachWide(t)
-	w.request(0, 0, 2, 100, 32<<20)
-	if got := w.content(2, 100, 32<<20); !bytes.Equal(got, dev.data[100:100+32<<20]) {
+	w.Request(0, 0, 2, 100, 32<<20)
+	if got := w.Content(2, 100, 32<<20); !bytes.Equal(got, dev.data[100:100+32<<20]) {
 		t.Error("extended: wrong data")
 	}
 	c := s.attach(t, true)

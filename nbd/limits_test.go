@@ -283,7 +283,7 @@ func TestPlainConnections(t *testing.T) {
 	near, far := net.Pipe()
 	defer near.Close()
 	s.admit(far, Door{Exports: s.table})
-	c := &client{t: t, nc: near}
+	c := newClient(t, near)
 	c.greet(3)
 	c.sendOption(1, []byte("disk"))
 	c.recv(10)

@@ -72,7 +72,7 @@ func (g *guarded) startPSK(c *client, with tlspsktest.Client) error {
 	if err != nil {
 		return err
 	}
-	c.nc = session
+	c.goOn(session)
 	return nil
 }
 

@@ -74,7 +74,7 @@ func (g *guarded) dial(t testing.TB) *client {
 	}
 	t.Cleanup(func() { nc.Close() })
 	_ = nc.SetDeadline(time.Now().Add(2 * time.Minute))
-	return &client{t: t, nc: nc}
+	return newClient(t, nc)
 }
 
 // startTLS sends the option and shakes hands with a certificate, if there is one.
@@ -88,7 +88,7 @@ func (g *guarded) startTLS(c *client, certs ...tls.Certificate) error {
 	if err := nc.Handshake(); err != nil {
 		return err
 	}
-	c.nc = nc
+	c.goOn(nc)
 	// With TLS 1.3 the client is done before the server has looked at its certificate.
 	_, err := nc.Write(pack("IHAVEOPT", uint32(4711), uint32(0)))
 	if err == nil {

@@ -84,7 +84,7 @@ func (s *served) attachTCP(t *testing.T) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nc.Close() })
-	c := &client{t: t, nc: nc}
+	c := newClient(t, nc)
 	c.greet(3)
 	c.sendOption(1, []byte("disk"))
 	c.recv(10)
@@ -231,7 +231,7 @@ func TestSettlerIsAsked(t *testing.T) {
 	s := serveDevice(t, newMemDevice(4096), Options{Events: Events{HandshakeFailed: func(_ net.Addr, err error) { failed <- err }}})
 	near, far := net.Pipe()
 	s.admit(settling{far}, Door{Exports: s.table})
-	c := &client{t: t, nc: near}
+	c := newClient(t, near)
 	c.greet(3)
 	c.sendOption(1, []byte("disk"))
 	c.recv(10)

@@ -98,6 +98,7 @@ var importers = map[string][]string{
 	"internal/crashtest":         {},
 	"internal/guest":             {"cmd/hv-demo"},
 	"internal/lint":              {},
+	"internal/nbdtest":           {},
 	"internal/synth":             {},
 	"internal/tlspsk/tlspsktest": {},
 	"tiers/tierstest":            {},
