@@ -111,9 +111,12 @@ func (c *Control) open(ctx context.Context) (err error) {
 		return err
 	}
 	c.nbd, err = nbd.NewServer(sharedExports{c}, nbd.Options{
-		MaxConnections: cfg.NBD.MaxConnections,
-		InFlightBytes:  int64(cfg.NBD.InFlight),
-		Events:         c.nbdEvents(),
+		MaxConnections:   cfg.NBD.MaxConnections,
+		InFlightBytes:    int64(cfg.NBD.InFlight),
+		MaxSlow:          cfg.NBD.MaxRequests,
+		HandshakeTimeout: cfg.NBD.Handshake,
+		StallTimeout:     cfg.NBD.StallTimeout,
+		Events:           c.nbdEvents(),
 	})
 	if err != nil {
 		return err

@@ -72,6 +72,9 @@ type NBD struct {
 	VolumeSocketDir string        `yaml:"volume-socket-dir" doc:"Directory of the sockets of single volumes (attach --socket-per-volume). Empty: nbd in the data directory."`
 	MaxConnections  int           `yaml:"max-connections" doc:"Most NBD connections at once, on all sockets together; over TCP three quarters of them."`
 	InFlight        units.Size    `yaml:"in-flight" doc:"Most bytes of NBD requests in flight, on all connections together; at least 48MiB."`
+	MaxRequests     int           `yaml:"max-requests" doc:"Most requests of one NBD connection that wait for the store at once. What its client sends beyond them is left unread meanwhile."`
+	Handshake       time.Duration `yaml:"handshake-timeout" doc:"How long an NBD client may take from connecting to the end of its handshake, TLS included. Then its connection is closed."`
+	StallTimeout    time.Duration `yaml:"stall-timeout" doc:"How long an NBD client may leave replies unread or requests unfinished while others wait for the memory that it holds; down to a fifth of it while several do. Then it is dropped."`
 	DrainTimeout    time.Duration `yaml:"drain-timeout" doc:"How long a shutdown waits for requests in flight before it closes connections."`
 	Listen          string        `yaml:"listen" doc:"Address of the NBD server over TCP, HOST:PORT, or off. It shows the volumes that are attached with --tcp. Beyond loopback it needs nbd.tls, and everything is encrypted."`
 	TLS             TLS           `yaml:"tls"`
@@ -96,7 +99,7 @@ func Default() Config {
 		Memory:  512 << 20,
 		Log:     Log{Level: "info", Format: "text"},
 		Store:   Store{LogCap: 2 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second, ColdAfter: 24 * time.Hour, Similarity: "on", ColdEffort: "normal", Stripe: Off, Restore: Off, Parity: erasure.Default.String(), KeepRate: 96 << 20, GCRate: 128 << 20, GCRequests: 2000},
-		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, DrainTimeout: 20 * time.Second, Listen: Off},
+		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, MaxRequests: 128, Handshake: 10 * time.Second, StallTimeout: 10 * time.Second, DrainTimeout: 20 * time.Second, Listen: Off},
 	}
 }
 

@@ -74,6 +74,11 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"nbd: {tls: {client-ca: c, psk-file: p}}\n", "nbd.tls.key"},
 		{"nbd: {listen: '[::]:10809', tls: {cert: c, key: k, psk-file: p}}\n", "lets everybody in"},
 		{"nbd: {tls: {ca: c}}\n", `unknown key "nbd.tls.ca"`},
+		{"nbd: {max-requests: 0}\n", "nbd.max-requests: 0 is not within"},
+		{"nbd: {max-requests: 65537}\n", "nbd.max-requests: 65537 is not within"},
+		{"nbd: {handshake-timeout: 0s}\n", "nbd.handshake-timeout: 0s is not within"},
+		{"nbd: {handshake-timeout: 2h}\n", "nbd.handshake-timeout: 2h0m0s is not within"},
+		{"nbd: {stall-timeout: -1s}\n", "nbd.stall-timeout: -1s is not within"},
 		{"nbd: {socket: /x/s}\ncontrol-socket: /x/s\n", "nbd.socket"},
 	} {
 		_, err := load(t, c.file, nil)

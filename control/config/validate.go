@@ -78,6 +78,17 @@ func (c *Config) Validate() error {
 	if c.NBD.MaxConnections < 1 || c.NBD.MaxConnections > 1<<20 {
 		bad("nbd.max-connections", "%d is not within 1 and 1048576", c.NBD.MaxConnections)
 	}
+	if c.NBD.MaxRequests < 1 || c.NBD.MaxRequests > 1<<16 {
+		bad("nbd.max-requests", "%d is not within 1 and 65536", c.NBD.MaxRequests)
+	}
+	for _, limit := range []struct {
+		path  string
+		value time.Duration
+	}{{"nbd.handshake-timeout", c.NBD.Handshake}, {"nbd.stall-timeout", c.NBD.StallTimeout}} {
+		if limit.value < 10*time.Millisecond || limit.value > time.Hour {
+			bad(limit.path, "%s is not within 10ms and 1h", limit.value)
+		}
+	}
 	if c.NBD.DrainTimeout < 0 || c.NBD.DrainTimeout > time.Hour {
 		bad("nbd.drain-timeout", "%s is not within 0s and 1h", c.NBD.DrainTimeout)
 	}
