@@ -40,14 +40,15 @@ const (
 	TCG Accel = "tcg" // emulation: slow, and works everywhere
 )
 
-// BootOptions says how to run an image. Only Image and NBDURI have no default.
+// BootOptions says how to run an image. Only Image and one of NBDURI and Disk have no default.
 type BootOptions struct {
 	Image          *Image
-	NBDURI         string        // of the root disk: nbd+unix:///EXPORT?socket=PATH (see UnixURI) or nbd://HOST:PORT/EXPORT
+	NBDURI         string        // of the root disk: nbd+unix:///EXPORT?socket=PATH (see UnixURI) or nbd://HOST:PORT/EXPORT; its node is called root0
+	Disk           []string      // in place of NBDURI: QEMU's arguments for the root disk, -object, -blockdev and -device of virtio-blk
 	MemMiB         int           // default 256 MiB for Busybox, 512 MiB for Debian
 	CPUs           int           // default 1
 	Accel          Accel         // default TCG; DetectAccel finds the best
-	ReconnectDelay time.Duration // how long I/O waits for a lost NBD server before it fails; whole seconds, default 30 s
+	ReconnectDelay time.Duration // with NBDURI, how long I/O waits for a lost NBD server before it fails; whole seconds, default 30 s
 	Task           Task          // default TaskIdle, or TaskScript if Script is set
 	Count          int           // files that TaskFsyncWriter writes; 0 means until Stop
 	Pause          time.Duration // between two files; default none
@@ -119,7 +120,7 @@ func (o BootOptions) qemuArgs(initramfs, qmpSocket string) ([]string, error) {
 		args = append(args, "-chardev", "socket,id=qmp0,server=on,wait=off,path="+escapeComma(qmpSocket), "-mon", "chardev=qmp0,mode=control")
 	}
 	if o.NBDURI == "" {
-		return args, nil
+		return append(args, o.Disk...), nil
 	}
 	disk, err := o.blockDevice()
 	if err != nil {
@@ -159,8 +160,8 @@ func Boot(ctx context.Context, options BootOptions) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("boot guest: %w", err)
 	}
-	if options.NBDURI == "" {
-		return nil, errors.New("boot guest: no NBD URI")
+	if (options.NBDURI == "") == (len(options.Disk) == 0) {
+		return nil, errors.New("boot guest: want an NBD URI, or QEMU's arguments for a disk")
 	}
 	// Short, because a unix socket's path has room for 107 bytes only.
 	dir, err := os.MkdirTemp("", "hvg")

@@ -274,6 +274,7 @@ func TestBootOptionsAreChecked(t *testing.T) {
 	for name, options := range map[string]BootOptions{
 		"no image":         {NBDURI: UnixURI("/s", "")},
 		"no disk":          {Image: image},
+		"two disks":        {Image: image, NBDURI: UnixURI("/s", ""), Disk: []string{"-blockdev", "driver=null-co,node-name=d"}},
 		"script and task":  {Image: image, NBDURI: UnixURI("/s", ""), Task: TaskIdle, Script: "true"},
 		"task, no script":  {Image: image, NBDURI: UnixURI("/s", ""), Task: TaskScript},
 		"negative count":   {Image: image, NBDURI: UnixURI("/s", ""), Count: -1},
