@@ -32,15 +32,8 @@ func partitioned(t *testing.T) (image, root string) {
 
 // The files of a backup can be browsed, by whoever may, and nothing of them runs; the mount ends cleanly, whoever ends it, and however.
 func TestBackupMount(t *testing.T) {
-	needsRoot(t, "mount")
+	needsMounts(t)
 	needs(t, "nbdfuse", "fusermount3", "mount", "sfdisk", "blkid", "mkfs.ext4")
-	for _, path := range []string{"/dev/fuse", "/dev/loop-control"} {
-		if f, err := os.OpenFile(path, os.O_RDWR, 0); err != nil {
-			t.Skipf("this machine lets nobody mount: %v", err)
-		} else {
-			f.Close()
-		}
-	}
 	t.Setenv("XDG_RUNTIME_DIR", shortDir(t))
 	r := newRepo(t)
 	image, root := partitioned(t)

@@ -12,7 +12,7 @@ var packages = map[string]string{
 	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "fio": "fio",
 	"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs",
 	"openssl": "openssl", "nbdkit": "nbdkit", "nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "losetup": "mount", "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
-	"mkfs.ext4": "e2fsprogs", "sfdisk": "fdisk", "blkid": "util-linux", "btrfs": "btrfs-progs", "mount": "mount",
+	"mkfs.ext4": "e2fsprogs", "sfdisk": "fdisk", "blkid": "util-linux", "btrfs": "btrfs-progs", "mount": "mount", "blockdev": "util-linux",
 }
 
 // missing ends a test that cannot run here: skipped on a developer's machine, failed in CI, which can provide everything.
@@ -24,17 +24,36 @@ func missing(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// needs ends a test that cannot run without these programs. make test sets HV_REQUIRE_TOOLS, as it installs them.
+// absent is missing for what make test provides, or has to have: it sets HV_REQUIRE_TOOLS, with which the test fails outside of CI, too.
+func absent(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("HV_REQUIRE_TOOLS") != "" {
+		t.Fatalf(format, args...)
+	}
+	missing(t, format, args...)
+}
+
+// needs ends a test that cannot run without these programs.
 func needs(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
-		_, err := exec.LookPath(name)
-		if err != nil && os.Getenv("HV_REQUIRE_TOOLS") != "" {
-			t.Fatalf("%s is not installed (Debian: apt install %s)", name, packages[name])
+		if _, err := exec.LookPath(name); err != nil {
+			absent(t, "%s is not installed (Debian: apt install %s)", name, packages[name])
 		}
+	}
+}
+
+// needsMounts ends a test that cannot run where nobody can mount: as root, which a plain user of CI is not, it fails there like a test whose programs are missing.
+func needsMounts(t *testing.T) {
+	t.Helper()
+	needsRoot(t, "mount a file system")
+	for path, module := range map[string]string{"/dev/fuse": "fuse", "/dev/loop-control": "loop"} {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
-			missing(t, "%s is not installed (Debian: apt install %s)", name, packages[name])
+			absent(t, "nobody can mount here: %v (load the module %s, and give the device to the container, if this is one)", err, module)
+			continue
 		}
+		f.Close()
 	}
 }
 
