@@ -28,7 +28,10 @@ func newVolumeMap(a *app) *cobra.Command {
 		Use:   "map NAME",
 		Short: "Make an attached volume a block device of this machine",
 		Long: `Make an attached volume a block device of this machine, through the kernel's NBD client, and print the device. This needs root, the kernel
-module nbd and the program nbd-client. Without the module, nbdfuse (libnbd) shows the volume as a file, which a loop device can be made of.`,
+module nbd and the program nbd-client. Without the module, nbdfuse (libnbd) shows the volume as a file, which a loop device can be made of.
+
+The device does not outlive its connection: once hvd was restarted, or the volume resized, it gives I/O errors until it is unmapped and mapped again, since nbd-client
+(3.24 is what was tested) does not come back by itself on present kernels. For what must go on, such as a guest's disk, use QEMU with reconnect-delay.`,
 		Example: `  hv-storage-fabric volume map web1
   hv-storage-fabric volume map web1 --device /dev/nbd3`,
 		Args:              exactly("NAME"),
@@ -73,7 +76,7 @@ func (a *app) mapVolume(ctx context.Context, kernel kernelNBD, name, device stri
 	if device, err = kernel.choose(device); err != nil {
 		return fmt.Errorf("map volume %s: %w", name, err)
 	}
-	// A device of 1 KiB blocks, the default, would lack an odd last sector. -persist: it outlives a restart of hvd.
+	// A device of 1 KiB blocks, the default, would lack an odd last sector. -persist is to have it outlive a restart of hvd, which nbd-client 3.24 does not bring about.
 	connect := []string{"-unix", at.Socket, device, "-name", name, "-block-size", "512", "-persist"}
 	if at.ReadOnly {
 		connect = append(connect, "-readonly")
