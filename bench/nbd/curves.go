@@ -62,6 +62,12 @@ func trim(ctx context.Context, d *daemon, name string, size units.Size) error {
 	return nil
 }
 
+// memory adds what a server's group has of anonymous memory and of page cache, in MiB.
+func (r *row) memory(u usage) {
+	r.add("%.0f", float64(u.anon)/(1<<20))
+	r.add("%.0f", float64(u.file)/(1<<20))
+}
+
 // sizeCurve does the same things to sparse volumes of 1 GiB to 16 TiB.
 func sizeCurve(ctx context.Context, b *bench) (s section, err error) {
 	defer func() { err = errors.Join(err, b.leave()) }()
@@ -70,7 +76,7 @@ func sizeCurve(ctx context.Context, b *bench) (s section, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.Table = [][]string{{"size", "create ms", "attach ms", "random write IOPS", "random read IOPS, as left", "the same, settled", "snapshot ms", "trim of all ms", "delete ms", "anonymous MiB"}}
+	s.Table = [][]string{{"size", "create ms", "attach ms", "random write IOPS", "random read IOPS, as left", "the same, settled", "snapshot ms", "trim of all ms", "delete ms", "anonymous MiB", "file MiB"}}
 	for _, size := range []units.Size{1 << 30, 16 << 30, 256 << 30, 1 << 40, 4 << 40, 16 << 40} {
 		r := row{cells: []string{size.Human()}}
 		input := client.CreateVolumeInput{Name: disk, SizeBytes: uint64(size), Chunking: "cdc", Mode: client.WriteModeWriteback}
@@ -100,7 +106,7 @@ func sizeCurve(ctx context.Context, b *bench) (s section, err error) {
 		if err != nil {
 			return s, err
 		}
-		r.add("%.0f", float64(u.anon)/(1<<20))
+		r.memory(u)
 		s.Table = append(s.Table, r.cells)
 		if err := b.rested(ctx, d); err != nil {
 			return s, err
@@ -121,7 +127,7 @@ func snapshotCurve(ctx context.Context, b *bench) (s section, err error) {
 	if err := b.fill(ctx, d, disk, b.o.volume, b.o.fitSet); err != nil {
 		return s, err
 	}
-	s.Table = [][]string{{"snapshots", "snapshot ms, median", "most", "settle s", "random read IOPS", "p50 µs at depth 1", "random write IOPS", "delete of the oldest ms", "metadata MB", "anonymous MiB"}}
+	s.Table = [][]string{{"snapshots", "snapshot ms, median", "most", "settle s", "random read IOPS", "p50 µs at depth 1", "random write IOPS", "delete of the oldest ms", "metadata MB", "anonymous MiB", "file MiB"}}
 	have := 0
 	for _, count := range []int{1, 10, 100, 1000, 10000} {
 		took, err := b.snapshot(ctx, d, disk, b.o.fitSet, have, count)
@@ -166,7 +172,7 @@ func snapshotCurve(ctx context.Context, b *bench) (s section, err error) {
 			return s, err
 		}
 		r.add("%.1f", float64(stats.MetadataBytes)/1e6)
-		r.add("%.0f", float64(u.anon)/(1<<20))
+		r.memory(u)
 		s.Table = append(s.Table, r.cells)
 		have = count
 	}
@@ -183,7 +189,7 @@ func volumeCurve(ctx context.Context, b *bench) (s section, err error) {
 		return s, err
 	}
 	const size = 1 << 30
-	s.Table = [][]string{{"volumes", "create ms, median", "attach ms, median", "list of all ms", "random write over up to ten, IOPS", "random read, IOPS", "restart until ready ms", "anonymous MiB after it"}}
+	s.Table = [][]string{{"volumes", "create ms, median", "attach ms, median", "list of all ms", "random write over up to ten, IOPS", "random read, IOPS", "restart until ready ms", "anonymous MiB after it", "file MiB"}}
 	have := 0
 	var names []string
 	for _, count := range []int{1, 10, 100, 1000} {
@@ -235,7 +241,7 @@ func volumeCurve(ctx context.Context, b *bench) (s section, err error) {
 		if err != nil {
 			return s, err
 		}
-		r.add("%.0f", float64(u.anon)/(1<<20))
+		r.memory(u)
 		s.Table = append(s.Table, r.cells)
 	}
 	s.State = fmt.Sprintf("volumes of 1 GiB, all attached; fio runs on up to ten of them, over %s each at depth 32, for %d s; settled, then ended with SIGTERM and started", b.partOfTen().Human(), b.duration(j))

@@ -128,14 +128,16 @@ func (g *group) usage() (u usage, err error) {
 			return u, err
 		}
 		u.cpu = time.Duration(nanoseconds)
-		return u, g.memoryStat(&u, "total_rss", "total_cache")
+		err = g.memoryStat(&u, "total_rss", "total_cache")
+		return u, err
 	case 2:
 		var microseconds int64
 		if microseconds, err = fileNumber(filepath.Join(g.cpu, "cpu.stat"), "usage_usec"); err != nil {
 			return u, err
 		}
 		u.cpu = time.Duration(microseconds) * time.Microsecond
-		return u, g.memoryStat(&u, "anon", "file")
+		err = g.memoryStat(&u, "anon", "file")
+		return u, err
 	}
 	return processUsage(g.pid)
 }

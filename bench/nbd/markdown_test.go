@@ -2,8 +2,11 @@ package main
 
 import (
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMarkdownNamesEverything(t *testing.T) {
@@ -29,6 +32,7 @@ func TestMarkdownNamesEverything(t *testing.T) {
 	r.markdown(&out)
 	for _, want := range []string{
 		"today", "a CPU", "Linux 9", "fio-9; hvd version 9", "MB = 10^6 B", "- a setting", "- a note", "99.9 % of blocks", "State: as it was. Found: nothing.", "`fio --rw=randwrite`", "cgroup v9",
+		"| server | IOPS: median | least to most | each run | p50 / p99 µs | CPU s per GiB | with work after | anon MB, most | file MB, most | disk B per guest B | client, % of a core | load | destaged |",
 		"| 4 KiB random write | hvd / qemu-nbd, IOPS | **4.00** | 3.00 to 5.00 | at least 3.00 × | VOID |",
 		"| hvd | 400 | 300 to 500 | 300, 400, 500 | 120 / 900 | 4.50 | 6.25 | 300 | 700 | 1.75 | 83 | 0.31, 0.31, 0.31 | 97 % after 3.2 s, 1.86 : 1",
 		"of 3.00, 4.00, 5.00; aim: at least 3.00 ×; **VOID** because too late",
@@ -47,6 +51,46 @@ func TestMarkdownNamesEverything(t *testing.T) {
 			t.Errorf("%d cells instead of %d: %s", n, cells, line)
 		} else {
 			cells = n
+		}
+	}
+}
+
+// TestMemoryColumns: anonymous memory and page cache are two columns, each the most of the measured runs, and the warm-up counts for nothing; the curves have both, too.
+func TestMemoryColumns(t *testing.T) {
+	s := section{Metric: "IOPS", metric: iops}
+	for pair, bytes := range [][2]int64{{999e6, 999e6}, {120e6, 40e6}, {110e6, 80e6}} {
+		s.Runs = append(s.Runs, runResult{Server: "hvd", Pair: pair, AnonBytes: bytes[0], FileBytes: bytes[1]})
+	}
+	var out strings.Builder
+	s.runTable(&out)
+	lines := strings.Split(out.String(), "\n")
+	heads, cells := strings.Split(lines[0], " | "), strings.Split(lines[2], " | ")
+	for head, want := range map[string]string{"anon MB, most": "120", "file MB, most": "80"} {
+		if i := slices.Index(heads, head); i < 0 || cells[i] != want {
+			t.Errorf("%s is not %s in\n%s", head, want, out.String())
+		}
+	}
+	var r row
+	if r.memory(usage{anon: 3 << 20, file: 5 << 20}); !slices.Equal(r.cells, []string{"3", "5"}) {
+		t.Errorf("a row of a curve has %q", r.cells)
+	}
+}
+
+// TestGroupUsage reads what both versions of cgroups say, with anonymous bytes and file bytes apart.
+func TestGroupUsage(t *testing.T) {
+	for version, files := range map[int]map[string]string{
+		1: {"memory.stat": "cache 1\nrss 2\ntotal_cache 700\ntotal_rss 300\n", "cpuacct.usage": "5000000000\n"},
+		2: {"memory.stat": "anon 300\nfile 700\nfile_mapped 1\n", "cpu.stat": "nr_periods 0\nusage_usec 5000000\n"},
+	} {
+		dir := t.TempDir()
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := (&group{memory: dir, cpu: dir, version: version}).usage()
+		if want := (usage{cpu: 5 * time.Second, anon: 300, file: 700}); err != nil || got != want {
+			t.Errorf("version %d: %+v, %v, want %+v", version, got, err, want)
 		}
 	}
 }
