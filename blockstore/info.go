@@ -74,7 +74,7 @@ type VolumeInfo struct {
 	Chunking  Chunking
 	Mode      WriteMode
 	CreatedAt time.Time
-	Snapshots int // how many snapshots it has
+	Snapshots int      // how many snapshots it has
 	Bitmaps   []string // names of its bitmaps, those first that began first
 	Limits    VolumeLimits
 	Quota     VolumeQuota

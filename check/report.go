@@ -91,7 +91,7 @@ type Totals struct {
 	DeadlistEntries uint64 `json:"deadlistEntries"`
 	Jobs            int    `json:"jobs"`
 	TouchedRows     uint64 `json:"touchedRows"` // of granules, for bitmaps
-	Deltas          int    `json:"deltas"` // since the newest full checkpoint
+	Deltas          int    `json:"deltas"`      // since the newest full checkpoint
 	CheckpointBytes uint64 `json:"checkpointBytes"`
 }
 
