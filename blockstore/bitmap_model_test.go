@@ -50,7 +50,7 @@ func TestBitmapModel(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	for k := range uint64(3) {
+	for k := range uint64(2) {
 		t.Run(fmt.Sprint(seed+k), func(t *testing.T) {
 			t.Logf("repeat: go test ./blockstore -run 'TestBitmapModel/%d' -model.seed %d -model.steps %d", seed+k, seed+k, *modelSteps)
 			m := &bitmapModel{t: t, rng: rand.New(rand.NewPCG(seed+k, 64)), mem: newCrashMem(t), snaps: map[string]*modelSnap{}, bitmaps: map[string]*modelBitmap{}}
