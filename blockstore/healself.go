@@ -196,7 +196,7 @@ type logHealer struct {
 	s      *Store
 	ctx    context.Context
 	wants  map[block.VolumeID][]*logWant // by offset
-	most   uint64 // the longest, bytes
+	most   uint64                        // the longest, bytes
 	found  []ChunkBytes
 	bytes  int
 	healed map[block.ChunkID]bool
