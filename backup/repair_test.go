@@ -99,7 +99,7 @@ func (p *place) flip(begin, end int) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	for off := begin; off < min(end, len(b)*3/4); off += 200_000 {
+	for off := begin; off < min(end, len(b)*3/4); off += 100_000 {
 		spoil(b[off : off+40])
 	}
 	if err := os.WriteFile(path, b, 0o600); err != nil {
@@ -168,9 +168,10 @@ func (p *place) content(r *repository.Repository, m *repository.Manifest, want [
 func damagedPlace(t *testing.T) (p, other *place, old, now []byte) {
 	t.Helper()
 	p, other = newPlace(t), newPlace(t)
-	old = image(51, RegionSize+RegionSize/4)
+	old = image(51, RegionSize+(1<<20))
+	clear(old[5<<20 : RegionSize]) // less to do
 	now = bytes.Clone(old)
-	copy(now[3<<20:], noise(52, 2<<20))
+	copy(now[3<<20:], noise(52, 300<<10))
 	for _, data := range [][]byte{old, now} {
 		if _, err := keep(t, p.open(), data); err != nil {
 			t.Fatal(err)
@@ -186,6 +187,9 @@ func TestRepairFromARepository(t *testing.T) {
 	mirror, number := p.clone(), 0
 	for _, folder := range []string{"packs", "index", "manifests"} {
 		for i := range p.objects(folder) {
+			if i == 0 && folder != "packs" {
+				continue // one of each kind will do
+			}
 			for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 				if folder == "manifests" && kind == "gone" {
 					continue // that is a backup that was forgotten
@@ -239,7 +243,7 @@ func TestRepairOfItself(t *testing.T) {
 	q := p.clone()
 	q.harm(q.objects("packs")[len(packs)-1], "middle")
 	got, err := Repair(context.Background(), q.openDamaged(), Repairing{})
-	if err != nil || !got.Lost() || len(got.DamagedPacks) != 1 || len(got.Mended) != 1 || got.Mended[0].Bytes < uint64(len(old))/4 {
+	if err != nil || !got.Lost() || len(got.DamagedPacks) != 1 || len(got.Mended) != 1 || got.Mended[0].Bytes < 1<<20 {
 		t.Fatalf("one frame of %d B of packs is damaged: %+v, %v", len(whole), got, err)
 	}
 	var marked int
@@ -428,10 +432,10 @@ func TestRepairDies(t *testing.T) {
 	p.harm(p.objects("index")[0], "middle")
 	p.harm(filepath.Join(p.root, "manifests", all[1].Name), "tail")
 	before := p.content(p.openDamaged(), all[0], old)
-	for _, applied := range []bool{false, true} {
+	for _, parity := range []int{0, 1} {
 		for at, reached := 1, true; reached; at++ {
 			q := p.clone()
-			f := &backendtest.Faulty{At: at, Applied: applied, Dead: true}
+			f := &backendtest.Faulty{At: at, Applied: at%2 == parity, Dead: true}
 			q.wrap = func(b backend.Backend) backend.Backend { f.Backend = b; return f }
 			source := []RepairFrom{{Name: "other", Repository: other.open()}}
 			_, err := Repair(context.Background(), q.openDamaged(), Repairing{From: source})
@@ -536,7 +540,7 @@ func TestFlippedBitsAreCorrected(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, at := range []int{3, 9, 15, 40, 61, 200, len(b) / 3, len(b) - 50, len(b) - 20, len(b) - 1} {
+			for _, at := range []int{9, 40, 200, len(b) / 3, len(b) - 50, len(b) - 20, len(b) - 1} {
 				q := p.clone()
 				path := q.objects(folder)[i]
 				bad := bytes.Clone(b)
