@@ -160,11 +160,16 @@ func (d *destager) handle(ctx context.Context, stays, batch []candidate, old, ma
 	var cannot []candidate
 	var moved bool
 	var moveErr error
+	var beside atomic.Bool
 	if len(stays) > 0 {
-		moving.Go(func() { cannot, moved, moveErr = d.relog.keepHot(ctx, stays, old, maxPos) })
+		beside.Store(true)
+		moving.Go(func() {
+			defer beside.Store(false)
+			cannot, moved, moveErr = d.relog.keepHot(ctx, stays, old, maxPos)
+		})
 	}
 	if len(batch) > 0 {
-		err = d.pass(ctx, batch, maxPos)
+		err = d.pass(ctx, batch, maxPos, &beside)
 	}
 	moving.Wait()
 	for _, c := range cannot {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -27,6 +28,7 @@ type pass struct {
 	loaded  chan *regionWork
 	emptied chan struct{} // capacity 1: a group is in maps
 	time    time.Duration // how long new regions are begun
+	beside  *atomic.Bool  // or while this is set
 
 	// The group that is being packed.
 	m     *metaBatch // nil if there is none
@@ -41,11 +43,11 @@ type dropLater struct {
 	snap overlay.RegionSnapshot
 }
 
-// pass destages the given regions, one at least, and as many of the others as it comes to.
-func (d *destager) pass(ctx context.Context, regions []candidate, maxPos journal.Pos) error {
+// pass destages the given regions, one at least, and as many of the others as it comes to in its time, or while something beside it goes on that its caller will wait for anyway.
+func (d *destager) pass(ctx context.Context, regions []candidate, maxPos journal.Pos, beside *atomic.Bool) error {
 	share := d.feedback.start(ctx)
 	defer d.feedback.stop()
-	p := &pass{d: d, maxPos: maxPos, time: time.Duration(share * float64(passTime)), free: make(chan *regionWork, len(d.works)), loaded: make(chan *regionWork), emptied: make(chan struct{}, 1)}
+	p := &pass{d: d, maxPos: maxPos, time: time.Duration(share * float64(passTime)), beside: beside, free: make(chan *regionWork, len(d.works)), loaded: make(chan *regionWork), emptied: make(chan struct{}, 1)}
 	for _, w := range d.works {
 		d.buffers.lend(w)
 		p.free <- w
@@ -84,7 +86,7 @@ func (d *destager) pass(ctx context.Context, regions []candidate, maxPos journal
 func (p *pass) load(ctx context.Context, regions []candidate) error {
 	began := time.Now()
 	for i, c := range regions {
-		if i > 0 && time.Since(began) > p.time {
+		if i > 0 && time.Since(began) > p.time && (p.time < passTime || !p.beside.Load()) {
 			return nil
 		}
 		var w *regionWork
