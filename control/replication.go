@@ -115,7 +115,8 @@ type replication struct {
 type replicaSession struct {
 	cancel context.CancelFunc
 	over   chan struct{} // closed when its devices are closed
-	wake   chan struct{} // of one that sends: a cycle shall begin now
+	wake   chan struct{} // of one that sends: look at want
+	want   time.Time     // of one that sends: a point that is not older shall be made now; guarded by Control.mu
 }
 
 func (c *Control) replicationsPath() string {

@@ -156,17 +156,38 @@ func (c *Control) runSource(ctx context.Context, r *replication, session *replic
 		} else {
 			retry = firstRetry
 		}
-		timer := time.NewTimer(max(0, wait))
-		select {
-		case <-timer.C:
-		case <-session.wake:
-		case <-ctx.Done():
+		if err == nil && c.wanted(r, session) {
+			continue
 		}
-		timer.Stop()
-		if ctx.Err() != nil {
+		if !c.waitForCycle(ctx, r, session, wait) {
 			return
 		}
 	}
+}
+
+// waitForCycle returns when the next cycle shall begin; false when none shall.
+func (c *Control) waitForCycle(ctx context.Context, r *replication, session *replicaSession, wait time.Duration) bool {
+	timer := time.NewTimer(max(0, wait))
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			return ctx.Err() == nil
+		case <-session.wake:
+			if c.wanted(r, session) { // and not since a cycle that was under way when it was asked for
+				return ctx.Err() == nil
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// wanted reports whether somebody waits for a newer point than there is.
+func (c *Control) wanted(r *replication, session *replicaSession) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return r.record.newest().At.Before(session.want)
 }
 
 // cycle brings the target to a new point, or goes on with one that was begun.
@@ -346,9 +367,12 @@ func (c *Control) SyncReplication(ctx context.Context, volume string) error {
 	}
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
-	for woken := false; ; {
+	for asleep := true; ; {
 		c.mu.Lock()
 		record, session, failed := r.record, r.session, r.progress.failedSince(asked)
+		if session != nil && session.want.Before(asked) {
+			session.want, asleep = asked, true
+		}
 		c.mu.Unlock()
 		switch {
 		case record.Role != roleSource || session == nil:
@@ -358,12 +382,12 @@ func (c *Control) SyncReplication(ctx context.Context, volume string) error {
 		case failed != "":
 			return fmt.Errorf("replication of volume %q: %s: %w", volume, failed, ErrRefused)
 		}
-		if !woken || record.Sending == nil { // the cycle under way may have begun before
+		if asleep {
+			asleep = false
 			select {
 			case session.wake <- struct{}{}:
-			default:
+			default: // it is about to look
 			}
-			woken = true
 		}
 		select {
 		case <-look.C:
