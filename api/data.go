@@ -61,6 +61,7 @@ func (d *data) put(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// An error must reach a client that is still sending.
+	w.Header().Set("Connection", "close") // a full-duplex request whose body was not read to its end must be the last one
 	connection := http.NewResponseController(w)
 	if err := connection.EnableFullDuplex(); err != nil {
 		fail(w, err)

@@ -61,6 +61,7 @@ func (d *data) live(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
+	w.Header().Set("Connection", "close") // a full-duplex request whose body was not read to its end must be the last one
 	c := &liveConn{w: w, connection: http.NewResponseController(w)}
 	if err := c.connection.EnableFullDuplex(); err != nil {
 		fail(w, err)
