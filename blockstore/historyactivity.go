@@ -211,11 +211,11 @@ func (w *activityWalk) sample(r *history.Record) error {
 	if w.open.Writes > sampleAll && w.open.Writes%sampleAll != 0 {
 		return nil
 	}
-	p := w.buffer[:min(sampleBytes, r.Len)/block.SectorSize*block.SectorSize]
-	if len(p) == 0 || len(r.Sums) < len(p)/block.SectorSize {
+	p := w.buffer[:min(sampleBytes, r.Len)/block.Size*block.Size]
+	if len(p) == 0 || len(r.Sums) < len(p)/block.Size {
 		return nil
 	}
-	if err := w.s.historian.set.ReadAt(p, r.Pos, r.Sums[:len(p)/block.SectorSize]); err != nil {
+	if err := w.s.historian.set.ReadAt(p, r.Pos, r.Sums[:len(p)/block.Size]); err != nil {
 		return err
 	}
 	e := entropyOf(p)
