@@ -14,7 +14,7 @@ import (
 // metricsType is the text format of Prometheus, version 0.0.4.
 const metricsType = "text/plain; version=0.0.4; charset=utf-8"
 
-// metrics serves GET /metrics: counters and sizes of the store, quotas of volumes and alarms, for Prometheus. It costs no scan.
+// metrics serves GET /metrics: counters and sizes of the store, quotas of volumes, alarms and replications, for Prometheus. It costs no scan but of what replicas do not have yet, which is counted for 5 s at most.
 func metrics(c *control.Control) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := allow(r.Context(), control.ScopeRead); err != nil {
