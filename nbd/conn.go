@@ -106,9 +106,6 @@ func (c *conn) run() {
 	if c.dev != nil {
 		defer c.release()
 	}
-	if settler, ok := c.nc.(Settler); ok && err == nil && c.dev != nil {
-		err = settler.Settle()
-	}
 	if err != nil || c.dev == nil {
 		if f := c.srv.opts.Events.HandshakeFailed; f != nil && err != nil && !c.draining.Load() {
 			f(c.nc.RemoteAddr(), err)

@@ -132,6 +132,12 @@ func (c *conn) acquireRefusal(opt uint32, err error) (kind uint32, text string) 
 // enter makes e, which the client called name, the export of this connection, which releases it in the end. Contexts that were selected for
 // another export are forgotten.
 func (c *conn) enter(e Export, release func(), name string) error {
+	if settler, ok := c.nc.(Settler); ok {
+		if err := settler.Settle(); err != nil {
+			release()
+			return err
+		}
+	}
 	if c.tenantName = e.Tenant; c.tenantName == "" {
 		c.tenantName = e.Name
 	}

@@ -69,7 +69,7 @@ type Door struct {
 
 // Settler is a connection of a listener that wants to know which of its clients have got through the handshake, such as one that gives others little room.
 type Settler interface {
-	// Settle is called once, when the client enters transmission. An error has it cut off.
+	// Settle is called once, before the client is told that it enters transmission. An error has it cut off.
 	Settle() error
 }
 

@@ -234,7 +234,6 @@ func TestSettlerIsAsked(t *testing.T) {
 	c := newClient(t, near)
 	c.greet(3)
 	c.sendOption(1, []byte("disk"))
-	c.recv(10)
 	if err := <-failed; !errors.Is(err, block.ErrInUse) {
 		t.Errorf("cut off for %v", err)
 	}
