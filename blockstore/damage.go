@@ -139,28 +139,35 @@ func (k *keeper) markChunks(row *segmentRow, lost map[block.ChunkID]bool) error 
 	return m.commit()
 }
 
-// places lists the ranges of volumes and snapshots whose maps lead to lost chunks. It reads all maps: nothing leads from a chunk to what needs it.
-func (k *keeper) places(ctx context.Context, lost map[block.ChunkID]bool, d *Damage) error {
-	type state struct {
-		volume, snapshot string
-		n                *node
-	}
-	s := k.s
-	var states []state
+// visibleState is what a user can see: a volume, with the snapshot's name empty, or a snapshot.
+type visibleState struct {
+	volume, snapshot string
+	n                *node
+}
+
+// visibleStates lists all of them, by name.
+func (s *Store) visibleStates() []visibleState {
+	var states []visibleState
 	s.tree.RLock()
 	for _, v := range s.volumes {
-		states = append(states, state{v.name, "", v.head.Load()})
+		states = append(states, visibleState{v.name, "", v.head.Load()})
 	}
 	for _, n := range s.nodes {
 		if n.visibleLocked() {
-			states = append(states, state{n.volume.name, n.name, n})
+			states = append(states, visibleState{n.volume.name, n.name, n})
 		}
 	}
 	s.tree.RUnlock()
-	slices.SortFunc(states, func(a, b state) int {
+	slices.SortFunc(states, func(a, b visibleState) int {
 		return cmp.Or(cmp.Compare(a.volume, b.volume), cmp.Compare(a.snapshot, b.snapshot))
 	})
-	for _, st := range states {
+	return states
+}
+
+// places lists the ranges of volumes and snapshots whose maps lead to lost chunks. It reads all maps: nothing leads from a chunk to what needs it.
+func (k *keeper) places(ctx context.Context, lost map[block.ChunkID]bool, d *Damage) error {
+	s := k.s
+	for _, st := range s.visibleStates() {
 		found, more := d.Places, d.More
 		err := block.ErrNotFound
 		for try := 0; errors.Is(err, block.ErrNotFound) && try < maxReadRetries; try++ { // the map moved

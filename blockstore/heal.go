@@ -93,22 +93,7 @@ func (s *Store) flaggedChunks(ctx context.Context, after block.ChunkID) (lost []
 
 // eachExtent calls visit with the extents of all volumes and snapshots that can be seen. It may call it more than once for one of which the map moves meanwhile.
 func (s *Store) eachExtent(ctx context.Context, visit func(volume, snapshot string, e extentmap.Extent)) error {
-	type state struct {
-		volume, snapshot string
-		n                *node
-	}
-	var states []state
-	s.tree.RLock()
-	for _, v := range s.volumes {
-		states = append(states, state{v.name, "", v.head.Load()})
-	}
-	for _, n := range s.nodes {
-		if n.visibleLocked() {
-			states = append(states, state{n.volume.name, n.name, n})
-		}
-	}
-	s.tree.RUnlock()
-	for _, st := range states {
+	for _, st := range s.visibleStates() {
 		err := block.ErrNotFound
 		for try := 0; errors.Is(err, block.ErrNotFound) && try < maxReadRetries; try++ {
 			err = s.maps.Lookup(st.n.effectiveRoot(), 0, block.MaxVolumeSize, func(e extentmap.Extent) bool {
