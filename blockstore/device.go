@@ -112,7 +112,7 @@ func (d *Device) read(ctx context.Context, p []byte, off uint64, holes []block.R
 		d.advance(off, uint64(len(p)), false)
 	}
 	felt := &d.v.s.destager.feedback
-	began := felt.begin(d.v.counters.reads.Load())
+	began := felt.begin()
 	holes, err := d.v.s.read(ctx, d.node(), p, off, holes, try)
 	if err == nil {
 		felt.end(began)
@@ -166,7 +166,7 @@ func (d *Device) Flush(ctx context.Context) error {
 		return nil
 	}
 	felt := &d.v.s.destager.feedback
-	began := felt.begin(0)
+	began := felt.begin()
 	err := d.v.flush(ctx)
 	felt.end(began)
 	return err

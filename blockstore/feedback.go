@@ -3,6 +3,7 @@ package blockstore
 import (
 	"context"
 	"math/bits"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 )
@@ -29,7 +30,7 @@ const (
 	// feedbackEvery is how often the share is judged, from at least feedbackLeast requests in each group.
 	feedbackEvery = 200 * time.Millisecond
 	feedbackLeast = 16
-	// feedbackSample is one in how many requests is timed, a power of two.
+	// feedbackSample is one in how many requests is timed, a power of two; by chance, since counters move on by whole batches.
 	feedbackSample = 4
 	// feelsFrom is what a slow request may take in any case, and feelsTimes how many times what it takes without destage: beyond both it is felt.
 	feelsFrom  = 500 * time.Microsecond
@@ -42,7 +43,7 @@ const (
 	longestRest = time.Second
 )
 
-// latencies counts requests by the time that they took: bucket i those of 2^i to 2^(i+1) µs.
+// latencies counts requests by the time that they took: bucket 0 those under 1 µs, bucket i those of 2^(i-1) to 2^i µs.
 type latencies [24]atomic.Uint32
 
 func (l *latencies) add(d time.Duration) {
@@ -65,9 +66,9 @@ func (l *latencies) take() (n uint32, slow time.Duration) {
 	return 0, 0
 }
 
-// begin starts the clock of a request, for one of several; nth is a number that counts them.
-func (f *feedback) begin(nth int64) (at time.Time) {
-	if nth&(feedbackSample-1) == 0 {
+// begin starts the clock of a request, for one of several.
+func (f *feedback) begin() (at time.Time) {
+	if rand.Uint32()&(feedbackSample-1) == 0 {
 		at = time.Now()
 	}
 	return at

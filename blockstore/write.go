@@ -62,7 +62,7 @@ func (v *Volume) tryWrite(batch []block.Write) error {
 	}
 	defer v.s.space.landed(bytes)
 	felt := &v.s.destager.feedback
-	began := felt.begin(v.counters.writes.Load())
+	began := felt.begin()
 	switch err := v.append(batch, nil, true); err {
 	case nil:
 		felt.end(began)
@@ -84,7 +84,7 @@ func (v *Volume) write(ctx context.Context, batch []block.Write, sync bool) erro
 		return err
 	}
 	felt := &v.s.destager.feedback
-	began := felt.begin(v.counters.writes.Load())
+	began := felt.begin()
 	defer felt.end(began)
 	if aligned(batch) {
 		if err := v.appendWrites(ctx, batch, nil); err != nil {
