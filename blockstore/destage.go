@@ -29,6 +29,9 @@ type destager struct {
 	fault   fault
 	relog   relogger
 
+	streams bool        // what streams have left is due, and of all else what lies before aged
+	aged    journal.Pos // what lies before it has been in the log for DestageAfter
+
 	feedback feedback
 	paced    struct { // what the pace was last measured from
 		at      time.Time
@@ -47,6 +50,8 @@ const (
 	paceWindow    = time.Second
 	firstPace     = 100 << 20
 	regionsABatch = 64
+	// regionsForStreams is among how many regions of a node those are looked for that a stream went over.
+	regionsForStreams = 1024
 )
 
 func newDestager(s *Store) *destager {
@@ -199,6 +204,11 @@ func (d *destager) limit() journal.Pos {
 	}
 	d.s.space.measure()
 	if d.all.Load() > 0 || d.s.space.fill.Load() >= fillDestage {
+		d.streams = false
+		return next
+	}
+	d.aged = old
+	if d.streams = d.s.streamDue(d.s.log.Usage()); d.streams {
 		return next
 	}
 	return old
@@ -255,11 +265,16 @@ func (s *Store) readyNodes() []*node {
 func (d *destager) pick(nodes []*node, limit, maxPos journal.Pos) []candidate {
 	var all []candidate
 	var infos []overlay.RegionInfo
+	most := regionsABatch
+	if d.streams {
+		most = regionsForStreams
+	}
 	for _, n := range nodes {
-		infos = n.layer.OldestRegions(regionsABatch, infos[:0])
+		infos = n.layer.OldestRegions(most, infos[:0])
 		for _, info := range infos {
-			if info.OldestPos <= uint64(min(limit, maxPos)) {
-				all = append(all, candidate{n, info})
+			c := candidate{n, info}
+			if info.OldestPos <= uint64(min(limit, maxPos)) && (!d.streams || c.streamed() || info.OldestPos <= uint64(d.aged)) {
+				all = append(all, c)
 			}
 		}
 	}

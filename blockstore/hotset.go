@@ -87,7 +87,7 @@ func (k *hotSet) judge(c candidate, old, end journal.Pos, now time.Time) verdict
 	switch {
 	case now.Sub(h.changed) >= k.quiet, h.x < keepFrom && k.s.destager.ageOf(journal.Pos(c.info.OldestPos), now) >= k.s.opts.DestageAfter:
 		return goDown
-	case c.streamed() && fill >= fillDestage:
+	case c.streamed() && (fill >= fillDestage || k.s.destager.streams):
 		return goDown
 	case c.info.OldestPos >= uint64(old), fill < keepMark && fill >= fillDestage:
 		return wait
@@ -97,10 +97,10 @@ func (k *hotSet) judge(c candidate, old, end journal.Pos, now time.Time) verdict
 	return goDown
 }
 
-// streamed reports whether all of a region was written, and nothing of it twice: a stream went over it, and more of it probably comes. To wait for rewrites would leave cores idle until the log is
+// streamed reports whether all of a region was written, and each block as often: a stream went over it, or several did, and more of it probably comes. To wait for rewrites would leave cores idle until the log is
 // full, and the stream waiting from then on.
 func (c *candidate) streamed() bool {
-	return c.info.Blocks == block.BlocksPerRegion && c.info.Writes == block.BlocksPerRegion
+	return c.info.Blocks == block.BlocksPerRegion && c.info.Writes%block.BlocksPerRegion == 0
 }
 
 // look brings what is known of a region up to date.

@@ -32,6 +32,8 @@ type Options struct {
 	FS vfs.FS
 	// LogCapBytes bounds the log's files together; default 2 GiB, at least 64 MiB.
 	LogCapBytes int64
+	// StreamBytes is what streams of large writes may take in the log beside LogCapBytes, at most a sixteenth of the file system; default none (streams.go).
+	StreamBytes int64
 	// LogFileBytes is the size of one log file; default 64 MiB, less when the cap is small.
 	LogFileBytes int64
 	// MemoryBytes bounds the engine's caches, overlays and buffers together; default 320 MiB, at least 32 MiB.
@@ -192,6 +194,8 @@ func (o Options) Validate() error {
 		return fmt.Errorf("data directory is not set: %w", block.ErrInvalid)
 	case o.LogCapBytes != 0 && o.LogCapBytes < 64<<20:
 		return fmt.Errorf("log cap of %d B is below 64 MiB: %w", o.LogCapBytes, block.ErrInvalid)
+	case o.StreamBytes < 0:
+		return fmt.Errorf("room of %d B for streams: %w", o.StreamBytes, block.ErrInvalid)
 	case o.MemoryBytes != 0 && o.MemoryBytes < 32<<20:
 		return fmt.Errorf("memory budget of %d B is below 32 MiB: %w", o.MemoryBytes, block.ErrInvalid)
 	case o.Workers < 0 || o.Workers > 1024:

@@ -441,5 +441,5 @@ func (s *Store) keepReserved() (sum int64) {
 // roomFor is what n bytes of new data take of the file system while they are written: segments, with their frames, directories and maps, and before that the log, unless that has the files already.
 func (s *Store) roomFor(n int64) int64 {
 	u := s.log.Usage()
-	return n + n/32 + min(n, max(0, u.Cap-u.Live-max(0, int64(u.Spare)-1)*s.opts.LogFileBytes))
+	return n + n/32 + min(n, max(0, u.Cap+s.opts.StreamBytes-u.Live-max(0, int64(u.Spare)-1)*s.opts.LogFileBytes))
 }

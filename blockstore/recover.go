@@ -66,13 +66,14 @@ func (s *Store) recover() (RecoveryInfo, error) {
 	for _, n := range s.nodes {
 		r.note(n)
 	}
+	s.boundStreams()
 	var err error
 	s.log, err = journal.Open(journal.Options{
 		FS: s.fs, Dir: s.path("log"), Mirrors: s.logMirrors(), StoreID: s.super.StoreID, BootEpoch: s.super.BootEpoch, OwnerEpoch: s.super.OwnerEpoch,
 		Keys:       s.keys.logKeys(),
 		MinSeq:     s.c.AppliedSeq + 1,
 		RetainFrom: s.historian.retain(s.checkpoints.retain()),
-		FileSize:   s.opts.LogFileBytes, CapBytes: s.opts.LogCapBytes, ReserveBytes: s.opts.LogCapBytes / 32,
+		FileSize:   s.opts.LogFileBytes, CapBytes: s.opts.LogCapBytes, StreamBytes: s.opts.StreamBytes, ReserveBytes: s.opts.LogCapBytes / 32,
 		SyncEvery: s.opts.SyncEvery, Now: s.opts.Now,
 		Events: journal.Events{
 			Place:  func(p journal.PlaceInfo) { s.tellDisk(p.Dir, p.State, p.Err) },

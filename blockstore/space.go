@@ -126,7 +126,7 @@ func (g *spaceGate) spacing(n int64, least float64) (pause time.Duration, room b
 func (g *spaceGate) measure() {
 	g.since.Store(0)
 	u := g.s.log.Usage()
-	logFill := u.Live * 1000 / u.Cap
+	logFill := u.Charged * 1000 / u.Cap
 	overlayFill := g.s.budget.Used() * 1000 / g.s.plan.overlay
 	g.fill.Store(max(logFill, overlayFill))
 }

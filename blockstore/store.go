@@ -32,6 +32,7 @@ type Store struct {
 	keys   *frameKeys // of a store that is encrypted; else nil
 
 	log      *journal.Log
+	streamed atomic.Int64 // when a stream was written to last, in ns since 1970
 	db       *pebble.DB
 	tiers    *tiers.Set
 	stripes  *stripe.Backend // the tier, where the store has several disks; else nil

@@ -29,6 +29,8 @@ type Volume struct {
 	rmw   rmwTable
 	share share // of the log, when it gets short
 
+	stream streamGauge
+
 	limits atomic.Pointer[limiter] // nil: none
 	quota  atomic.Pointer[quota]   // nil: none
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
@@ -42,8 +43,8 @@ func batchBytes(batch []block.Write) (n int64) {
 // tryWrite applies a batch without waiting, or returns ErrWouldBlock having applied nothing: when a write covers part of a block, when the volume is durable, when the
 // store asks writers to slow down.
 func (v *Volume) tryWrite(batch []block.Write) error {
-	if !aligned(batch) || WriteMode(v.mode.Load()) == ModeDurable {
-		return block.ErrWouldBlock
+	if !aligned(batch) || WriteMode(v.mode.Load()) == ModeDurable || v.streams(batch) {
+		return block.ErrWouldBlock // a stream waits for the device, while the next requests can be received
 	}
 	if err := v.checkBatch(batch); err != nil {
 		return err
@@ -192,6 +193,13 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	if len(recs) == 0 {
 		return nil
 	}
+	longest := longestWrite(batch)
+	if !try && v.stream.now(longest) && v.s.log.StreamRoom() >= bytes {
+		for i := range recs {
+			recs[i].Flags = journal.FlagStream
+		}
+		v.s.streamed.Store(time.Now().UnixNano())
+	}
 	appendTo := v.s.log.Append
 	if try {
 		appendTo = v.s.log.TryAppend
@@ -205,6 +213,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	v.s.at(afterAppend)
 	v.s.noteAsked(recs[len(recs)-1].Seq)
 	v.wrote(recs[len(recs)-1].Seq, bytes)
+	v.stream.wrote(longest, bytes)
 	layer := v.head.Load().layer
 	for i := range recs {
 		r := &recs[i]

@@ -38,6 +38,7 @@ func OpenStore(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine
 		Stripe:      stripes,
 		LogCopies:   cfg.Store.LogCopies,
 		LogCapBytes: int64(cfg.Store.LogCap),
+		StreamBytes: int64(cfg.Store.StreamRoom),
 		// The rest is for NBD buffers, transfers, the API and Go's own needs.
 		MemoryBytes:  engineMemory(int64(cfg.Memory)),
 		SyncEvery:    cfg.Store.SyncEvery,

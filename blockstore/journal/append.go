@@ -20,6 +20,8 @@ type appender struct {
 	behind   bool // the clock is known to be behind lastTime
 
 	// Scratch, reused.
+	bypass bypass
+
 	heads []byte   // record headers and descriptors of a batch
 	vec   [][]byte // what is written: heads, payloads, padding
 	page  [pageSize]byte
@@ -59,6 +61,14 @@ func (l *Log) append(recs []Record, limit int64, wait bool) error {
 	if len(recs) == 0 {
 		return nil
 	}
+	if wait && recs[0].streamBytes() > 0 {
+		return l.gather(recs, limit)
+	}
+	return l.appendPrepared(recs, limit, wait)
+}
+
+// appendPrepared appends records whose sums are known.
+func (l *Log) appendPrepared(recs []Record, limit int64, wait bool) error {
 	for {
 		l.app.Lock()
 		behind, err := l.appendLocked(recs, limit, wait)
@@ -119,8 +129,10 @@ func (l *Log) admit(recs []Record, limit int64) (rolls int, err error) {
 	l.st.Lock()
 	live := l.st.closedBytes
 	l.st.Unlock()
+	stream := l.streamLive.Load()
 	r := l.app.active.room()
 	for i := range recs {
+		stream += recs[i].streamBytes()
 		if !r.take(&recs[i]) {
 			live += r.capacity
 			r = emptyRoom(&l.opts)
@@ -128,8 +140,8 @@ func (l *Log) admit(recs []Record, limit int64) (rolls int, err error) {
 			rolls++
 		}
 	}
-	if live+r.end > limit {
-		return 0, fmt.Errorf("append to the log, %d of %d bytes used: %w", live+l.app.active.end, limit, block.ErrNoSpace)
+	if l.charged(live+r.end, stream) > limit {
+		return 0, fmt.Errorf("append to the log, %d of %d bytes used: %w", l.charged(live+l.app.active.end, l.streamLive.Load()), limit, block.ErrNoSpace)
 	}
 	return rolls, nil
 }
@@ -175,10 +187,15 @@ func (l *Log) writeBatch(recs []Record, now int64) error {
 	f := a.active
 	saved, savedTime := f.contents, a.lastTime
 	l.encode(recs, now)
-	if pad := roundUp(f.end) - f.end; pad > 0 {
-		a.vec = append(a.vec, zeroPage[:pad])
+	var err error
+	if recs[0].Flags&FlagStream != 0 {
+		err = l.writeAround(f, saved.end)
+	} else {
+		if pad := roundUp(f.end) - f.end; pad > 0 {
+			a.vec = append(a.vec, zeroPage[:pad])
+		}
+		err = l.writeThrough(f, saved.end)
 	}
-	err := l.write(f, a.vec, saved.end)
 	clear(a.vec) // the payload is the caller's again
 	if err != nil {
 		// The next append overwrites what may have been written: its chain does not contain these records.
@@ -190,6 +207,7 @@ func (l *Log) writeBatch(recs []Record, now int64) error {
 		}
 		return l.fail(err)
 	}
+	l.streamLive.Add(f.stream - saved.stream)
 	l.publish(f, f.end-saved.end)
 	return nil
 }

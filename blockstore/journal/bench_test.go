@@ -41,7 +41,7 @@ func recycle(b *testing.B, l *Log) {
 }
 
 // releaseAll syncs and releases all but the active file.
-func releaseAll(b *testing.B, l *Log) {
+func releaseAll(b testing.TB, l *Log) {
 	if err := l.Sync(context.Background()); err != nil {
 		b.Fatal(err)
 	}
@@ -204,5 +204,35 @@ func BenchmarkOpen(b *testing.B) {
 		}
 		l.Close()
 		b.StartTimer()
+	}
+}
+
+// BenchmarkStream appends records of 1 MiB to a log that syncs itself and goes round every 4 GiB, through the page cache and around it.
+func BenchmarkStream(b *testing.B) {
+	for _, way := range []struct {
+		name  string
+		flags uint16
+	}{{"cache", 0}, {"around", FlagStream}} {
+		b.Run(way.name, func(b *testing.B) {
+			opts := testOptions(vfs.Default, b.TempDir(), 1)
+			opts.FileSize, opts.CapBytes, opts.StreamBytes, opts.SyncBytes = defaultFileSize, 16<<30, 1<<40, defaultSyncBytes
+			l, _ := openAll(b, opts)
+			defer l.Close()
+			data := fill(1<<20, 1)
+			rec := []Record{{Kind: Write, Volume: 1, Len: 1 << 20, Flags: way.flags, Payload: [][]byte{data}}}
+			b.SetBytes(1 << 20)
+			b.ReportAllocs()
+			for n := 0; b.Loop(); n++ {
+				if err := l.Append(rec); err != nil {
+					b.Fatal(err)
+				}
+				if n%4096 == 4095 {
+					_, pos := l.Durable()
+					if err := l.ReleaseBefore(pos); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
 	}
 }

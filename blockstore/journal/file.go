@@ -21,9 +21,10 @@ type logFile struct {
 	home   *place                   // of f; nil where the log has one directory
 	others atomic.Pointer[[]copied] // further copies
 	header FileHeader
-	seed   uint32 // of the chain: the checksum of the header
-	vault  *vault // of an encrypted log, else nil
-	sealed bool   // its index and footer are durable; guarded by Log.st
+	seed   uint32      // of the chain: the checksum of the header
+	vault  *vault      // of an encrypted log, else nil
+	direct *vfs.Direct // around the page cache; nil until the appender needs it
+	sealed bool        // its index and footer are durable; guarded by Log.st
 
 	further []vfs.File // other copies, while recovery reads the file
 
@@ -50,6 +51,9 @@ func (f *logFile) close() error {
 	for _, c := range f.copies() {
 		err = errors.Join(err, c.f.Close())
 	}
+	if f.direct != nil {
+		err = errors.Join(err, f.direct.Close())
+	}
 	return errors.Join(err, f.f.Close())
 }
 
@@ -61,6 +65,7 @@ type contents struct {
 	minTime int64
 	maxTime int64 // of the last record; 0 if there is none
 	lastPos Pos
+	stream  int64  // bytes of records with FlagStream
 	spent   bool   // of an encrypted log: a write failed, and nothing may be sealed where it may have left something
 	index   []byte // encoded entries, see appendEntry; nil once the file is sealed
 }
@@ -83,6 +88,7 @@ func (f *logFile) add(h *RecordHeader, sums []uint32) {
 	f.lastPos = recordPos(f.header.ID, f.end, h.Sectors, h.PayloadLen)
 	f.end += recordSize + h.bodyLen()
 	f.chain = h.Chain
+	f.stream += h.streamBytes()
 	if f.records == 0 {
 		f.minTime = h.Time
 	}

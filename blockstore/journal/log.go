@@ -21,7 +21,10 @@ type Log struct {
 	files atomic.Pointer[[]*logFile]
 
 	app appender
-	st  state
+
+	gathering gathering
+
+	st state
 
 	// group is the group commit: at most one sync runs, the others wait for its end.
 	group struct {
@@ -31,7 +34,10 @@ type Log struct {
 		scratch []*logFile
 	}
 
-	pace     syncPace
+	pace syncPace
+
+	streamLive atomic.Int64 // bytes of records with FlagStream in live files
+
 	syncs    atomic.Uint64 // group commits
 	durable  atomic.Uint64 // copy of st.durableSeq for the appender
 	closed   atomic.Bool
@@ -44,7 +50,7 @@ type Log struct {
 	syncKick chan struct{} // capacity 1: enough is unsynced
 	prepKick chan struct{} // capacity 1: a file is wanted, or one was retired
 	quit     chan struct{}
-	loops    sync.WaitGroup // syncLoop and prepareLoop
+	loops    sync.WaitGroup // syncLoop, prepareLoop and gatherLoop
 	sealer   sync.WaitGroup // sealLoop
 }
 
@@ -101,6 +107,7 @@ func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, err
 	}
 	l := &Log{opts: opts, pace: syncPace{window: opts.FileSize / 4}, syncKick: make(chan struct{}, 1), prepKick: make(chan struct{}, 1), quit: make(chan struct{})}
 	l.st.wake.L = &l.st
+	l.gathering.kick = make(chan struct{}, 1)
 	if err := opts.FS.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create log directory: %w", err)
 	}
@@ -133,7 +140,8 @@ func Open(opts Options, replayFrom Pos, replay func(*Replayed) error) (*Log, err
 	if opts.Events.Recovered != nil {
 		opts.Events.Recovered(r.sum)
 	}
-	l.loops.Add(2)
+	l.loops.Add(3)
+	go l.gatherLoop()
 	l.sealer.Add(1)
 	go l.syncLoop()
 	go l.prepareLoop()
@@ -148,6 +156,7 @@ func (l *Log) begin(r *recovery) error {
 	st.live, st.spares, st.nextID = r.live, r.spares, r.nextID
 	for _, f := range st.live {
 		st.closedBytes += f.header.Capacity
+		l.streamLive.Add(f.stream)
 	}
 	first := max(r.nextSeq, l.opts.MinSeq, 1)
 	st.lastSeq, st.durableSeq = first-1, first-1
@@ -205,6 +214,9 @@ func (l *Log) Close() error {
 	l.sealer.Wait()
 	if err == nil {
 		err = l.seal(l.app.active)
+	}
+	if w := l.app.bypass.writer; w != nil {
+		w.Close()
 	}
 	return errors.Join(err, l.closeFiles())
 }

@@ -53,6 +53,8 @@ type Options struct {
 	FileSize int64 // bytes, a multiple of 4096, at most MaxFileSize; default 64 MiB. Existing files keep theirs.
 	// CapBytes limits the live bytes (Usage.Live); default 2 GiB. The directory may hold one prepared and four spare files more.
 	CapBytes int64
+	// StreamBytes is the room of records with FlagStream beside CapBytes; what they take beyond it counts against CapBytes. Default none.
+	StreamBytes int64
 	// ReserveBytes is the last part of CapBytes, which only AppendControl may use.
 	ReserveBytes int64
 
@@ -122,7 +124,7 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("log in %d directories, at most %d: %w", 1+len(o.Mirrors), MaxPlaces, block.ErrInvalid)
 	case o.FileSize%pageSize != 0 || o.FileSize < MinFileSize || o.FileSize > MaxFileSize:
 		return o, fmt.Errorf("log file size %d: %w", o.FileSize, block.ErrInvalid)
-	case o.CapBytes < o.FileSize || o.ReserveBytes < 0 || o.ReserveBytes >= o.CapBytes:
+	case o.CapBytes < o.FileSize || o.ReserveBytes < 0 || o.ReserveBytes >= o.CapBytes || o.StreamBytes < 0:
 		return o, fmt.Errorf("log cap %d with reserve %d and files of %d bytes: %w", o.CapBytes, o.ReserveBytes, o.FileSize, block.ErrInvalid)
 	case o.BootEpoch == 0:
 		return o, fmt.Errorf("log without boot epoch: %w", block.ErrInvalid)

@@ -208,11 +208,16 @@ func (r *recovery) retain(start int) error {
 		if !ok || ft.FinalChain != next.header.PrevChain {
 			break
 		}
-		if c.vault != nil && !r.takeTags(c, &ft) {
-			break
+		stream := int64(0)
+		if c.vault != nil || r.opts.StreamBytes > 0 {
+			// The index has the tags of the sectors, and says what is a stream.
+			if !r.readRetained(c, &ft) {
+				break
+			}
+			stream = c.stream
 		}
 		c.state, c.sealed = accepted, true
-		c.contents = contents{end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime}
+		c.contents = contents{end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime, stream: stream}
 		kept = append(kept, c.logFile)
 		next = c
 	}
@@ -221,8 +226,8 @@ func (r *recovery) retain(start int) error {
 	return nil
 }
 
-// takeTags reads the index of a sealed file of an encrypted log for the tags of its sectors, and reports whether it is sound.
-func (r *recovery) takeTags(c *candidate, ft *Footer) bool {
+// readRetained reads the index of a sealed file, and reports whether it is sound.
+func (r *recovery) readRetained(c *candidate, ft *Footer) bool {
 	index, ok, err := readIndex(c.logFile, ft, r.index)
 	r.index = index
 	return ok && err == nil && replaySealed(c.logFile, ft, index, makePos(c.id, ft.DataEnd), &r.lend, func(*Replayed) error { return nil }) == nil

@@ -3,6 +3,8 @@ package journal
 // Usage is how full a log is.
 type Usage struct {
 	Live     int64  // bytes that are not released: whole files, and the active one up to its end
+	Stream   int64  // bytes of streams among them
+	Charged  int64  // what of Live counts against Cap: all but streams that have room of their own
 	Cap      int64  // Options.CapBytes
 	Reserve  int64  // Options.ReserveBytes
 	Unsynced int64  // bytes appended and not yet durable
@@ -25,6 +27,8 @@ func (l *Log) Usage() Usage {
 		Unsynced: st.unsyncedN, Appended: st.appended, Oldest: makePos(st.live[0].header.ID, 0),
 		Files: len(st.live), Unsealed: len(st.full), Retired: len(st.retired), Spare: len(st.spares),
 	}
+	u.Stream = l.streamLive.Load()
+	u.Charged = l.charged(u.Live, u.Stream)
 	u.Syncs = l.syncs.Load()
 	if st.next != nil {
 		u.Spare++

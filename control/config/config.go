@@ -47,6 +47,7 @@ type Log struct {
 
 // Store holds settings of the storage engine.
 type Store struct {
+	StreamRoom   units.Size    `yaml:"stream-room" doc:"Most that streams of large writes may take on disk beside the log's cap, at most a sixteenth of the file system. They are acknowledged at the pace of the disk as long as they find room here; 0 is off."`
 	LogCap       units.Size    `yaml:"log-cap" doc:"Most that the write log may take on disk. Writes wait for destage as it fills up."`
 	SyncEvery    time.Duration `yaml:"sync-every" doc:"Longest time that an acknowledged write may stay unsynced when no guest flushes."`
 	DestageAfter time.Duration `yaml:"destage-after" doc:"Age at which data leaves the log for segments even when the log has room."`
@@ -124,7 +125,7 @@ func Default() Config {
 		Listen:  "127.0.0.1:8081",
 		Memory:  512 << 20,
 		Log:     Log{Level: "info", Format: "text"},
-		Store:   Store{LogCap: 2 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second, ColdAfter: 24 * time.Hour, Similarity: "on", ColdEffort: "normal", Stripe: Off, Restore: Off, Parity: erasure.Default.String(), KeepRate: 96 << 20, GCRate: 128 << 20, GCRequests: 2000},
+		Store:   Store{LogCap: 2 << 30, StreamRoom: 8 << 30, SyncEvery: time.Second, DestageAfter: 30 * time.Second, ColdAfter: 24 * time.Hour, Similarity: "on", ColdEffort: "normal", Stripe: Off, Restore: Off, Parity: erasure.Default.String(), KeepRate: 96 << 20, GCRate: 128 << 20, GCRequests: 2000},
 		Alarms:  Alarms{SpaceNear: 85, SpaceCritical: 95, QuotaNear: 85, QuotaCritical: 95, Overcommit: 16, Damage: 1},
 		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, MaxRequests: 128, Handshake: 10 * time.Second, StallTimeout: 10 * time.Second, DrainTimeout: 20 * time.Second, Listen: Off},
 

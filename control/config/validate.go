@@ -54,6 +54,7 @@ func (c *Config) Validate() error {
 	}
 	within("memory", c.Memory, 64<<20, 1<<40)
 	within("store.log-cap", c.Store.LogCap, 64<<20, 1<<50)
+	within("store.stream-room", c.Store.StreamRoom, 0, 1<<50)
 	within("store.reserve", c.Store.Reserve, 0, 1<<60)
 	within("store.keep-rate", c.Store.KeepRate, 64<<10, 1<<50)
 	within("store.gc-rate", c.Store.GCRate, 64<<10, 1<<50)

@@ -1,0 +1,115 @@
+package journal
+
+import (
+	"errors"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
+)
+
+// FlagStream marks a Write that is part of a stream: a long run of large writes (docs/rfc/0028). Such records have room of their own beside Options.CapBytes, Options.StreamBytes, and go around the page
+// cache where that can be, since what is in them is seldom read before it goes down. The flag changes nothing else. It is the one bit of Record.Flags that is the log's own.
+const FlagStream uint16 = 1 << 15
+
+// streamBytes is how much of a record counts as stream.
+func (h *RecordHeader) streamBytes() int64 {
+	if h.Kind == Write && h.Flags&FlagStream != 0 {
+		return recordSize + h.bodyLen()
+	}
+	return 0
+}
+
+// streamBytes is how much of a record that was not yet laid out counts as stream.
+func (r *Record) streamBytes() int64 {
+	if r.Kind == Write && r.Flags&FlagStream != 0 {
+		return recordSize + int64(len(r.Sums))*descSize + int64(r.payloadLen)
+	}
+	return 0
+}
+
+// StreamRoom is how many bytes records with FlagStream may still take without counting against Options.CapBytes.
+func (l *Log) StreamRoom() int64 { return l.opts.StreamBytes - l.streamLive.Load() }
+
+// charged is how much of so many live bytes counts against Options.CapBytes, if so many of them are streams'.
+func (l *Log) charged(live, stream int64) int64 {
+	return live - min(stream, l.opts.StreamBytes)
+}
+
+// bypass writes long batches around the page cache. It belongs to the appender.
+type bypass struct {
+	writer *vfs.DirectWriter
+	off    atomic.Bool // the file system cannot
+
+	// The bytes of the page that the last write around the cache has begun: the cache does not have them.
+	file *logFile
+	end  int64
+	tail [pageSize]byte
+}
+
+// partial returns the bytes of the file's last page up to its end if the page cache does not have them.
+func (b *bypass) partial(f *logFile, end int64) []byte {
+	if b.file != f || b.end != end {
+		return nil
+	}
+	return b.tail[:end%pageSize]
+}
+
+// writeAround writes a.vec behind the end of the active file, around the page cache if that can be.
+func (l *Log) writeAround(f *logFile, off int64) error {
+	b := &l.app.bypass
+	direct := l.directOf(f)
+	if direct == nil {
+		return l.writeThrough(f, off)
+	}
+	if b.writer == nil {
+		b.writer = vfs.NewDirectWriter()
+	}
+	if head := off % pageSize; b.file != f || b.end != off {
+		if err := vfs.ReadFull(f.f, b.tail[:head], off-head); err != nil {
+			return err
+		}
+	}
+	b.file = nil
+	err := b.writer.WriteVec(direct, b.tail[:off%pageSize], l.app.vec, off, b.tail[:])
+	if errors.Is(err, syscall.EINVAL) {
+		b.off.Store(true)
+		return l.write(f, l.app.vec, off) // all of it, as it was before
+	}
+	if err == nil {
+		b.file, b.end = f, f.end
+	}
+	return err
+}
+
+// directOf returns the handle around the page cache of a file, or nil. A log in several directories has none: what is appended there waits for the slowest of them anyway.
+func (l *Log) directOf(f *logFile) *vfs.Direct {
+	if l.dirs != nil || l.app.bypass.off.Load() {
+		return nil
+	}
+	if f.direct == nil {
+		d, err := vfs.OpenDirect(f.f)
+		if err != nil {
+			l.app.bypass.off.Store(true)
+			return nil
+		}
+		f.direct = d
+	}
+	return f.direct
+}
+
+// writeThrough writes a.vec behind the end of the active file, through the page cache. A page that was begun around the cache is written as a whole, so that the kernel need not read it first.
+func (l *Log) writeThrough(f *logFile, off int64) error {
+	a := &l.app
+	if begun := a.bypass.partial(f, off); len(begun) > 0 {
+		off -= int64(len(begun))
+		a.vec = append(a.vec, nil)
+		copy(a.vec[1:], a.vec)
+		a.vec[0] = begun
+	}
+	err := l.write(f, a.vec, off)
+	if err == nil {
+		a.bypass.file = nil
+	}
+	return err
+}

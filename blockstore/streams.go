@@ -1,0 +1,78 @@
+package blockstore
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
+)
+
+// Streams are long runs of large writes: an installation, a copy of a disk, a dump. They have room of their own beside the log's cap, so they are acknowledged at the pace of the device and not at that of
+// hashing and compression, and destage leaves the cores to them while they last (docs/rfc/0028).
+const (
+	// streamWrite is the least length of a write that can be part of a stream, in bytes.
+	streamWrite = 256 << 10
+	// streamFrom is how much a volume must be given in such writes, without a rest of streamRest, before it is taken for a stream: what is smaller goes through the page cache, since it may well be read
+	// again soon, and fits the log.
+	streamFrom = 128 << 20
+	streamRest = time.Second
+	// streamShare is the part of the file system that streams may take in the log at most.
+	streamShare = 16
+	// streamOver is how long no stream may have been written to anything until destage takes for granted that none is under way.
+	streamOver = 500 * time.Millisecond
+	// streamPart is how much of the streams' room may be taken while one is under way, in parts of 1000, before destage works beside it.
+	streamPart = 500
+)
+
+// streamGauge knows whether a volume is being streamed to. It needs no more precision than its races give it.
+type streamGauge struct {
+	bytes atomic.Int64 // since the last rest
+	last  atomic.Int64 // when a large write came, in ns since 1970
+}
+
+// now reports whether a batch of so many bytes goes on with a stream.
+func (g *streamGauge) now(longest int) bool {
+	return longest >= streamWrite && g.bytes.Load() >= streamFrom && time.Now().UnixNano()-g.last.Load() < int64(streamRest)
+}
+
+// wrote notes a batch.
+func (g *streamGauge) wrote(longest int, bytes int64) {
+	if longest < streamWrite {
+		return
+	}
+	now := time.Now().UnixNano()
+	if now-g.last.Swap(now) >= int64(streamRest) {
+		g.bytes.Store(0)
+	}
+	g.bytes.Add(bytes)
+}
+
+// longestWrite is the length of the longest write of a batch.
+func longestWrite(batch []block.Write) (n int) {
+	for i := range batch {
+		n = max(n, len(batch[i].Data))
+	}
+	return n
+}
+
+// streams reports whether a batch goes on with a stream for which there is room.
+func (v *Volume) streams(batch []block.Write) bool {
+	longest := longestWrite(batch)
+	return v.stream.now(longest) && v.s.log.StreamRoom() >= batchBytes(batch)
+}
+
+// streamDue reports whether destage shall take down what streams have left in the log.
+func (s *Store) streamDue(u journal.Usage) bool {
+	if u.Stream == 0 {
+		return false
+	}
+	return time.Now().UnixNano()-s.streamed.Load() >= int64(streamOver) || u.Stream >= s.opts.StreamBytes*streamPart/1000
+}
+
+// boundStreams keeps the streams' room within what the file system can spare.
+func (s *Store) boundStreams() {
+	if usage, err := s.diskUsage(); err == nil {
+		s.opts.StreamBytes = min(s.opts.StreamBytes, int64(usage.TotalBytes/streamShare))
+	}
+}
