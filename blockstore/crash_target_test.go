@@ -40,6 +40,7 @@ func crashOptions(fs vfs.FS, dir string, problems *crashProblems) Options {
 		Keys: testKeys(),
 		Dir:  dir, FS: fs, LogCapBytes: 64 << 20, LogFileBytes: 256 << 10, MemoryBytes: 32 << 20, ReserveBytes: 1,
 		SyncEvery: 50 * time.Millisecond, DestageAfter: 10 * time.Millisecond, Workers: 2,
+		StreamBytes: 16 << 20, streamWrite: 16 << 10, streamFrom: 64 << 10,
 		fullAfterBytes: 32 << 10, metadataSegmentBytes: 64 << 10, checkpointPartBytes: 4 << 10,
 		Events: Events{
 			Corruption:      func(err error) { problems.add(fmt.Errorf("corruption event: %w", err)) },

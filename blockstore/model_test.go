@@ -62,6 +62,9 @@ func runModel(t *testing.T, seed uint64) {
 	m.opts.checkpointPartBytes = (1 + rng.IntN(64)) << 10
 	m.opts.MemoryBytes = int64(32+rng.IntN(128)) << 20
 	m.opts.auditBytes = int64(1+rng.IntN(3)) << 12
+	if rng.IntN(2) == 0 {
+		m.opts.StreamBytes, m.opts.streamWrite, m.opts.streamFrom = int64(rng.IntN(64))<<20, 4<<rng.IntN(8)<<10, 1
+	}
 	m.s = openTest(t, m.opts)
 	m.create()
 	for range *modelSteps {

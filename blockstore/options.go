@@ -79,6 +79,8 @@ type Options struct {
 
 	auditBytes int64 // bound of an audit's bitmap; tests make it small, for many passes
 
+	streamWrite int // of streams.go; tests make them small
+	streamFrom  int64
 	quietAfter  time.Duration // of hotset.go; tests make it short
 	secondEvery time.Duration // of second.go; tests make it short
 	coolLeast   int64         // of cooler.go; tests make it small
@@ -156,6 +158,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.metaFormat == 0 {
 		o.metaFormat = metaFormat
+	}
+	if o.streamWrite == 0 {
+		o.streamWrite = streamWrite
+	}
+	if o.streamFrom == 0 {
+		o.streamFrom = streamFrom
 	}
 	if o.quietAfter == 0 {
 		o.quietAfter = quietAfter

@@ -13,6 +13,7 @@ import (
 // cliff; at hard they wait for destage.
 const (
 	fillDestage = 300 // destage works without pause
+	fillStreams = 700 // of the overlays' budget: below it, what streams take of it does not count
 	fillSoft    = 850
 	fillHard    = 965
 )
@@ -127,7 +128,11 @@ func (g *spaceGate) measure() {
 	g.since.Store(0)
 	u := g.s.log.Usage()
 	logFill := u.Charged * 1000 / u.Cap
-	overlayFill := g.s.budget.Used() * 1000 / g.s.plan.overlay
+	used := g.s.budget.Used()
+	overlayFill := used * 1000 / g.s.plan.overlay
+	if overlayFill < fillStreams {
+		overlayFill = max(0, used-streamSlots(u)) * 1000 / g.s.plan.overlay
+	}
 	g.fill.Store(max(logFill, overlayFill))
 }
 

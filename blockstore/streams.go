@@ -31,14 +31,9 @@ type streamGauge struct {
 	last  atomic.Int64 // when a large write came, in ns since 1970
 }
 
-// now reports whether a batch of so many bytes goes on with a stream.
-func (g *streamGauge) now(longest int) bool {
-	return longest >= streamWrite && g.bytes.Load() >= streamFrom && time.Now().UnixNano()-g.last.Load() < int64(streamRest)
-}
-
-// wrote notes a batch.
-func (g *streamGauge) wrote(longest int, bytes int64) {
-	if longest < streamWrite {
+// wrote notes a batch whose longest write had so many bytes.
+func (g *streamGauge) wrote(o *Options, longest int, bytes int64) {
+	if longest < o.streamWrite {
 		return
 	}
 	now := time.Now().UnixNano()
@@ -48,18 +43,18 @@ func (g *streamGauge) wrote(longest int, bytes int64) {
 	g.bytes.Add(bytes)
 }
 
+// streams reports whether a batch of so many bytes goes on with a stream for which there is room.
+func (v *Volume) streams(longest int, bytes int64) bool {
+	o, g := &v.s.opts, &v.stream
+	return longest >= o.streamWrite && g.bytes.Load() >= o.streamFrom && v.s.log.StreamRoom() >= bytes && time.Now().UnixNano()-g.last.Load() < int64(streamRest)
+}
+
 // longestWrite is the length of the longest write of a batch.
 func longestWrite(batch []block.Write) (n int) {
 	for i := range batch {
 		n = max(n, len(batch[i].Data))
 	}
 	return n
-}
-
-// streams reports whether a batch goes on with a stream for which there is room.
-func (v *Volume) streams(batch []block.Write) bool {
-	longest := longestWrite(batch)
-	return v.stream.now(longest) && v.s.log.StreamRoom() >= batchBytes(batch)
 }
 
 // streamDue reports whether destage shall take down what streams have left in the log.
@@ -76,3 +71,9 @@ func (s *Store) boundStreams() {
 		s.opts.StreamBytes = min(s.opts.StreamBytes, int64(usage.TotalBytes/streamShare))
 	}
 }
+
+// streamSlot is what a block takes in an overlay where a stream went, in bytes.
+const streamSlot = 16
+
+// streamSlots is how much of the overlays belongs to streams that have room of their own in the log.
+func streamSlots(u journal.Usage) int64 { return (u.Live - u.Charged) / block.Size * streamSlot }

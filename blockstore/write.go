@@ -43,7 +43,7 @@ func batchBytes(batch []block.Write) (n int64) {
 // tryWrite applies a batch without waiting, or returns ErrWouldBlock having applied nothing: when a write covers part of a block, when the volume is durable, when the
 // store asks writers to slow down.
 func (v *Volume) tryWrite(batch []block.Write) error {
-	if !aligned(batch) || WriteMode(v.mode.Load()) == ModeDurable || v.streams(batch) {
+	if !aligned(batch) || WriteMode(v.mode.Load()) == ModeDurable || v.streams(longestWrite(batch), batchBytes(batch)) {
 		return block.ErrWouldBlock // a stream waits for the device, while the next requests can be received
 	}
 	if err := v.checkBatch(batch); err != nil {
@@ -194,7 +194,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 		return nil
 	}
 	longest := longestWrite(batch)
-	if !try && v.stream.now(longest) && v.s.log.StreamRoom() >= bytes {
+	if !try && v.streams(longest, bytes) {
 		for i := range recs {
 			recs[i].Flags = journal.FlagStream
 		}
@@ -213,7 +213,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	v.s.at(afterAppend)
 	v.s.noteAsked(recs[len(recs)-1].Seq)
 	v.wrote(recs[len(recs)-1].Seq, bytes)
-	v.stream.wrote(longest, bytes)
+	v.stream.wrote(&v.s.opts, longest, bytes)
 	layer := v.head.Load().layer
 	for i := range recs {
 		r := &recs[i]

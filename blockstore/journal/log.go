@@ -156,7 +156,7 @@ func (l *Log) begin(r *recovery) error {
 	st.live, st.spares, st.nextID = r.live, r.spares, r.nextID
 	for _, f := range st.live {
 		st.closedBytes += f.header.Capacity
-		l.streamLive.Add(f.stream)
+		l.streamLive.Add(f.closedStream())
 	}
 	first := max(r.nextSeq, l.opts.MinSeq, 1)
 	st.lastSeq, st.durableSeq = first-1, first-1

@@ -27,7 +27,7 @@ func (l *Log) releaseLocked() {
 		}
 		st.retired = append(st.retired, retired{file: f, epoch: l.pins.epoch.Load()})
 		st.closedBytes -= f.header.Capacity
-		l.streamLive.Add(-f.stream)
+		l.streamLive.Add(-f.closedStream())
 		n++
 	}
 	if n == 0 {

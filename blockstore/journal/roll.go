@@ -38,6 +38,7 @@ func (l *Log) roll() error {
 	st.live = append(st.live, next)
 	st.unsynced = append(st.unsynced, next)
 	st.closedBytes += old.header.Capacity
+	l.streamLive.Add(old.closedStream() - old.stream)
 	st.nextPos = makePos(next.header.ID, next.end)
 	l.publishFiles()
 	st.wake.Broadcast()

@@ -28,6 +28,14 @@ func (r *Record) streamBytes() int64 {
 	return 0
 }
 
+// closedStream is how much of a file that ends at end counts as stream once nothing is appended to it any more: what it could not take of a stream is the stream's, too.
+func (f *logFile) closedStream() int64 {
+	if 2*f.stream < f.end {
+		return f.stream
+	}
+	return f.stream + f.header.Capacity - f.end
+}
+
 // StreamRoom is how many bytes records with FlagStream may still take without counting against Options.CapBytes.
 func (l *Log) StreamRoom() int64 { return l.opts.StreamBytes - l.streamLive.Load() }
 
