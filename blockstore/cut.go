@@ -229,7 +229,7 @@ func (w *regionWork) readLog(s *Store, dst []byte, slots []overlay.Slot) error {
 	for i := range slots {
 		w.sums = append(w.sums, slots[i].Sum)
 	}
-	if err := s.log.ReadMapped(dst, journal.Pos(slots[0].Pos), w.sums); err != nil {
+	if err := s.log.ReadAround(dst, journal.Pos(slots[0].Pos), w.sums); err != nil {
 		return fmt.Errorf("destage volume %d, block %d of region %d: %w", w.n.volume.id, slots[0].Block, w.snap.Region, err)
 	}
 	return nil

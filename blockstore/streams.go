@@ -22,7 +22,7 @@ const (
 	// streamOver is how long no stream may have been written to anything until destage takes for granted that none is under way.
 	streamOver = 500 * time.Millisecond
 	// streamPart is how much of the streams' room may be taken while one is under way, in parts of 1000, before destage works beside it.
-	streamPart = 500
+	streamPart = 750
 )
 
 // streamGauge knows whether a volume is being streamed to. It needs no more precision than its races give it.

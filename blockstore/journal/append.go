@@ -250,7 +250,7 @@ func (l *Log) encode(recs []Record, now int64) {
 		heads = heads[len(head):]
 		if f.vault == nil {
 			encodeRecord(head, &h, r.Payload, r.Sums, f)
-			a.vec = append(append(a.vec, head), r.Payload...)
+			a.vec = append(append(a.vec, head, h.gap(f.end)), r.Payload...)
 		} else {
 			a.sealRecord(head, &h, r, f)
 		}
@@ -283,7 +283,7 @@ func (a *appender) sealRecord(head []byte, h *RecordHeader, r *Record, f *logFil
 	sealed := make([]byte, r.payloadLen)
 	descs := head[recordSize:]
 	if r.Kind == Write {
-		at := f.end + int64(len(head))
+		at := h.payloadAt(f.end)
 		f.vault.sealSectors(sealed, r.Payload, at)
 		r.Sums = appendSums(r.Sums[:0], [][]byte{sealed})
 		for i, s := range r.Sums {
@@ -303,7 +303,7 @@ func (a *appender) sealRecord(head []byte, h *RecordHeader, r *Record, f *logFil
 		h.PayloadSum = crc32.Checksum(sealed, castagnoli)
 	}
 	encodeRecord(head, h, [][]byte{sealed}, r.Sums, f)
-	a.vec = append(a.vec, head, sealed)
+	a.vec = append(a.vec, head, h.gap(f.end), sealed)
 }
 
 // publish tells the others how far the log goes.

@@ -21,9 +21,10 @@ type logFile struct {
 	home   *place                   // of f; nil where the log has one directory
 	others atomic.Pointer[[]copied] // further copies
 	header FileHeader
-	seed   uint32      // of the chain: the checksum of the header
-	vault  *vault      // of an encrypted log, else nil
-	direct *vfs.Direct // around the page cache; nil until the appender needs it
+	seed   uint32 // of the chain: the checksum of the header
+	vault  *vault // of an encrypted log, else nil
+	bypass sync.Once
+	direct *vfs.Direct // around the page cache; nil where that cannot be
 	sealed bool        // its index and footer are durable; guarded by Log.st
 
 	further []vfs.File // other copies, while recovery reads the file
@@ -41,6 +42,12 @@ func (f *logFile) view() *vfs.View {
 	return f.viewing
 }
 
+// around returns the file's handle around the page cache, or nil where there is none. The caller holds a pin or is the appender.
+func (f *logFile) around() *vfs.Direct {
+	f.bypass.Do(func() { f.direct, _ = vfs.OpenDirect(f.source()) })
+	return f.direct
+}
+
 // close closes the file. Nobody may be reading it.
 func (f *logFile) close() error {
 	f.mapped.Do(func() {})
@@ -51,6 +58,7 @@ func (f *logFile) close() error {
 	for _, c := range f.copies() {
 		err = errors.Join(err, c.f.Close())
 	}
+	f.bypass.Do(func() {})
 	if f.direct != nil {
 		err = errors.Join(err, f.direct.Close())
 	}
@@ -83,12 +91,15 @@ func (f *logFile) dataLimit() int64 { return f.header.Capacity - pageSize }
 func (f *logFile) add(h *RecordHeader, sums []uint32) {
 	f.index = appendEntry(f.index, h, f.maxTime, sums)
 	if f.vault != nil {
-		f.index = f.vault.appendTags(f.index, h, f.end+recordSize+int64(h.Sectors)*descSize)
+		f.index = f.vault.appendTags(f.index, h, h.payloadAt(f.end))
 	}
-	f.lastPos = recordPos(f.header.ID, f.end, h.Sectors, h.PayloadLen)
-	f.end += recordSize + h.bodyLen()
+	f.lastPos = recordPos(f.header.ID, f.end, h)
+	end := h.end(f.end)
+	if h.stream() {
+		f.stream += end - f.end
+	}
+	f.end = end
 	f.chain = h.Chain
-	f.stream += h.streamBytes()
 	if f.records == 0 {
 		f.minTime = h.Time
 	}
@@ -115,7 +126,7 @@ func emptyRoom(opts *Options) room {
 
 // take accounts for one record, or reports that the file has no room for it and its index entry.
 func (r *room) take(rec *Record) bool {
-	end := r.end + recordSize + int64(len(rec.Sums))*descSize + int64(rec.payloadLen)
+	end := payloadAt(r.end, len(rec.Sums), isStream(rec.Kind, rec.Flags)) + int64(rec.payloadLen)
 	index := r.index + indexBound(len(rec.Sums)) + r.tagLen*int64(max(1, len(rec.Sums)))
 	if roundUp(end)+index > r.capacity-pageSize {
 		return false

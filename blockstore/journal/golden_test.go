@@ -135,3 +135,60 @@ func TestGolden(t *testing.T) {
 		}
 	}
 }
+
+// TestGoldenStream checks the bytes of records of streams, whose payload begins at the border of a page, between others.
+func TestGoldenStream(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	opts := plainOptions(mem, "log", 1)
+	opts.FileSize, opts.salts = 2*MinFileSize, new(counter)
+	opts.Now = func() time.Time { return time.Unix(1_750_000_000, 0) }
+	l, _ := openAll(t, opts)
+	text := func(s string, n int) []byte { return bytes.Repeat([]byte(s), n/len(s)+1)[:n] }
+	var all []entry
+	for _, rec := range []Record{
+		{Kind: Write, Volume: 7, Off: 4096, Len: 4096, Payload: [][]byte{text("small ", 4096)}},
+		{Kind: Write, Flags: FlagStream, Volume: 7, MapEpoch: 3, Off: 1 << 30, Len: 8192, Payload: [][]byte{text("stream ", 8192)}},
+		{Kind: Trim, Volume: 7, MapEpoch: 3, Off: 0, Len: 2 << 40},
+		{Kind: Write, Flags: FlagStream | 1, Volume: 8, Off: 0, Len: 4096, Payload: [][]byte{text("more ", 4096)}},
+	} {
+		recs := []Record{rec}
+		if err := l.Append(recs); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, remember(&recs[0]))
+	}
+	name := "log/" + fileName(l.NextPos().File())
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, path := contentOf(t, mem, name), filepath.Join("testdata", "stream.log")
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("other bytes are written than the golden ones")
+	}
+	for _, verify := range []bool{true, false} {
+		n := 0
+		if _, err := ReadFile(vfs.Default, path, nil, verify, func(r *Replayed) error {
+			n++
+			return all[n-1].check(r)
+		}); err != nil || n != len(all) {
+			t.Errorf("%d records, %v", n, err)
+		}
+	}
+	// A kind that does not fit its flag is no record: the log ends before it.
+	i := bytes.Index(want, []byte{0x48, 0x4e, 0x4c, 0x52, alignedWrite})
+	if i < 0 {
+		t.Fatal("no record of kind 4")
+	}
+	if want[i+7]&0x80 == 0 {
+		t.Errorf("kind 4 without its flag: %x", want[i:i+8])
+	}
+}

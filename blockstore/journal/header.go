@@ -25,14 +25,33 @@ type RecordHeader struct {
 	Chain      uint32        // see chainOf
 }
 
-// bodyLen returns the bytes of descriptors and payload that follow the header.
-func (h *RecordHeader) bodyLen() int64 { return int64(h.Sectors)*descSize + int64(h.PayloadLen) }
+// stream reports whether the record is laid out for a device, as a writer of streams wants it.
+func (h *RecordHeader) stream() bool { return isStream(h.Kind, h.Flags) }
+
+// payloadAt returns where the payload of a record begins whose header lies at off: behind the descriptors, and, if it is a stream's, at the next border of a page.
+func (h *RecordHeader) payloadAt(off int64) int64 { return payloadAt(off, int(h.Sectors), h.stream()) }
+
+// end returns where a record ends whose header lies at off.
+func (h *RecordHeader) end(off int64) int64 { return h.payloadAt(off) + int64(h.PayloadLen) }
+
+// gap returns the bytes between descriptors and payload of a record whose header lies at off.
+func (h *RecordHeader) gap(off int64) []byte {
+	return zeroPage[:h.payloadAt(off)-off-recordSize-int64(h.Sectors)*descSize]
+}
+
+func payloadAt(off int64, sectors int, stream bool) int64 {
+	off += recordSize + int64(sectors)*descSize
+	if stream {
+		return roundUp(off)
+	}
+	return off
+}
 
 // encode fills b, of recordSize bytes, with all but the chain value, which depends on what follows the header.
 func (h *RecordHeader) encode(b []byte, seed uint32) {
 	_ = b[recordSize-1]
 	le.PutUint32(b, recordMagic)
-	b[4], b[5] = byte(h.Kind), 0
+	b[4], b[5] = diskKind(h.Kind, h.Flags), 0
 	le.PutUint16(b[6:], h.Flags)
 	le.PutUint64(b[8:], h.Seq)
 	le.PutUint64(b[16:], uint64(h.Time))
@@ -67,8 +86,8 @@ func ParseRecordHeader(b []byte, seed uint32) (h RecordHeader, err error) {
 	if crc32.Update(seed, castagnoli, b[:88]) != h.Sum {
 		return h, errNoRecord
 	}
-	h.Kind = Kind(b[4])
 	h.Flags = le.Uint16(b[6:])
+	h.Kind = kindOf(b[4], h.Flags)
 	h.Seq = le.Uint64(b[8:])
 	h.Time = int64(le.Uint64(b[16:]))
 	h.Volume = block.VolumeID(le.Uint64(b[24:]))

@@ -20,7 +20,7 @@ func indexBound(sectors int) int64 { return maxEntry + 4*int64(sectors) }
 // Varints keep the index of 4 KiB writes near 20 bytes a record. That is what an open file holds in memory, without a pointer, and
 // what recovery reads.
 func appendEntry(idx []byte, h *RecordHeader, prevTime int64, sums []uint32) []byte {
-	idx = append(idx, byte(h.Kind))
+	idx = append(idx, diskKind(h.Kind, h.Flags))
 	idx = binary.AppendUvarint(idx, uint64(h.Flags))
 	idx = binary.AppendUvarint(idx, uint64(h.Volume))
 	idx = binary.AppendUvarint(idx, uint64(h.MapEpoch))
@@ -46,6 +46,8 @@ type entries struct {
 	seq   uint64
 	time  int64
 
+	stream int64 // bytes of records of streams so far
+
 	vault *vault // takes the tags; nil where there are none
 
 	rec        Replayed
@@ -61,7 +63,7 @@ func (e *entries) next() bool {
 		return false
 	}
 	r := &e.rec
-	r.Kind = Kind(e.rest[0])
+	kind := e.rest[0]
 	e.rest = e.rest[1:]
 	flags, ok1 := e.varint(math.MaxUint16)
 	volume, ok2 := e.varint(math.MaxUint64)
@@ -72,6 +74,7 @@ func (e *entries) next() bool {
 	if !(ok1 && ok2 && ok3 && ok4 && ok5 && ok6) || int64(delta) > math.MaxInt64-e.time {
 		return false
 	}
+	r.Kind = kindOf(kind, uint16(flags))
 	r.Flags, r.Volume, r.MapEpoch, r.Off, r.Len = uint16(flags), block.VolumeID(volume), uint32(epoch), off, length
 	e.time += int64(delta)
 	r.Time, r.Seq = e.time, e.seq
@@ -110,7 +113,8 @@ func (e *entries) body() bool {
 	if checkShape(r.Kind, r.Off, r.Len, e.payloadLen, sectors, e.payloadSum) != nil {
 		return false
 	}
-	r.Pos = recordPos(e.file, e.at, sectors, e.payloadLen)
+	h := RecordHeader{Kind: r.Kind, Flags: r.Flags, Sectors: sectors, PayloadLen: e.payloadLen}
+	r.Pos = recordPos(e.file, e.at, &h)
 	if e.vault != nil && r.Kind >= FirstControl {
 		if len(e.rest) < tagSize {
 			return false
@@ -118,13 +122,17 @@ func (e *entries) body() bool {
 		e.tag, e.rest = [tagSize]byte(e.rest), e.rest[tagSize:]
 	}
 	if e.vault != nil {
-		if n := tagSize * int(sectors); len(e.rest) < n || e.at+recordSize+int64(sectors)*(descSize+sectorSize) > e.limit {
+		if n := tagSize * int(sectors); len(e.rest) < n || h.end(e.at) > e.limit {
 			return false
 		}
 		e.vault.takeTags(e.rest, tagSize, sectors, r.Pos.Offset())
 		e.rest = e.rest[tagSize*int(sectors):]
 	}
-	e.at += recordSize + int64(sectors)*descSize + int64(e.payloadLen)
+	end := h.end(e.at)
+	if h.stream() {
+		e.stream += end - e.at
+	}
+	e.at = end
 	return e.at <= e.limit
 }
 
@@ -144,9 +152,9 @@ func (e *entries) varint(limit uint64) (uint64, bool) {
 }
 
 // recordPos returns the position of a record whose header lies at off.
-func recordPos(file uint32, off int64, sectors, payloadLen uint32) Pos {
-	if payloadLen == 0 {
+func recordPos(file uint32, off int64, h *RecordHeader) Pos {
+	if h.PayloadLen == 0 {
 		return makePos(file, off)
 	}
-	return makePos(file, off+recordSize+int64(sectors)*descSize)
+	return makePos(file, h.payloadAt(off))
 }

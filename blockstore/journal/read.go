@@ -35,6 +35,9 @@ func (l *Log) Cached(pos Pos, n int64) bool {
 	return f != nil && vfs.Cached(f.source(), pos.Offset()) && (n <= sectorSize || vfs.Cached(f.source(), pos.Offset()+n-1))
 }
 
+// aroundLeast is the shortest read that is worth to go around the page cache, in bytes.
+const aroundLeast = 128 << 10
+
 // mappedMost is the longest read that is worth a copy out of a mapped file: longer ones gain from the kernel's read-ahead when they go to the device, in bytes.
 const mappedMost = 64 << 10
 
@@ -52,6 +55,26 @@ func (l *Log) ReadMapped(p []byte, pos Pos, sums []uint32) error {
 		return l.ReadAt(p, pos, sums)
 	}
 	return l.read(func(_ vfs.File, p []byte, off int64) error { return view.ReadFull(p, off) }, p, pos, sums, true)
+}
+
+// ReadAround is ReadAt for whoever reads once what streams have left: it goes around the page cache where that is how the bytes came, and p is aligned.
+func (l *Log) ReadAround(p []byte, pos Pos, sums []uint32) error {
+	f := l.lookup(pos.File())
+	if f == nil {
+		return l.noFile(pos)
+	}
+	if len(p) < aroundLeast || !vfs.Aligned(p, pos.Offset()) || f.vault != nil || l.dirs != nil {
+		return l.ReadMapped(p, pos, sums)
+	}
+	direct := f.around()
+	if direct == nil {
+		return l.ReadMapped(p, pos, sums)
+	}
+	err := l.read(func(_ vfs.File, p []byte, off int64) error { return direct.ReadFull(p, off) }, p, pos, sums, true)
+	if err != nil {
+		return l.ReadAt(p, pos, sums) // whatever it was, it is looked at once more
+	}
+	return nil
 }
 
 func (l *Log) read(readAt func(vfs.File, []byte, int64) error, p []byte, pos Pos, sums []uint32, wait bool) error {

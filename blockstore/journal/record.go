@@ -10,12 +10,38 @@ import (
 // Kind says what a record does. These values are part of the format and must not be changed.
 type Kind uint8
 
-// Data kinds. The values 4 to 15 are reserved.
+// Data kinds. The values 5 to 15 are reserved.
 const (
 	Write Kind = 1 // payload replaces the range
 	Trim  Kind = 2 // the range reads as zeroes; no payload
 	Zero  Kind = 3 // the range reads as zeroes and stays allocated where that has a meaning; no payload
 )
+
+// alignedWrite is the kind on disk of a Write with FlagStream: its payload begins at the border of a page. A program that does not know it refuses the log.
+const alignedWrite = 4
+
+// isStream reports whether a record is part of a stream.
+func isStream(kind Kind, flags uint16) bool { return kind == Write && flags&FlagStream != 0 }
+
+// diskKind returns the kind as it is written.
+func diskKind(kind Kind, flags uint16) byte {
+	if isStream(kind, flags) {
+		return alignedWrite
+	}
+	return byte(kind)
+}
+
+// kindOf is the reverse of diskKind. Kind and flag that do not fit each other give a kind that is none.
+func kindOf(b byte, flags uint16) Kind {
+	stream := flags&FlagStream != 0
+	switch {
+	case b == alignedWrite && stream:
+		return Write
+	case b == byte(Write) && stream:
+		return 0
+	}
+	return Kind(b)
+}
 
 // FirstControl is the lowest kind of a control record, whose payload belongs to the engine and is opaque here.
 const FirstControl Kind = 16

@@ -90,7 +90,7 @@ func scanRecord(f *logFile, r *reader, rec *Replayed, lastTime int64) (h RecordH
 	if h, err = ParseRecordHeader(b, f.seed); err != nil {
 		return h, err
 	}
-	if h.Seq != f.nextSeq() || h.Time <= lastTime || f.end+recordSize+h.bodyLen() > f.dataLimit() {
+	if h.Seq != f.nextSeq() || h.Time <= lastTime || h.end(f.end) > f.dataLimit() {
 		return h, errBadRecord
 	}
 	chain := crc32.Update(f.chain, castagnoli, b[:88])
@@ -137,7 +137,7 @@ func scanSectors(f *logFile, head []byte, h *RecordHeader, r *reader, rec *Repla
 			return err
 		}
 		if h.Sectors > 0 {
-			f.vault.takeTags(descs[4:], descSize, h.Sectors, body+n)
+			f.vault.takeTags(descs[4:], descSize, h.Sectors, h.payloadAt(f.end))
 		}
 	}
 	for ; len(descs) > 0; descs = descs[descSize:] {
@@ -147,7 +147,7 @@ func scanSectors(f *logFile, head []byte, h *RecordHeader, r *reader, rec *Repla
 		rec.Sums = append(rec.Sums, le.Uint32(descs))
 	}
 	for i, want := range rec.Sums {
-		p, err := r.bytes(body+n+int64(i)*sectorSize, sectorSize)
+		p, err := r.bytes(h.payloadAt(f.end)+int64(i)*sectorSize, sectorSize)
 		if err != nil {
 			return err
 		}

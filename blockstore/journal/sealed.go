@@ -49,13 +49,10 @@ func replaySealed(f *logFile, ft *Footer, index []byte, from Pos, lend *entries,
 		rec: Replayed{Sums: lend.rec.Sums}, payload: lend.payload, vault: f.vault,
 	}
 	e := lend
-	stream := int64(0)
 	for range ft.Records {
 		if !e.next() {
 			return inFile(f.header.ID, damaged("an index entry", ft.IndexOff+ft.IndexLen-int64(len(e.rest))))
 		}
-		h := RecordHeader{Kind: e.rec.Kind, Flags: e.rec.Flags, Sectors: uint32(len(e.rec.Sums)), PayloadLen: uint32(len(e.rec.Sums)) * sectorSize}
-		stream += h.streamBytes()
 		if e.rec.Pos < from {
 			continue
 		}
@@ -72,7 +69,7 @@ func replaySealed(f *logFile, ft *Footer, index []byte, from Pos, lend *entries,
 		return inFile(f.header.ID, damaged("an index that fits its footer", ft.IndexOff))
 	}
 	f.contents = contents{
-		end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime, lastPos: e.rec.Pos, stream: stream,
+		end: ft.DataEnd, chain: ft.FinalChain, records: ft.Records, minTime: ft.MinTime, maxTime: ft.MaxTime, lastPos: e.rec.Pos, stream: e.stream,
 	}
 	return nil
 }

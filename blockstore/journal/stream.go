@@ -9,21 +9,14 @@ import (
 )
 
 // FlagStream marks a Write that is part of a stream: a long run of large writes (docs/rfc/0028). Such records have room of their own beside Options.CapBytes, Options.StreamBytes, and go around the page
-// cache where that can be, since what is in them is seldom read before it goes down. The flag changes nothing else. It is the one bit of Record.Flags that is the log's own.
+// cache where that can be, since what is in them is seldom read before it goes down; payload that lies in aligned memory is not copied for that, as it begins at the border of a page (alignedWrite). It is the
+// one bit of Record.Flags that is the log's own.
 const FlagStream uint16 = 1 << 15
 
-// streamBytes is how much of a record counts as stream.
-func (h *RecordHeader) streamBytes() int64 {
-	if h.Kind == Write && h.Flags&FlagStream != 0 {
-		return recordSize + h.bodyLen()
-	}
-	return 0
-}
-
-// streamBytes is how much of a record that was not yet laid out counts as stream.
+// streamBytes is how much a record takes as part of a stream, up to a page.
 func (r *Record) streamBytes() int64 {
-	if r.Kind == Write && r.Flags&FlagStream != 0 {
-		return recordSize + int64(len(r.Sums))*descSize + int64(r.payloadLen)
+	if isStream(r.Kind, r.Flags) {
+		return roundUp(recordSize+int64(len(r.Sums))*descSize) + int64(r.payloadLen)
 	}
 	return 0
 }
@@ -95,15 +88,11 @@ func (l *Log) directOf(f *logFile) *vfs.Direct {
 	if l.dirs != nil || l.app.bypass.off.Load() {
 		return nil
 	}
-	if f.direct == nil {
-		d, err := vfs.OpenDirect(f.f)
-		if err != nil {
-			l.app.bypass.off.Store(true)
-			return nil
-		}
-		f.direct = d
+	direct := f.around()
+	if direct == nil {
+		l.app.bypass.off.Store(true)
 	}
-	return f.direct
+	return direct
 }
 
 // writeThrough writes a.vec behind the end of the active file, through the page cache. A page that was begun around the cache is written as a whole, so that the kernel need not read it first.
