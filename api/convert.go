@@ -58,7 +58,7 @@ func statsOf(s blockstore.Stats) generated.Stats {
 		DamageFound: s.DamageFound, DamageMended: s.DamageMended, DamageLost: s.DamageLost, InlineRepairs: s.InlineRepairs, SecondCopyBytes: s.SecondCopyBytes, HistoryBytes: s.HistoryBytes, HistoryDropped: s.HistoryDropped,
 		DedupRatio: ratio(s.NonZeroBytes, s.UniqueBytes), CompressionRatio: ratio(s.UniqueBytes, s.StoredBytes),
 		Space: s.Space.String(), FreeBytes: s.FreeBytes, ReserveBytes: s.ReserveBytes,
-		LogCapBytes: s.LogCapBytes, LogUsedBytes: s.LogUsedBytes, LogFill: ratio(s.LogUsedBytes, s.LogCapBytes),
+		LogCapBytes: s.LogCapBytes, LogUsedBytes: s.LogUsedBytes, StreamUsedBytes: s.StreamUsedBytes, StreamRoomBytes: s.StreamRoomBytes, LogFill: ratio(s.LogUsedBytes, s.LogCapBytes),
 		UndestagedBytes: s.UndestagedBytes, DestageLagSeconds: s.DestageLag.Seconds(),
 		GuestReadBytes: s.GuestReadBytes, GuestWrittenBytes: s.GuestWrittenBytes, DiskWrittenBytes: s.DiskWrittenBytes,
 		Syncs: s.Syncs, WriteAmplification: ratio(s.DiskWrittenBytes, s.GuestWrittenBytes),

@@ -112,6 +112,8 @@ func (m exposition) store(s blockstore.Stats) {
 		{"hv_reserve_bytes", "gauge", "Kept for destage, deletes and garbage collection.", float64(s.ReserveBytes)},
 		{"hv_log_used_bytes", "gauge", "Log files that cannot be recycled yet.", float64(s.LogUsedBytes)},
 		{"hv_log_cap_bytes", "gauge", "Most that the log may take.", float64(s.LogCapBytes)},
+		{"hv_stream_used_bytes", "gauge", "What streams of large writes take in the log beside its cap.", float64(s.StreamUsedBytes)},
+		{"hv_stream_room_bytes", "gauge", "Most that streams may take so.", float64(s.StreamRoomBytes)},
 		{"hv_undestaged_bytes", "gauge", "Data in the log alone.", float64(s.UndestagedBytes)},
 		{"hv_destage_lag_seconds", "gauge", "Age of the oldest data in the log alone.", s.DestageLag.Seconds()},
 		{"hv_history_bytes", "gauge", "Files of history.", float64(s.HistoryBytes)},

@@ -185,7 +185,9 @@ type Stats struct {
 
 	// The log.
 
-	LogCapBytes     uint64        // most that all files of the log may take
+	LogCapBytes     uint64        // most that all files of the log may take, but for streams that have room of their own
+	StreamUsedBytes uint64        // what these take
+	StreamRoomBytes uint64        // and may take
 	LogUsedBytes    uint64        // files that cannot be recycled yet
 	UndestagedBytes uint64        // payload that is in no segment yet
 	DestageLag      time.Duration // age of the oldest such payload; 0 when there is none

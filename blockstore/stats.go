@@ -15,7 +15,7 @@ func (s *Store) Stats() Stats {
 	st := Stats{
 		UniqueBytes: c.Unique, SharedBytes: c.Shared,
 		Space: SpaceState(s.space.state.Load()), FreeBytes: uint64(s.space.free.Load()),
-		LogCapBytes: uint64(u.Cap), LogUsedBytes: uint64(u.Live), Syncs: u.Syncs, Corruptions: s.corruptions.Load(),
+		LogCapBytes: uint64(u.Cap), LogUsedBytes: uint64(u.Charged), StreamUsedBytes: uint64(u.Live - u.Charged), StreamRoomBytes: uint64(s.opts.StreamBytes), Syncs: u.Syncs, Corruptions: s.corruptions.Load(),
 		UndestagedBytes: uint64(s.undestaged()),
 		HeldUnusedBytes: s.heldUnused(),
 	}

@@ -2056,7 +2056,11 @@ type Stats struct {
 	FreeBytes    uint64 `json:"freeBytes"`
 	ReserveBytes uint64 `json:"reserveBytes"`
 	LogCapBytes  uint64 `json:"logCapBytes"`
+	// What the log takes of its cap: without streams that have room of their own.
 	LogUsedBytes uint64 `json:"logUsedBytes"`
+	// What streams of large writes take in the log beside that, and may take.
+	StreamUsedBytes uint64 `json:"streamUsedBytes"`
+	StreamRoomBytes uint64 `json:"streamRoomBytes"`
 	// Log used per cap, 0 to 1.
 	LogFill float64 `json:"logFill"`
 	// Payload that is in no segment yet.
@@ -2169,6 +2173,12 @@ func (v *Stats) GetLogCapBytes() uint64 { return v.LogCapBytes }
 
 // GetLogUsedBytes returns Stats.LogUsedBytes, and is useful for accessing the field via an interface.
 func (v *Stats) GetLogUsedBytes() uint64 { return v.LogUsedBytes }
+
+// GetStreamUsedBytes returns Stats.StreamUsedBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetStreamUsedBytes() uint64 { return v.StreamUsedBytes }
+
+// GetStreamRoomBytes returns Stats.StreamRoomBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetStreamRoomBytes() uint64 { return v.StreamRoomBytes }
 
 // GetLogFill returns Stats.LogFill, and is useful for accessing the field via an interface.
 func (v *Stats) GetLogFill() float64 { return v.LogFill }
@@ -4844,6 +4854,8 @@ query GetStats {
 		reserveBytes
 		logCapBytes
 		logUsedBytes
+		streamUsedBytes
+		streamRoomBytes
 		logFill
 		undestagedBytes
 		destageLagSeconds

@@ -474,6 +474,8 @@ type ComplexityRoot struct {
 		Snapshots          func(childComplexity int) int
 		Space              func(childComplexity int) int
 		StoredBytes        func(childComplexity int) int
+		StreamRoomBytes    func(childComplexity int) int
+		StreamUsedBytes    func(childComplexity int) int
 		Syncs              func(childComplexity int) int
 		UndestagedBytes    func(childComplexity int) int
 		UnguardedBytes     func(childComplexity int) int
@@ -2916,6 +2918,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.StoredBytes(childComplexity), true
+	case "Stats.streamRoomBytes":
+		if e.ComplexityRoot.Stats.StreamRoomBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.StreamRoomBytes(childComplexity), true
+	case "Stats.streamUsedBytes":
+		if e.ComplexityRoot.Stats.StreamUsedBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.StreamUsedBytes(childComplexity), true
 	case "Stats.syncs":
 		if e.ComplexityRoot.Stats.Syncs == nil {
 			break
@@ -4251,7 +4265,11 @@ type Stats {
   reserveBytes: Bytes!
 
   logCapBytes: Bytes!
+  "What the log takes of its cap: without streams that have room of their own."
   logUsedBytes: Bytes!
+  "What streams of large writes take in the log beside that, and may take."
+  streamUsedBytes: Bytes!
+  streamRoomBytes: Bytes!
   "Log used per cap, 0 to 1."
   logFill: Float!
   "Payload that is in no segment yet."
@@ -5001,6 +5019,10 @@ func (ec *executionContext) childFields_Stats(ctx context.Context, field graphql
 		return ec.fieldContext_Stats_logCapBytes(ctx, field)
 	case "logUsedBytes":
 		return ec.fieldContext_Stats_logUsedBytes(ctx, field)
+	case "streamUsedBytes":
+		return ec.fieldContext_Stats_streamUsedBytes(ctx, field)
+	case "streamRoomBytes":
+		return ec.fieldContext_Stats_streamRoomBytes(ctx, field)
 	case "logFill":
 		return ec.fieldContext_Stats_logFill(ctx, field)
 	case "undestagedBytes":
@@ -16556,6 +16578,52 @@ func (ec *executionContext) fieldContext_Stats_logUsedBytes(_ context.Context, f
 	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
 }
 
+func (ec *executionContext) _Stats_streamUsedBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_streamUsedBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.StreamUsedBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_streamUsedBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_streamRoomBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_streamRoomBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.StreamRoomBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_streamRoomBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
 func (ec *executionContext) _Stats_logFill(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -22472,6 +22540,16 @@ func (ec *executionContext) _Stats(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "logUsedBytes":
 			out.Values[i] = ec._Stats_logUsedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "streamUsedBytes":
+			out.Values[i] = ec._Stats_streamUsedBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "streamRoomBytes":
+			out.Values[i] = ec._Stats_streamRoomBytes(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}

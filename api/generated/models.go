@@ -166,7 +166,11 @@ type Stats struct {
 	FreeBytes    uint64 `json:"freeBytes"`
 	ReserveBytes uint64 `json:"reserveBytes"`
 	LogCapBytes  uint64 `json:"logCapBytes"`
+	// What the log takes of its cap: without streams that have room of their own.
 	LogUsedBytes uint64 `json:"logUsedBytes"`
+	// What streams of large writes take in the log beside that, and may take.
+	StreamUsedBytes uint64 `json:"streamUsedBytes"`
+	StreamRoomBytes uint64 `json:"streamRoomBytes"`
 	// Log used per cap, 0 to 1.
 	LogFill float64 `json:"logFill"`
 	// Payload that is in no segment yet.

@@ -56,6 +56,7 @@ func (a *app) statsTable(s client.Stats) {
 		{"second copies", human(s.SecondCopyBytes) + " of what very many references lead to"},
 		{"space", fmt.Sprintf("%s, %s free, %s in reserve", s.Space, human(s.FreeBytes), human(s.ReserveBytes))},
 		{"log", fmt.Sprintf("%s of %s (%.0f %%)", human(s.LogUsedBytes), human(s.LogCapBytes), 100*s.LogFill)},
+		{"streams", fmt.Sprintf("%s of %s beside it", human(s.StreamUsedBytes), human(s.StreamRoomBytes))},
 		{"not destaged", fmt.Sprintf("%s, oldest %s", human(s.UndestagedBytes), seconds(s.DestageLagSeconds))},
 		{"guests", fmt.Sprintf("%s read, %s written, %d syncs", human(s.GuestReadBytes), human(s.GuestWrittenBytes), s.Syncs)},
 		{"written to disk", fmt.Sprintf("%s (%.2f per byte from guests)", human(s.DiskWrittenBytes), s.WriteAmplification)},
