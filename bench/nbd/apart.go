@@ -166,7 +166,7 @@ func reductionCost(ctx context.Context, b *bench) (s section, err error) {
 	}
 	off := b.newDaemon("off")
 	b.extra = append(b.extra, off)
-	if err := off.start(ctx, "--store-log-cap", units.Size(rawLog).String(), "--store-destage-after", "24h"); err != nil {
+	if err := off.start(ctx, "--store-log-cap", units.Size(rawLog).String(), "--store-destage-after", "24h", "--store-stream-room", "0"); err != nil {
 		return s, err
 	}
 	for _, d := range []*daemon{on, off} {
@@ -212,7 +212,7 @@ func reductionCost(ctx context.Context, b *bench) (s section, err error) {
 		s.Table = append(s.Table, []string{fmt.Sprint(pair), fmt.Sprintf("%.0f", got[0].IOPS), fmt.Sprintf("%.0f", got[1].IOPS), fmt.Sprintf("%.3f", got[0].IOPS/got[1].IOPS),
 			units.Size(left).Human(), fmt.Sprintf("%.1f", float64(stored)/1e6)})
 	}
-	s.State = fmt.Sprintf("two stores, each with %s written once; the job overwrites the first %s. On: hvd as set. Off, which hvd has no switch for: a log of %s that nothing leaves (destage-after 24h), settled between runs",
+	s.State = fmt.Sprintf("two stores, each with %s written once; the job overwrites the first %s. On: hvd as set. Off, which hvd has no switch for: a log of %s that nothing leaves (destage-after 24h, stream-room 0), settled between runs",
 		b.o.set.Human(), hot.Human(), units.Size(rawLog).Human())
 	s.Figures = []figure{own("reduction on / off, IOPS", ratios, aim{ratio: 0.9}, b.report.Data, void...)}
 	return s, nil

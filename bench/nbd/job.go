@@ -49,7 +49,7 @@ const (
 func (s state) String() string {
 	return map[state]string{
 		stateWritten:  "hvd: as the writes before left it, after the log had wrapped three times. Peers: the file in the page cache",
-		stateLog:      "hvd: destage-after 24h, every block of the working set written once, at random, so that it lies raw in the log; page cache as it is. Peers: the file in the page cache",
+		stateLog:      "hvd: destage-after 24h, stream-room 0, every block of the working set written once, at random, so that it lies raw in the log; page cache as it is. Peers: the file in the page cache",
 		stateFit:      "hvd: all destaged; memory so large that its frame cache holds 1.25 times the working set; read once at random. Peers: the same, in the page cache",
 		stateDestaged: "hvd: all destaged; memory as set; read once at random. Peers: read once at random, the file in the page cache",
 		stateCold:     "before each run: hvd, all destaged, is started anew, and the system's caches are dropped, for the peers too",

@@ -22,7 +22,7 @@ const leastInLog = 0.95
 func (b *bench) settings(s state, memory units.Size) []string {
 	args := []string{"--store-log-cap", b.logCap.String()}
 	if s == stateLog {
-		args = append(args, "--store-destage-after", "24h")
+		args = append(args, "--store-destage-after", "24h", "--store-stream-room", "0")
 	}
 	if memory != 0 {
 		args = append(args, "--memory", memory.String())
