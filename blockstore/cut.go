@@ -79,6 +79,7 @@ func (w *regionWork) root() extentmap.Root {
 func (w *regionWork) loadFrom(s *Store, root extentmap.Root) error {
 	w.pieces, w.chunks, w.data = w.pieces[:0], w.chunks[:0], 0
 	base := w.snap.Region * block.RegionSize
+	s.fetchPieces(w.snap.Slots)
 	if w.snap.Zeroed != 0 {
 		w.pieces = append(w.pieces, piece{off: base, n: block.RegionSize})
 	}
@@ -145,7 +146,7 @@ func (w *regionWork) loadWhole(s *Store, base uint64) error {
 		return fmt.Errorf("read region %d for cutting it anew: %w", w.snap.Region, err)
 	}
 	for slots := w.snap.Slots; len(slots) > 0; {
-		n := w.runLen(slots)
+		n := runLen(slots)
 		at := uint64(slots[0].Block) * block.Size
 		dst := w.buf[at : at+uint64(n)*block.Size]
 		if slots[0].Kind == overlay.Zero {
@@ -170,7 +171,7 @@ func (w *regionWork) loadRuns(s *Store, base uint64) error {
 	}
 	single := 0 // so many slots are read one by one, since one of them is bad
 	for slots := w.snap.Slots; len(slots) > 0; {
-		n := w.runLen(slots)
+		n := runLen(slots)
 		if single > 0 {
 			n, single = 1, single-1
 		}
@@ -214,7 +215,7 @@ func (w *regionWork) loadRuns(s *Store, base uint64) error {
 }
 
 // runLen returns how many of the first slots are neighbours of one kind and, for data, lie one after the other in the log.
-func (w *regionWork) runLen(slots []overlay.Slot) int {
+func runLen(slots []overlay.Slot) int {
 	n := 1
 	for n < len(slots) && slots[n].Block == slots[n-1].Block+1 && slots[n].Kind == slots[0].Kind &&
 		(slots[0].Kind == overlay.Zero || slots[n].Pos == slots[n-1].Pos+block.Size) {

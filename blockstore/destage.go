@@ -29,7 +29,8 @@ type destager struct {
 	fault   fault
 	relog   relogger
 
-	streams bool        // what streams have left is due, and of all else what lies before aged
+	over    bool        // what streams have left is due
+	streams bool        // and of all else what lies before aged
 	aged    journal.Pos // what lies before it has been in the log for DestageAfter
 
 	feedback feedback
@@ -203,12 +204,9 @@ func (d *destager) limit() journal.Pos {
 		d.times = slices.Delete(d.times, 0, k-1)
 	}
 	d.s.space.measure()
-	if d.all.Load() > 0 || d.s.space.fill.Load() >= fillDestage {
-		d.streams = false
-		return next
-	}
-	d.aged = old
-	if d.streams = d.s.streamDue(d.s.log.Usage()); d.streams {
+	d.aged, d.over = old, d.s.streamDue(d.s.log.Usage())
+	full := d.all.Load() > 0 || d.s.space.fill.Load() >= fillDestage
+	if d.streams = d.over && !full; d.streams || full {
 		return next
 	}
 	return old
@@ -273,7 +271,7 @@ func (d *destager) pick(nodes []*node, limit, maxPos journal.Pos) []candidate {
 		infos = n.layer.OldestRegions(most, infos[:0])
 		for _, info := range infos {
 			c := candidate{n, info}
-			if info.OldestPos <= uint64(min(limit, maxPos)) && (!d.streams || c.streamed() || info.OldestPos <= uint64(d.aged)) {
+			if info.OldestPos <= uint64(min(limit, maxPos)) && (!d.streams || d.s.afterStream(&c) || info.OldestPos <= uint64(d.aged)) {
 				all = append(all, c)
 			}
 		}

@@ -192,6 +192,9 @@ func (p *copying) write(vh *volumeHistory, r *journal.Replayed) error {
 // readLog reads sectors out of the mapped log, in pieces that are worth it.
 func (h *historian) readLog(p []byte, pos journal.Pos, sums []uint32) error {
 	const piece = 64 << 10
+	if len(p) >= journal.AroundLeast && h.s.log.Streamed(pos) {
+		return h.s.log.ReadAround(p, pos, sums)
+	}
 	for len(p) > 0 {
 		n := min(len(p), piece)
 		if err := h.s.log.ReadMapped(p[:n], pos, sums[:n/block.Size]); err != nil {

@@ -87,7 +87,7 @@ func (k *hotSet) judge(c candidate, old, end journal.Pos, now time.Time) verdict
 	switch {
 	case now.Sub(h.changed) >= k.quiet, h.x < keepFrom && k.s.destager.ageOf(journal.Pos(c.info.OldestPos), now) >= k.s.opts.DestageAfter:
 		return goDown
-	case c.streamed() && (fill >= fillDestage || k.s.destager.streams):
+	case c.streamed() && fill >= fillDestage, k.s.destager.over && k.s.afterStream(&c):
 		return goDown
 	case c.info.OldestPos >= uint64(old), fill < keepMark && fill >= fillDestage:
 		return wait

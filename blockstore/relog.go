@@ -110,6 +110,9 @@ func (r *relogger) moveOld(c candidate, before, maxPos journal.Pos) (bool, error
 		}
 		r.old = append(r.old, slot)
 	}
+	pin := r.s.log.Pin()
+	defer pin.Release()
+	r.s.fetchPieces(r.old)
 	return r.move(c.n)
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/journal"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
 
 // Streams are long runs of large writes: an installation, a copy of a disk, a dump. They have room of their own beside the log's cap, so they are acknowledged at the pace of the device and not at that of
@@ -77,3 +78,44 @@ const streamSlot = 16
 
 // streamSlots is how much of the overlays belongs to streams that have room of their own in the log.
 func streamSlots(u journal.Usage) int64 { return (u.Live - u.Charged) / block.Size * streamSlot }
+
+const (
+	// fetchGap is how far apart in the log pieces may lie that are asked for together, in bytes.
+	fetchGap = 64 << 10
+	// fetchAlone is how many blocks that lie elsewhere are asked for by themselves, at most; more begin a range of their own.
+	fetchAlone = 8
+)
+
+// fetchPieces asks the kernel for what is left of streams between blocks that were rewritten since. The page cache does not have it, and it is read piece by piece: each would wait for the device. The slots of a
+// region come by block; what a stream wrote there lies in that order in the log, and what came later lies anywhere. The caller holds a pin of the log.
+func (s *Store) fetchPieces(slots []overlay.Slot) {
+	var from, end journal.Pos
+	for len(slots) > 0 {
+		first, n := slots[0], runLen(slots)
+		slots = slots[n:]
+		pos := journal.Pos(first.Pos)
+		if first.Kind != overlay.Data || n*block.Size >= journal.AroundLeast || !s.log.Streamed(pos) {
+			continue
+		}
+		stop := pos + journal.Pos(n)*block.Size
+		switch {
+		case pos >= from && pos <= end+fetchGap && pos.File() == from.File():
+			end = max(end, stop)
+			continue
+		case end > from && n < fetchAlone:
+			s.log.Prefetch(pos, int64(n)*block.Size)
+			continue
+		case end > from:
+			s.log.Prefetch(from, int64(end-from))
+		}
+		from, end = pos, stop
+	}
+	if end > from {
+		s.log.Prefetch(from, int64(end-from))
+	}
+}
+
+// afterStream reports whether a region has something of a stream: what is left of it frees no room of the log's cap when it is rewritten, and holds the files behind it.
+func (s *Store) afterStream(c *candidate) bool {
+	return c.streamed() || s.log.Streamed(journal.Pos(c.info.OldestPos))
+}

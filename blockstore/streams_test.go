@@ -132,3 +132,28 @@ func TestStreamsBeyondTheirRoom(t *testing.T) {
 	settleTest(t, s)
 	expect(t, d, 0, data)
 }
+
+// What is left of a stream goes down although most of it was rewritten at random right after, before the log has to be emptied: else that would have to wait for all of it.
+func TestRewrittenStreamGoesDown(t *testing.T) {
+	s := openTest(t, streamOptions(t, t.TempDir()))
+	d := createTest(t, s, "v", 128<<20)
+	rng := rand.New(rand.NewPCG(9, 2))
+	data := guestData(rng, 128<<20)
+	writeStream(t, d, data)
+	if s.log.Usage().Stream < 96<<20 {
+		t.Fatalf("not a stream: %+v", s.log.Usage())
+	}
+	for range 4000 { // 16 MiB: far from filling the log
+		off := rng.IntN(len(data)/block.Size) * block.Size
+		copy(data[off:off+block.Size], guestData(rng, block.Size))
+		writeTest(t, d, uint64(off), data[off:off+block.Size])
+	}
+	for deadline := time.Now().Add(time.Minute); s.undestaged() > 32<<20; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("a minute after the stream %d B are not destaged: %+v", s.undestaged(), s.log.Usage())
+		}
+	}
+	expect(t, d, 0, data)
+	settleTest(t, s)
+	expect(t, d, 0, data)
+}

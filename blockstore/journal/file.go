@@ -16,16 +16,17 @@ const fileSuffix = ".log"
 
 // logFile is one file of the log. Everything but contents is fixed once the file is in use.
 type logFile struct {
-	f      vfs.File // where the file is read
-	path   string
-	home   *place                   // of f; nil where the log has one directory
-	others atomic.Pointer[[]copied] // further copies
-	header FileHeader
-	seed   uint32 // of the chain: the checksum of the header
-	vault  *vault // of an encrypted log, else nil
-	bypass sync.Once
-	direct *vfs.Direct // around the page cache; nil where that cannot be
-	sealed bool        // its index and footer are durable; guarded by Log.st
+	f        vfs.File // where the file is read
+	path     string
+	home     *place                   // of f; nil where the log has one directory
+	others   atomic.Pointer[[]copied] // further copies
+	header   FileHeader
+	seed     uint32 // of the chain: the checksum of the header
+	vault    *vault // of an encrypted log, else nil
+	bypass   sync.Once
+	direct   *vfs.Direct // around the page cache; nil where that cannot be
+	streamed atomic.Bool // some of it is a stream, and the page cache may lack that
+	sealed   bool        // its index and footer are durable; guarded by Log.st
 
 	further []vfs.File // other copies, while recovery reads the file
 

@@ -157,6 +157,7 @@ func (l *Log) begin(r *recovery) error {
 	for _, f := range st.live {
 		st.closedBytes += f.header.Capacity
 		l.streamLive.Add(f.closedStream())
+		f.streamed.Store(f.stream > 0)
 	}
 	first := max(r.nextSeq, l.opts.MinSeq, 1)
 	st.lastSeq, st.durableSeq = first-1, first-1

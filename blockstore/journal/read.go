@@ -35,8 +35,8 @@ func (l *Log) Cached(pos Pos, n int64) bool {
 	return f != nil && vfs.Cached(f.source(), pos.Offset()) && (n <= sectorSize || vfs.Cached(f.source(), pos.Offset()+n-1))
 }
 
-// aroundLeast is the shortest read that is worth to go around the page cache, in bytes.
-const aroundLeast = 128 << 10
+// AroundLeast is the shortest read that is worth to go around the page cache, in bytes.
+const AroundLeast = 128 << 10
 
 // mappedMost is the longest read that is worth a copy out of a mapped file: longer ones gain from the kernel's read-ahead when they go to the device, in bytes.
 const mappedMost = 64 << 10
@@ -63,7 +63,7 @@ func (l *Log) ReadAround(p []byte, pos Pos, sums []uint32) error {
 	if f == nil {
 		return l.noFile(pos)
 	}
-	if len(p) < aroundLeast || !vfs.Aligned(p, pos.Offset()) || f.vault != nil || l.dirs != nil {
+	if len(p) < AroundLeast || !vfs.Aligned(p, pos.Offset()) || f.vault != nil || l.dirs != nil {
 		return l.ReadMapped(p, pos, sums)
 	}
 	direct := f.around()

@@ -59,6 +59,7 @@ func (b *bypass) partial(f *logFile, end int64) []byte {
 // writeAround writes a.vec behind the end of the active file, around the page cache if that can be.
 func (l *Log) writeAround(f *logFile, off int64) error {
 	b := &l.app.bypass
+	f.streamed.Store(true)
 	direct := l.directOf(f)
 	if direct == nil {
 		return l.writeThrough(f, off)
@@ -81,6 +82,12 @@ func (l *Log) writeAround(f *logFile, off int64) error {
 		b.file, b.end = f, f.end
 	}
 	return err
+}
+
+// Streamed reports whether a position lies in a file that a stream was written to. The page cache may lack what lies there, so that reading many pieces one by one means a wait for the device each: see Prefetch.
+func (l *Log) Streamed(pos Pos) bool {
+	f := l.lookup(pos.File())
+	return f != nil && f.streamed.Load()
 }
 
 // directOf returns the handle around the page cache of a file, or nil. A log in several directories has none: what is appended there waits for the slowest of them anyway.
