@@ -195,6 +195,9 @@ func (g *spaceGate) setState(state SpaceState) {
 	if f := g.s.opts.Events.SpaceState; f != nil {
 		f(state, g.free.Load())
 	}
+	if state != SpaceOK {
+		g.s.log.DropSpares()
+	}
 	if old == SpaceFull {
 		g.released()
 	}

@@ -27,8 +27,12 @@ func (l *Log) prepareLoop() {
 		left := l.reclaim()
 		l.prepareNext()
 		var again <-chan time.Time
-		if left {
+		switch {
+		case left:
 			poll.Reset(reclaimPoll)
+			again = poll.C
+		case l.tooManySpares():
+			poll.Reset(sparesRest / 4)
 			again = poll.C
 		}
 		select {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
@@ -40,7 +41,8 @@ func (l *Log) charged(live, stream int64) int64 {
 // bypass writes long batches around the page cache. It belongs to the appender.
 type bypass struct {
 	writer *vfs.DirectWriter
-	off    atomic.Bool // the file system cannot
+	off    atomic.Bool  // the file system cannot
+	last   atomic.Int64 // when a stream was written, in ns since 1970
 
 	// The bytes of the page that the last write around the cache has begun: the cache does not have them.
 	file *logFile
@@ -60,6 +62,7 @@ func (b *bypass) partial(f *logFile, end int64) []byte {
 func (l *Log) writeAround(f *logFile, off int64) error {
 	b := &l.app.bypass
 	f.streamed.Store(true)
+	b.last.Store(time.Now().UnixNano())
 	direct := l.directOf(f)
 	if direct == nil {
 		return l.writeThrough(f, off)

@@ -3,8 +3,10 @@ package journal
 import (
 	"errors"
 	"math/rand/v2"
+	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
@@ -218,4 +220,37 @@ func TestStreamAfterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	writers.Wait()
+}
+
+// TestSparesOfStreams releases what a stream has filled: the files stay for the next one, until somebody needs the room.
+func TestSparesOfStreams(t *testing.T) {
+	dir := t.TempDir()
+	opts := testOptions(vfs.Default, dir, 1)
+	opts.FileSize, opts.CapBytes, opts.StreamBytes = 1<<20, 16<<20, 32<<20
+	l, _ := openAll(t, opts)
+	defer l.Close()
+	rng := rand.New(rand.NewPCG(6, 6))
+	for l.NextPos().File() < 24 {
+		if err := l.Append([]Record{streamRecord(rng, 2, 64)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	releaseAll(t, l)
+	waitRetired(t, l)
+	if u := l.Usage(); u.Spare < 20 || u.Spare > 4+24+1 {
+		t.Fatalf("%d spare files: %+v", u.Spare, u)
+	}
+	l.DropSpares()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		names, err := filepath.Glob(filepath.Join(dir, "*"+fileSuffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(names) <= maxSpares+2 { // the active one, and the one prepared
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d files stay: %+v", len(names), l.Usage())
+		}
+	}
 }
