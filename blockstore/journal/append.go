@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -21,6 +22,7 @@ type appender struct {
 
 	// Scratch, reused.
 	bypass bypass
+	others atomic.Int32 // appends that are no streams' and wait for the lock
 
 	heads []byte   // record headers and descriptors of a batch
 	vec   [][]byte // what is written: heads, payloads, padding
@@ -64,13 +66,19 @@ func (l *Log) append(recs []Record, limit int64, wait bool) error {
 	if wait && recs[0].streamBytes() > 0 {
 		return l.gather(recs, limit)
 	}
-	return l.appendPrepared(recs, limit, wait)
+	return l.appendPrepared(recs, limit, wait, false)
 }
 
 // appendPrepared appends records whose sums are known.
-func (l *Log) appendPrepared(recs []Record, limit int64, wait bool) error {
+func (l *Log) appendPrepared(recs []Record, limit int64, wait, stream bool) error {
 	for {
+		if !stream {
+			l.app.others.Add(1)
+		}
 		l.app.Lock()
+		if !stream {
+			l.app.others.Add(-1)
+		}
 		behind, err := l.appendLocked(recs, limit, wait)
 		l.app.Unlock()
 		if behind > 0 && l.opts.Events.ClockBehind != nil {

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -31,7 +32,7 @@ type gathered struct {
 var gatheredPool = sync.Pool{New: func() any { return &gathered{done: make(chan struct{}, 1)} }}
 
 // gatherMost is how many bytes are joined into one write, but for those of one writer: small writers of others wait for no more.
-const gatherMost = 2 << 20
+const gatherMost = 1 << 20
 
 // gather appends records of a stream, together with those of others that wait.
 func (l *Log) gather(recs []Record, limit int64) error {
@@ -87,6 +88,7 @@ func (l *Log) gatherOnce() bool {
 	q.waiting = slices.Delete(q.waiting, 0, n)
 	q.Unlock()
 	if n > 0 {
+		l.letOthersIn()
 		l.appendGathered(q.batch)
 		clear(q.batch)
 	}
@@ -100,7 +102,7 @@ func (l *Log) appendGathered(batch []*gathered) {
 	for _, g := range batch {
 		q.recs = append(q.recs, g.recs...)
 	}
-	err := l.appendPrepared(q.recs, batch[0].limit, true)
+	err := l.appendPrepared(q.recs, batch[0].limit, true, true)
 	at := 0
 	for _, g := range batch {
 		at += copy(g.recs, q.recs[at:at+len(g.recs)])
@@ -108,4 +110,14 @@ func (l *Log) appendGathered(batch []*gathered) {
 		g.done <- struct{}{}
 	}
 	clear(q.recs)
+}
+
+// othersTurns bounds how often the goroutine gives way before a write.
+const othersTurns = 64
+
+// letOthersIn gives way to appends that wait for the lock: whoever has just unlocked it mostly gets it again, and each of his writes takes as long as many of theirs.
+func (l *Log) letOthersIn() {
+	for n := 0; n < othersTurns && l.app.others.Load() > 0; n++ {
+		runtime.Gosched()
+	}
 }

@@ -196,9 +196,10 @@ func (r *directRun) flush() error {
 		return nil
 	}
 	var err error
-	if k, n := half(w.iov, r.bytes); n > 0 {
-		w.other <- directHand{r.to, w.iov[k:], r.at + int64(n)}
-		err = r.to.writev(w.iov[:k], r.at)
+	if r.bytes >= 2*directHalf {
+		first, second, n := r.halves()
+		w.other <- directHand{r.to, second, r.at + int64(n)}
+		err = r.to.writev(first, r.at)
 		err = errors.Join(err, <-w.done)
 	} else {
 		err = r.to.writev(w.iov, r.at)
@@ -208,17 +209,23 @@ func (r *directRun) flush() error {
 	return err
 }
 
-// half returns how many vectors of a long run are about half of it, and their bytes; no bytes if the run is short or one vector. Vectors are whole blocks.
-func half(iov []unix.Iovec, bytes int) (k, n int) {
-	if bytes < 2*directHalf {
-		return 0, 0
-	}
-	for k < len(iov)-1 && n < bytes/2 {
-		n += int(iov[k].Len)
+// halves cuts a long run in two, in the middle of a vector if need be, and returns the bytes of the first. Vectors are whole blocks.
+func (r *directRun) halves() (first, second []unix.Iovec, n int) {
+	w := r.w
+	k, want := 0, r.bytes/2&^(directBlock-1)
+	for n+int(w.iov[k].Len) <= want {
+		n += int(w.iov[k].Len)
 		k++
 	}
-	if n < bytes/4 {
-		return 0, 0
+	if rest := want - n; rest > 0 {
+		v := w.iov[k]
+		w.iov = append(w.iov, unix.Iovec{})
+		copy(w.iov[k+1:], w.iov[k:])
+		w.iov[k].SetLen(rest)
+		w.iov[k+1] = unix.Iovec{Base: (*byte)(unsafe.Add(unsafe.Pointer(v.Base), rest))}
+		w.iov[k+1].SetLen(int(v.Len) - rest)
+		n += rest
+		k++
 	}
-	return k, n
+	return w.iov[:k], w.iov[k:], n
 }
