@@ -48,7 +48,7 @@ type ranPolicy struct {
 	State  policy.State `json:"state"`
 }
 
-// stepError is a step of a policy that failed, with the exit code and the last words of its command.
+// stepError is a failure that is said in full and has an exit code already, such as that of a step of a policy.
 type stepError struct {
 	code int
 	text string
