@@ -57,7 +57,7 @@ func newTestRestore(a *app) *cobra.Command {
 suffices. BACKUP is a name, as many letters of it as tell it from others, latest, latest:SOURCE, or a volume, which means its youngest backup. Several are the disks of one machine, the first is booted from.
 
 The backup is not changed and nothing is restored: what the guest writes goes into a scratch file without a name in $TMPDIR, else /var/tmp, which goes with QEMU. The machine has no network, QEMU's sandbox is on, and as root QEMU runs as the user nobody. KVM is used where that
-user may, else TCG, which is ten times slower and more. Arguments after -- go to QEMU, so they may also break the isolation; files that they name must be readable for that user. QEMU is ended in any case, also by an interrupt.
+user may and a trial shows that it works, else TCG, which is ten times slower and more. Arguments after -- go to QEMU, so they may also break the isolation; files that they name must be readable for that user. QEMU is ended in any case, also by an interrupt.
 
 Exit code 0 means that the guest answered, 7 that it did not, 5 that it was given I/O errors because the backup is damaged.`,
 		Example: `  hv-backup test-restore web1 --repo /mnt/backup/vms
@@ -106,9 +106,6 @@ func (t *restoreTest) translate() (err error) {
 			return console.Usagef("--expect: %v", err)
 		}
 	}
-	if t.accel != "auto" {
-		o.Accel = trial.Accel(t.accel)
-	}
 	switch {
 	case t.uefi && o.Firmware != "":
 		return console.Usagef("--uefi, or --firmware, not both")
@@ -131,6 +128,9 @@ func (t *restoreTest) translate() (err error) {
 	}
 	if o.Program, err = trial.FindProgram(); err != nil {
 		return err
+	}
+	if t.accel != "auto" {
+		o.Accel = trial.Accel(t.accel)
 	}
 	return o.Check()
 }
@@ -170,6 +170,11 @@ func (t *restoreTest) run(ctx context.Context, names []string) (err error) {
 			to = f
 		}
 		t.options.Console = &plainWriter{to: to}
+	}
+	if t.accel == "auto" {
+		if t.options.Accel, err = trial.BestAccel(ctx, t.options.Program, t.options.User); err != nil {
+			return err
+		}
 	}
 	t.a.note("hv-backup: booting %s; nothing of it is changed", strings.Join(out.Backups, " and "))
 	failed := t.boot(ctx, r, chosen, out)

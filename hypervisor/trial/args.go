@@ -29,8 +29,13 @@ func (o Options) args() []string {
 		args = append(args, "-device", "virtio-scsi-pci,id=scsi0")
 	}
 	for i := range o.Disks {
+		at := fmt.Sprintf("file.driver=nbd,file.server.type=fd,file.server.str=%d", firstFD+i)
+		if o.plain {
+			at = fmt.Sprintf("file.driver=file,file.filename=/dev/fdset/%d", i)
+			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", firstFD+i, i))
+		}
 		args = append(args,
-			"-drive", fmt.Sprintf("if=none,id=disk%d,driver=raw,file.driver=nbd,file.server.type=fd,file.server.str=%d,snapshot=on,discard=unmap,werror=report,rerror=report", i, firstFD+i),
+			"-drive", fmt.Sprintf("if=none,id=disk%d,driver=raw,%s,snapshot=on,discard=unmap,werror=report,rerror=report", i, at),
 			"-device", fmt.Sprintf("%s,drive=disk%d,bootindex=%d", buses[o.Bus], i, i+1))
 	}
 	serial := firstFD + len(o.Disks)

@@ -2,7 +2,6 @@ package trial
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
@@ -86,31 +85,22 @@ func As(name string) (*syscall.Credential, error) {
 	return c, err
 }
 
-// bestAccel returns KVM if it may be used, by that user, nil for this process.
-func bestAccel(as *syscall.Credential) Accel {
+// mayUseKVM reports whether a user, nil for that of this process, may open KVM's device.
+func mayUseKVM(as *syscall.Credential) bool {
 	if as == nil {
-		if unix.Access(kvmDevice, unix.R_OK|unix.W_OK) != nil {
-			return TCG
-		}
-		return KVM
-	}
-	info, err := os.Stat(kvmDevice)
-	if err != nil || info.Mode()&fs.ModeCharDevice == 0 {
-		return TCG
+		return unix.Access(kvmDevice, unix.R_OK|unix.W_OK) == nil
 	}
 	var stat unix.Stat_t
 	if unix.Stat(kvmDevice, &stat) != nil {
-		return TCG
+		return false
 	}
-	for _, may := range []bool{
-		as.Uid == 0,
-		as.Uid == stat.Uid && stat.Mode&0o600 == 0o600,
-		(as.Gid == stat.Gid || slices.Contains(as.Groups, stat.Gid)) && stat.Mode&0o060 == 0o060,
-		stat.Mode&0o006 == 0o006,
-	} {
-		if may {
-			return KVM
-		}
+	switch {
+	case as.Uid == 0:
+		return true
+	case as.Uid == stat.Uid:
+		return stat.Mode&0o600 == 0o600
+	case as.Gid == stat.Gid || slices.Contains(as.Groups, stat.Gid):
+		return stat.Mode&0o060 == 0o060
 	}
-	return TCG
+	return stat.Mode&0o006 == 0o006
 }

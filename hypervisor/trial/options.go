@@ -36,7 +36,7 @@ type Options struct {
 	MemoryBytes uint64
 	// CPUs of the machine. Default 1.
 	CPUs int
-	// Accel is KVM or TCG. Default: KVM where QEMU's user may use it.
+	// Accel is KVM or TCG. Default TCG; BestAccel finds the best.
 	Accel Accel
 	// Bus is how the machine has its disks: virtio, sata or scsi. Default virtio.
 	Bus string
@@ -54,6 +54,8 @@ type Options struct {
 	ScratchBytes uint64
 	// Console gets what the guest says, as it comes, stripped. Nothing is written to it after Run has returned; its errors are ignored.
 	Console io.Writer
+
+	plain bool // disks are plain files that QEMU shall open, not connections
 }
 
 // Bounds and defaults of Options.
@@ -115,7 +117,7 @@ func (o Options) withDefaults() (Options, error) {
 		return bad("accelerator %q: want kvm or tcg", o.Accel)
 	}
 	if o.Accel == "" {
-		o.Accel = bestAccel(o.User)
+		o.Accel = TCG
 	}
 	if o.Program == "" {
 		program, err := FindProgram()

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,29 +17,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/nbd"
 )
 
-// sector returns a boot sector that writes text to the first serial port and then does what the last instructions say.
-func sector(text string, then ...byte) []byte {
-	code := []byte{
-		0xfa,       // cli
-		0x31, 0xc0, // xor ax, ax
-		0x8e, 0xd8, // mov ds, ax
-		0xbe, 0x00, 0x7d, // mov si, 7d00h
-		0xba, 0xf8, 0x03, // mov dx, 3f8h
-		0xac,       // next: lodsb
-		0x84, 0xc0, // test al, al
-		0x74, 0x03, // jz then
-		0xee,       // out dx, al
-		0xeb, 0xf8, // jmp next
-	}
-	disk := make([]byte, 1<<20)
-	copy(disk, append(code, then...))
-	copy(disk[256:510], text)
-	disk[510], disk[511] = 0x55, 0xaa
-	return disk
-}
-
 var (
-	halt     = []byte{0xf4, 0xeb, 0xfd}                               // hlt; jmp back
 	powerOff = []byte{0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4} // out 604h, 2000h; hlt
 	restart  = []byte{0xea, 0x00, 0x00, 0xff, 0xff}                   // jmp ffff:0000
 )
@@ -120,7 +99,7 @@ func TestRun(t *testing.T) {
 		why     string // else
 	}{
 		{name: "it asks who is there", disk: sector("\r\nhello\r\nweb1 login: ", halt...), console: "web1 login:"},
-		{name: "it says what is expected", disk: sector("\r\n\x1b[1;31mAll\x1b[0m is well\r\n", halt...), change: func(o *Options) { o.Expect = regexp.MustCompile("is w[a-z]+$") }, console: "All is well"},
+		{name: "it says what is expected", disk: sector("\r\n\x1b[1;31mAll\x1b[0m is well\r\n", halt...), change: func(o *Options) { o.Expect = regexp.MustCompile("is w[a-z]+l$") }, console: "All is well"},
 		{name: "on sata", disk: sector("\r\nweb1 login: ", halt...), change: func(o *Options) { o.Bus = "sata" }, console: "web1 login:"},
 		{name: "on scsi", disk: sector("\r\nweb1 login: ", halt...), change: func(o *Options) { o.Bus = "scsi" }, console: "web1 login:"},
 		{name: "it asks and is gone", disk: sector("\r\nweb1 login: ", powerOff...), console: "web1 login:"},
@@ -172,6 +151,36 @@ func TestRunEnds(t *testing.T) {
 		if _, err := Run(t.Context(), o); !errors.Is(err, block.ErrInvalid) {
 			t.Errorf("%+v: %v", o, err)
 		}
+	}
+}
+
+// What runs a machine is found by running one.
+func TestBestAccel(t *testing.T) {
+	needsQEMU(t)
+	program, err := FindProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, err := probeDisk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Run(t.Context(), Options{Disks: []*os.File{disk}, plain: true, Expect: regexp.MustCompile(probeWord), User: Unprivileged(), Timeout: time.Minute}); err != nil {
+		t.Fatalf("the loader of the probe does not run under TCG: %+v, %v", r, err)
+	}
+	began := time.Now()
+	accel, err := BestAccel(t.Context(), program, nil)
+	if err != nil || accel != KVM && accel != TCG {
+		t.Errorf("%s, %v", accel, err)
+	}
+	t.Logf("%s, found in %v", accel, time.Since(began))
+	if as := (&syscall.Credential{Uid: 4_000_000_000, Gid: 4_000_000_000}); os.Geteuid() == 0 && !mayUseKVM(&syscall.Credential{}) && mayUseKVM(as) {
+		t.Error("who may not use KVM, may")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if accel, err := BestAccel(ctx, program, nil); err == nil && mayUseKVM(nil) {
+		t.Errorf("it was interrupted, and found %s", accel)
 	}
 }
 
