@@ -27,9 +27,8 @@ func FindProgram() (string, error) {
 // FindUEFI returns a file with UEFI firmware for QEMU that needs no variables to be kept. block.ErrNotFound with what to install if there is none.
 func FindUEFI() (string, error) {
 	for _, path := range []string{
-		"/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd", "/run/libvirt/nix-ovmf/OVMF.fd", // Debian, Ubuntu
-		"/usr/share/edk2/ovmf/OVMF.inteltdx.fd", "/usr/share/edk2/ovmf/OVMF.amdsev.fd", // Fedora: one file without variables
-		"/usr/share/edk2/x64/OVMF.4m.fd", "/usr/share/edk2-ovmf/x64/OVMF.fd", "/usr/share/qemu/ovmf-x86_64.bin", // Arch, openSUSE
+		"/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd", // Debian, Ubuntu
+		"/usr/share/edk2/x64/OVMF.4m.fd", "/usr/share/qemu/ovmf-x86_64.bin", // Arch, openSUSE
 	} {
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 			return path, nil

@@ -24,7 +24,6 @@ func (o Options) start(files []*os.File) (*process, error) {
 	c := exec.Command("/bin/sh", append([]string{"-c", bounded, "sh", strconv.FormatUint(o.ScratchBytes/512, 10), o.Program}, o.args()...)...)
 	said := &lastBytes{}
 	c.Stderr, c.ExtraFiles = said, files
-	c.Dir = "/"
 	c.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TMPDIR=" + o.Scratch}
 	// Of a group of its own, so that an interrupt of the terminal does not reach it.
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: o.User}
