@@ -18,7 +18,7 @@ var hopeless = []struct {
 	why  string
 }{
 	{regexp.MustCompile(`^No bootable device`), "the firmware finds nothing on it that it can boot"},
-	{regexp.MustCompile(`BdsDxe: No bootable option|^Shell> `), "the firmware finds nothing on it that it can boot"},
+	{regexp.MustCompile(`BdsDxe: No bootable option`), "the firmware finds nothing on it that it can boot"},
 	{regexp.MustCompile(`^(grub rescue>|error: unknown filesystem)`), "its boot loader does not find its own files"},
 	{regexp.MustCompile(`Kernel panic - not syncing`), "its kernel panics"},
 	{regexp.MustCompile(`^\(initramfs\)|Entering emergency mode|You are in emergency mode|^Give root password for maintenance|ALERT! .* does not exist`), "it stops in emergency mode"},

@@ -1,6 +1,7 @@
 package trial
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,6 +66,7 @@ type trial struct {
 		partial  string // the line that has no end yet
 		boots    int
 		matched  bool
+		match    string // the line that matches, until it is told
 		hopeless bool
 	}
 }
@@ -116,6 +118,7 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		read(serial, t.hear)
+		t.tellMatch()
 		close(t.heard)
 	})
 	if o.Agent || t.either {
@@ -218,9 +221,13 @@ func (t *trial) hear(lines []line) {
 				fmt.Fprintln(t.o.Console, l.text)
 			}
 		}
-		if t.expect != nil && !t.mu.matched && t.expect.MatchString(l.text) {
-			t.mu.matched = true
-			t.found <- news{console: strings.TrimSpace(l.text)}
+		if t.mu.match != "" || t.expect != nil && !t.mu.matched && t.expect.MatchString(l.text) {
+			if t.mu.match = l.text; !t.mu.matched && !l.whole {
+				time.AfterFunc(restTime, t.tellMatch)
+			}
+			if t.mu.matched = true; l.whole {
+				t.tellMatchLocked()
+			}
 			continue
 		}
 		if t.mu.hopeless {
@@ -233,6 +240,23 @@ func (t *trial) hear(lines []line) {
 				break
 			}
 		}
+	}
+}
+
+// restTime is how long the rest of a line may take that matches already, as a prompt does, which has no end.
+const restTime = 200 * time.Millisecond
+
+// tellMatch tells of the line that matches, if there is one and it was not told.
+func (t *trial) tellMatch() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tellMatchLocked()
+}
+
+func (t *trial) tellMatchLocked() {
+	if t.mu.match != "" {
+		t.found <- news{console: cmp.Or(strings.TrimSpace(t.mu.match), t.mu.match)}
+		t.mu.match = ""
 	}
 }
 
