@@ -17,7 +17,7 @@ var hopeless = []struct {
 	sign *regexp.Regexp
 	why  string
 }{
-	{regexp.MustCompile(`^No bootable device`), "the firmware finds nothing on it that it can boot"},
+	{regexp.MustCompile(`^No bootable device`), "the BIOS finds nothing on it that it can boot (UEFI might)"},
 	{regexp.MustCompile(`BdsDxe: No bootable option`), "the firmware finds nothing on it that it can boot"},
 	{regexp.MustCompile(`^(grub rescue>|error: unknown filesystem)`), "its boot loader does not find its own files"},
 	{regexp.MustCompile(`Kernel panic - not syncing`), "its kernel panics"},
