@@ -60,6 +60,19 @@ func TestBackupBench(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
+	var left []struct{ Name string }
+	if d.json(&left, "snapshot", "list", "web1"); len(left) > 0 {
+		t.Errorf("snapshots %v are left", left)
+	}
+	d.run("snapshot", "create", "web1@s")
+	var named benched
+	r.json(&named, append([]string{"bench", "--volume", "web1@s", "--endpoint", endpoint}, few...)...)
+	if named.Data == nil || named.Data.NonZeroBytes != first.Data.NonZeroBytes {
+		t.Errorf("of a snapshot: %+v", named.Data)
+	}
+	if got := r.try("bench", "--volume", "web1@none", "--endpoint", endpoint); got.code != 3 {
+		t.Errorf("of a snapshot that is not there: %+v", got)
+	}
 	var made backedUp
 	r.json(&made, "run", "web1", "--endpoint", endpoint)
 	var second benched

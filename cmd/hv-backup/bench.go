@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/pack"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
@@ -105,7 +107,7 @@ left that was killed is deleted by the next one after an hour. Nothing else is c
 	}
 	f := c.Flags()
 	f.StringVar(&b.file, "file", "", "a raw image or a block device to sample")
-	f.StringVar(&b.volume, "volume", "", "a volume of hvd to sample, attached or not")
+	f.StringVar(&b.volume, "volume", "", "a volume of hvd to sample, attached or not: a snapshot that goes in the end, or `VOLUME` with @SNAPSHOT")
 	f.StringVar(&b.backup, "backup", "", "the backup to restore (default: the youngest of what is sampled, else the youngest)")
 	f.Var(&b.sample, "sample", "how much to sample, and to restore")
 	f.Var(&b.most, "most", "how much to store at a time, at most")
@@ -158,22 +160,53 @@ func (b *benching) run(ctx context.Context) error {
 	return b.a.show(out, func() { b.tell(out) })
 }
 
-// liveVolume is a volume as it is now, as a backup.Source.
-type liveVolume struct {
-	api  *client.Client
-	name string
-	size uint64
+// frozenSource is a snapshot of a volume as a backup.Source.
+type frozenSource struct {
+	api *client.Client
+	client.Snapshot
 }
 
 // Size implements backup.Source.
-func (v *liveVolume) Size() uint64 { return v.size }
+func (v *frozenSource) Size() uint64 { return v.SizeBytes }
 
 // Region implements backup.Source.
-func (v *liveVolume) Region(ctx context.Context, p []byte, off uint64) (bool, error) {
-	return false, v.api.ReadRange(ctx, v.name, "", p, off)
+func (v *frozenSource) Region(ctx context.Context, p []byte, off uint64) (bool, error) {
+	return false, v.api.ReadRange(ctx, v.Volume, v.Name, p, off)
 }
 
-func (b *benching) data(ctx context.Context, cut cdc.Params) (_ *benchedData, err error) {
+// freezeSource returns a snapshot of the volume: the one that was named, or a new one, which end deletes.
+func (b *benching) freezeSource(ctx context.Context) (src *frozenSource, end func() error, err error) {
+	api, err := b.a.hvd()
+	if err != nil {
+		return nil, nil, err
+	}
+	volume, name, named := strings.Cut(b.volume, "@")
+	if !named {
+		name = "bench-" + time.Now().UTC().Format("20060102t150405.000z")
+		made, err := takeSnapshots(ctx, api, name, []string{volume}, "")
+		if err != nil {
+			return nil, nil, err
+		}
+		return &frozenSource{api, made[0]}, func() error {
+			if _, err := client.DeleteSnapshot(context.WithoutCancel(ctx), api, volume, name); err != nil {
+				return fmt.Errorf("delete the snapshot that was measured, %s@%s, by hand: %w", volume, name, err)
+			}
+			return nil
+		}, nil
+	}
+	reply, err := client.ListSnapshots(ctx, api, volume)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, s := range reply.Snapshots {
+		if s.Name == name {
+			return &frozenSource{api, s}, func() error { return nil }, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("snapshot %s: %w", b.volume, block.ErrNotFound)
+}
+
+func (b *benching) data(ctx context.Context, cut cdc.Params) (_ *benchedData, failed error) {
 	var src backup.Source
 	if b.file != "" {
 		f, err := backup.OpenFile(b.file)
@@ -183,15 +216,12 @@ func (b *benching) data(ctx context.Context, cut cdc.Params) (_ *benchedData, er
 		defer f.Close()
 		src = f
 	} else {
-		api, err := b.a.hvd()
+		frozen, end, err := b.freezeSource(ctx)
 		if err != nil {
 			return nil, err
 		}
-		v, err := client.GetVolume(ctx, api, b.volume)
-		if err != nil {
-			return nil, err
-		}
-		src = &liveVolume{api, b.volume, v.Volume.SizeBytes}
+		defer func() { failed = errors.Join(failed, end()) }()
+		src = frozen
 	}
 	meter := b.a.newMeter("sampling", uint64(b.sample))
 	d, err := gauge.Data(ctx, src, uint64(b.sample), cut, meter.At)
