@@ -98,7 +98,7 @@ func newBench(a *app) *cobra.Command {
 by dedup within the sample and compression. With a repository its place is measured: how fast it takes objects as large as packs and gives pieces as large as frames, and how long one request takes, with 1, 4 and 16 in flight. If there are backups, one is restored to nowhere.
 
 What is measured by is what backups do, with the repository's own cut. Objects of random bytes go under bench/ in the repository, ` + units.Size(512<<20).Human() + ` at most at a time (--most), and are deleted in the end, also after an error or an interrupt; what a measurement
-left that was killed is deleted by the next one after an hour. Nothing else is changed. Reads of a directory may come from this host's memory.`,
+left that was killed is deleted by the next one after an hour. A volume is sampled by a snapshot, bench-TIME, which is deleted in the end. Nothing else is changed. Reads of a directory may come from this host's memory.`,
 		Example: `  hv-backup bench --volume web1 --repo /mnt/backup/vms
   hv-backup bench --file disk.raw
   hv-backup bench --requests 1,8,32 --most 1GiB -o json --repo s3+https://minio.example.org/backups/vms`,
