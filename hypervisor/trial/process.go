@@ -46,6 +46,9 @@ func (o Options) start(files []*os.File) (*process, error) {
 	}()
 	if err := <-started; err != nil {
 		<-p.ended
+		if o.User != nil {
+			err = fmt.Errorf("as user %d: %w", o.User.Uid, err)
+		}
 		return nil, fmt.Errorf("start %s: %w", o.Program, err)
 	}
 	return p, nil
