@@ -259,7 +259,7 @@ func TestLiveRestoreGivenUp(t *testing.T) {
 	liveDisk(t, r)
 	p := r.restoreLive(d, "web1", "--limit-rate", "1MiB")
 	_ = p.cmd.Process.Signal(syscall.SIGINT)
-	p.end(1, "the same command goes on")
+	p.end(130, "the same command goes on")
 	d.attach("web1")
 	c := openNBD(t, d.nbdSocket(), "web1")
 	block := bytes.Repeat([]byte{1}, 4096)

@@ -216,7 +216,7 @@ func TestBackupCompletion(t *testing.T) {
 	t.Setenv("HV_ENDPOINT", "unix:"+d.dir+"/hvd.sock")
 	t.Setenv("HV_BACKUP_POLICIES", t.TempDir())
 	for _, c := range []struct{ args, want string }{
-		{"run ", "web1"}, {"cdp attach ", "web1"}, {"cdp find-onset ", "web1"}, {"policy set nightly ", "web1"}, {"run web1 ", ""}, {"policy run ", ""},
+		{"run ", "web1"}, {"cdp attach ", "web1"}, {"cdp find-onset ", "web1"}, {"policy set nightly ", "web1"}, {"test-restore ", "web1"}, {"bench --volume ", "web1"}, {"run web1 ", ""}, {"policy run ", ""},
 	} {
 		args := append([]string{"__complete"}, strings.Split(c.args, " ")...)
 		if got := execute(t, nil, backupPath, args...); strings.Contains(got.stdout, "web1") != (c.want != "") {

@@ -83,6 +83,17 @@ func TestHistory(t *testing.T) {
 	if p := points.Points; len(p) != 3 || p[0].Label != "one" || p[1].Label != "s1" || p[1].Kind != "snapshot" || p[2].Kind != "resize" {
 		t.Errorf("labelled points: %+v", p)
 	}
+	for flags, want := range map[string]string{"--limit 1": points.Points[2].Kind, "--limit 2": "snapshot", "--limit 1 --after 0": "mark"} {
+		few := points
+		few.Points = nil
+		d.cdpJSON(&few, append([]string{"points", "v", "--labelled"}, strings.Fields(flags)...)...)
+		if len(few.Points) == 0 || few.Points[0].Kind != want {
+			t.Errorf("points %s begin with %+v, want a %s", flags, few.Points, want)
+		}
+	}
+	if got := d.cdp("points", "v", "--limit", "0"); got.code != 2 {
+		t.Errorf("no points: %+v", got)
+	}
 	var restored moment
 	d.cdpJSON(&restored, "restore", "v", "--at", "one", "--to-volume", "r")
 	if restored.Volume != "r" || restored.Seq != mark.Seq || restored.URI != "" {

@@ -41,7 +41,7 @@ func TestSocketPerVolume(t *testing.T) {
 				t.Errorf("%s: nobody opened %s", when, uri)
 			}
 		}
-		if got := asNobody(fabricPath, "--endpoint", "unix:"+d.dir+"/hvd.sock", "volume", "list"); got.code != 1 || got.stdout != "" {
+		if got := asNobody(fabricPath, "--endpoint", "unix:"+d.dir+"/hvd.sock", "volume", "list"); got.code != 4 || got.stdout != "" {
 			t.Errorf("%s: nobody used the control socket: %+v", when, got)
 		}
 	}

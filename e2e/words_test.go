@@ -164,7 +164,7 @@ func TestRefusals(t *testing.T) {
 	}
 	w.testify()
 	got := execute(t, nil, fabricPath, "--endpoint", "unix:"+d.dir+"/none.sock", "volume", "list")
-	d.mustRefuse(got, 1, []string{"none.sock", "start hvd", "--endpoint"}, "no daemon")
+	d.mustRefuse(got, 6, []string{"none.sock", "start hvd", "--endpoint"}, "no daemon")
 }
 
 // TestImportThatEndsEarly gives a pipe less than --size, and one with more: no volume is left.

@@ -54,6 +54,12 @@ in
         default = "*:0/5";
         description = "How often to look whether one is due, as a calendar event of systemd.";
       };
+      qemu = lib.mkOption {
+        type = lib.types.nullOr lib.types.package;
+        default = null;
+        example = lib.literalExpression "pkgs.qemu_kvm";
+        description = "QEMU for the restore tests of policies (`--test-restore`), with qemu-system-x86_64.";
+      };
     };
   };
 
@@ -90,6 +96,7 @@ in
       description = "Backups that are due";
       after = [ "hyper-nixos.service" "network-online.target" ];
       wants = [ "network-online.target" ];
+      path = lib.optional (cfg.backups.qemu != null) cfg.backups.qemu;
       serviceConfig = {
         Type = "oneshot";
         ExecStart = "${lib.getExe' cfg.package "hv-backup"} policy run --due";

@@ -2,6 +2,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -32,6 +33,9 @@ type Backend interface {
 
 	Close() error
 }
+
+// ErrUnreachable means that a backend did not answer, or said that it cannot serve, however often it was asked. It comes beside the reason.
+var ErrUnreachable = errors.New("the storage cannot be reached")
 
 // Object is an object as List shows it.
 type Object struct {

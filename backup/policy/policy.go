@@ -32,6 +32,15 @@ type Policy struct {
 	VerifyEvery   Seconds `json:"verifyEverySeconds,omitempty"` // 0: never
 	VerifyPercent int     `json:"verifyPercent,omitempty"`      // of the packs, to the last byte
 
+	TestEvery   Seconds  `json:"testEverySeconds,omitempty"` // boot the backups; 0: never
+	TestGuests  []string `json:"testGuests,omitempty"`       // VOLUME,VOLUME…: the disks of a guest, the first is booted from; none: each volume is a guest
+	TestExpect  string   `json:"testExpect,omitempty"`       // what its console has to say, a regular expression
+	TestAgent   bool     `json:"testAgent,omitempty"`        // its agent has to answer
+	TestTimeout Seconds  `json:"testTimeoutSeconds,omitempty"`
+	TestMemory  uint64   `json:"testMemoryBytes,omitempty"`
+	TestUEFI    bool     `json:"testUEFI,omitempty"`
+	TestQEMU    []string `json:"testQEMU,omitempty"` // further arguments
+
 	CopyTo           string `json:"copyTo,omitempty"` // another repository
 	CopyPasswordFile string `json:"copyPasswordFile,omitempty"`
 
@@ -75,7 +84,7 @@ func (p *Policy) Validate() error {
 	if (len(p.Volumes) == 0) == (p.Group == "") || len(p.Volumes) > maxVolumes {
 		return bad("it needs volumes, or a group")
 	}
-	texts := append([]string{p.Group, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, slices.Concat(p.Volumes, p.Identities, p.GuestAgents)...)
+	texts := append([]string{p.TestExpect, p.Group, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, slices.Concat(p.Volumes, p.Identities, p.GuestAgents, p.TestGuests, p.TestQEMU)...)
 	for name, paths := range p.Files {
 		if name == "" || len(name) > 200 || len(paths) == 0 || len(paths) > maxVolumes {
 			return bad("files %q: want a name and paths", name)
@@ -97,8 +106,12 @@ func (p *Policy) Validate() error {
 		return bad("every %v: want a minute to ten years", p.Every.Duration())
 	case p.At != "" && p.Every%day != 0:
 		return bad("at %s, every %v: a time of day goes with whole days", p.At, p.Every.Duration())
-	case p.PruneEvery < 0 || p.PruneEvery > maxEvery || p.VerifyEvery < 0 || p.VerifyEvery > maxEvery:
-		return bad("prune or verify less often than every ten years, or in negative time")
+	case p.PruneEvery < 0 || p.PruneEvery > maxEvery || p.VerifyEvery < 0 || p.VerifyEvery > maxEvery || p.TestEvery < 0 || p.TestEvery > maxEvery:
+		return bad("prune, verify or test less often than every ten years, or in negative time")
+	case p.TestEvery == 0 && (len(p.TestGuests) > 0 || p.TestExpect != "" || p.TestAgent || p.TestTimeout != 0 || p.TestMemory != 0 || p.TestUEFI || len(p.TestQEMU) > 0):
+		return bad("how restores are tested, and not how often")
+	case p.TestTimeout < 0 || p.TestTimeout > day:
+		return bad("a test of %v: want a day at most", p.TestTimeout.Duration())
 	case p.VerifyPercent < 0 || p.VerifyPercent > 100:
 		return bad("verify %d %%: want 0 to 100", p.VerifyPercent)
 	}
@@ -106,6 +119,16 @@ func (p *Policy) Validate() error {
 		return bad("%v", err)
 	}
 	if err := p.Keep.Validate(); err != nil {
+		return bad("%v", err)
+	}
+	for _, guest := range p.TestGuests {
+		for _, volume := range strings.Split(guest, ",") {
+			if volume == "" || p.Group == "" && !slices.Contains(p.Volumes, volume) {
+				return bad("test of %q: want volumes of the policy, with commas between", guest)
+			}
+		}
+	}
+	if _, err := regexp.Compile(p.TestExpect); err != nil {
 		return bad("%v", err)
 	}
 	return nil

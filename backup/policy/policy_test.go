@@ -92,16 +92,46 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// What has failed is done again a day later, and is not well before.
+func TestNeedsTest(t *testing.T) {
+	now := time.Now()
+	p := nightly()
+	if p.NeedsTest(State{}, now) {
+		t.Error("a test is due that was not asked for")
+	}
+	p.TestEvery, p.VerifyEvery = 7*day, 7*day
+	passed, failed := []Test{{Backups: []string{"a"}}}, []Test{{Backups: []string{"a"}}, {Backups: []string{"b"}, Error: "no answer"}, {Error: "no boot"}}
+	for _, c := range []struct {
+		name         string
+		state        State
+		test, verify bool
+	}{
+		{"never yet", State{}, true, true},
+		{"two days ago", State{LastTest: now.Add(-48 * time.Hour), Tests: passed, LastVerify: now.Add(-48 * time.Hour)}, false, false},
+		{"two days ago, in vain", State{LastTest: now.Add(-48 * time.Hour), Tests: failed, LastVerify: now.Add(-48 * time.Hour), BadVerify: "damage"}, true, true},
+		{"an hour ago, in vain", State{LastTest: now.Add(-time.Hour), Tests: failed, LastVerify: now.Add(-time.Hour), BadVerify: "damage"}, false, false},
+		{"a week ago", State{LastTest: now.Add(-7 * 24 * time.Hour), Tests: passed, LastVerify: now.Add(-7 * 24 * time.Hour)}, true, true},
+	} {
+		if test, verify := p.NeedsTest(c.state, now), p.NeedsVerify(c.state, now); test != c.test || verify != c.verify {
+			t.Errorf("%s: test %v, verify %v", c.name, test, verify)
+		}
+	}
+	if s := (State{Tests: failed}); s.BadTests() != "no answer; no boot" || (&State{Tests: passed}).BadTests() != "" {
+		t.Errorf("%q", s.BadTests())
+	}
+}
+
 func TestFolder(t *testing.T) {
 	f := Folder(filepath.Join(t.TempDir(), "deep", "policies"))
 	if names, err := f.Names(); err != nil || len(names) != 0 {
 		t.Error(names, err)
 	}
 	p := nightly()
+	p.TestEvery, p.TestGuests, p.TestExpect, p.TestQEMU = 7*day, []string{"web1"}, "login", []string{"-cpu", "host"}
+	s := State{Created: time.Now().UTC().Truncate(time.Second), Error: "no", Failures: 2, LastTest: time.Now().UTC().Truncate(time.Second), Tests: []Test{{Backups: []string{"a"}, Seconds: 1.5, Answer: "login:"}}}
 	if err := f.Save(p); err != nil {
 		t.Fatal(err)
 	}
-	s := State{Created: time.Now().UTC().Truncate(time.Second), Error: "no", Failures: 2}
 	if err := f.SaveState(p.Name, s); err != nil {
 		t.Fatal(err)
 	}
@@ -180,6 +210,10 @@ func TestBadFiles(t *testing.T) {
 		"percent":             func(p *Policy) { p.VerifyPercent = 101 },
 		"prune":               func(p *Policy) { p.PruneEvery = -1 },
 		"files without paths": func(p *Policy) { p.Files = map[string][]string{"etc": nil} },
+		"tests of others":     func(p *Policy) { p.TestEvery, p.TestGuests = day, []string{"web1,other"} },
+		"tests at no time":    func(p *Policy) { p.TestAgent = true },
+		"tests that expect":   func(p *Policy) { p.TestEvery, p.TestExpect = day, "(" },
+		"tests for days":      func(p *Policy) { p.TestEvery, p.TestTimeout = day, 2*day },
 		"keep":                func(p *Policy) { p.Keep.Daily = -1 },
 		"a header of mail":    func(p *Policy) { p.MailTo = "ops@example.org\nBcc: x@example.org" },
 		"long":                func(p *Policy) { p.Endpoint = strings.Repeat("x", maxText+1) },

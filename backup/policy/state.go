@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // State is what came of a policy. The names of its fields are those of its file.
 type State struct {
@@ -12,8 +15,31 @@ type State struct {
 	Failures   int       `json:"failures,omitempty"`
 	LastPrune  time.Time `json:"lastPrune,omitzero"`
 	LastVerify time.Time `json:"lastVerify,omitzero"`
-	Damage     string    `json:"damage,omitempty"`    // what the last verify, copy, prune or forget failed with
+	Damage     string    `json:"damage,omitempty"`    // what the last verify, copy, prune, forget or test failed with
 	ToldMissed time.Time `json:"toldMissed,omitzero"` // that a backup is missing, since the last success
+
+	LastTest  time.Time `json:"lastTest,omitzero"`
+	Tests     []Test    `json:"tests,omitempty"`     // of LastTest
+	BadVerify string    `json:"badVerify,omitempty"` // what the last verify failed with, however long ago that was
+}
+
+// Test is what came of a restore test. Its fields are those of the file, too.
+type Test struct {
+	Backups []string `json:"backups"` // the first was booted
+	Seconds float64  `json:"seconds"` // until the guest answered
+	Answer  string   `json:"answer,omitempty"`
+	Error   string   `json:"error,omitempty"` // why it did not; empty: it passed
+}
+
+// BadTests is what the last tests failed with, empty if all passed.
+func (s *State) BadTests() string {
+	var all []string
+	for _, t := range s.Tests {
+		if t.Error != "" {
+			all = append(all, t.Error)
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // Retries after a failure come after firstRetry, twice that, and so on, and at least every lastRetry.
@@ -79,9 +105,21 @@ func (p *Policy) Missing(s State, now time.Time) bool {
 // NeedsPrune and NeedsVerify report whether that is to be done after a backup.
 func (p *Policy) NeedsPrune(s State, now time.Time) bool { return due(p.PruneEvery, s.LastPrune, now) }
 
-// NeedsVerify reports whether the repository is to be verified after a backup.
+// NeedsVerify reports whether the repository is to be verified after a backup. What has failed is done again a day later at the latest.
 func (p *Policy) NeedsVerify(s State, now time.Time) bool {
-	return due(p.VerifyEvery, s.LastVerify, now)
+	return due(again(p.VerifyEvery, s.BadVerify != ""), s.LastVerify, now)
+}
+
+// NeedsTest reports whether backups are to be booted after a backup. What has failed is done again a day later at the latest.
+func (p *Policy) NeedsTest(s State, now time.Time) bool {
+	return due(again(p.TestEvery, s.BadTests() != ""), s.LastTest, now)
+}
+
+func again(every Seconds, failed bool) Seconds {
+	if failed {
+		return min(every, day)
+	}
+	return every
 }
 
 func due(every Seconds, last, now time.Time) bool {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -22,12 +23,14 @@ import (
 
 // Exit codes are part of the interface.
 const (
-	exitDone     = 0
-	exitFailed   = 1
-	exitUsage    = 2
-	exitNotFound = 3
-	exitRefused  = 4
-	exitDamaged  = 5
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitRefused     = 4
+	exitDamaged     = 5
+	exitUnreachable = 6 // hvd or the storage does not answer
+	exitNoAnswer    = 7 // a guest that was booted to test a backup
 )
 
 // app is one run of the command: its streams, its environment and the flags that all commands share.
@@ -57,7 +60,9 @@ func run(ctx context.Context, a *app, args []string) int {
 	if err == nil {
 		return exitDone
 	}
-	if serves := command.Name() == "attach" || command.Name() == "mount"; ctx.Err() != nil && (!serves || errors.Is(err, context.Canceled)) { // these end well by an interrupt: what goes wrong then is said
+	serves := command.Name() == "attach" || command.Name() == "mount"
+	interrupted := ctx.Err() != nil && (!serves || errors.Is(err, context.Canceled)) // those end well by an interrupt: what goes wrong then is said
+	if interrupted {
 		err = fmt.Errorf("%s: interrupted", command.CommandPath())
 		if command.Name() == "run" || command.Name() == "copy" {
 			err = fmt.Errorf("%w; what is stored already need not be stored again", err)
@@ -67,6 +72,9 @@ func run(ctx context.Context, a *app, args []string) int {
 		}
 	}
 	code, hint := judge(command, err)
+	if interrupted {
+		code = console.InterruptCode(ctx)
+	}
 	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	if hint != "" {
 		line += "; " + hint
@@ -81,6 +89,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	var said *client.Error
 	var damaged *backup.DamagedError
 	var step *stepError
+	var unreachable *client.UnreachableError
 	switch {
 	case errors.As(err, &damaged):
 		if len(damaged.Unreadable) > 0 {
@@ -93,6 +102,13 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return saidCode(said.Code), ""
 	case errors.As(err, &step):
 		return step.code, ""
+	case errors.As(err, &unreachable):
+		if errors.Is(err, fs.ErrPermission) {
+			return exitRefused, "its socket is for root and the user that hvd runs as"
+		}
+		return exitUnreachable, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
+	case errors.Is(err, backend.ErrUnreachable):
+		return exitUnreachable, "see whether the storage runs, whether its name and port in --repo are right, and whether this host reaches it; then run the same again"
 	case errors.Is(err, errProblems):
 		return exitDamaged, ""
 	case errors.Is(err, repository.ErrUnreadableMark):
@@ -138,7 +154,8 @@ encrypted before it leaves this program.
 The repository is --repo, or $HV_BACKUP_REPO. Its keys are opened by a passphrase (--password-file, $HV_BACKUP_PASSWORD_FILE, or asked for on the terminal) or by an age identity
 (--identity FILE). Credentials of object storage come from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY or a file (docs/hv-backup.md).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 damage was found. With -o json one JSON document is printed on standard output and nothing else; progress
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 damage was found, 6 hvd or the storage cannot be reached, 7 a guest did not answer to a restore test,
+130 interrupted. With -o json one JSON document is printed on standard output and nothing else; progress
 and messages go to standard error.`,
 		Example: `  hv-backup repo init --repo /mnt/backup/vms
   hv-backup run web1 --repo /mnt/backup/vms --tag daily
@@ -166,7 +183,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), newVersion(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root

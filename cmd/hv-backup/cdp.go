@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,14 +55,18 @@ func newCDPPoints(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "points VOLUME",
 		Short: "List the moments of a volume that have a name: flushes, snapshots, marks",
-		Long: `List the moments of a volume that have a name, oldest first: what its guest flushed, snapshots, marks, resizes and rollbacks. Every other write is a moment, too: by its time, or by the number of a record.
-A page has --limit of them; --after NUMBER goes on behind the last.`,
+		Long: `List the newest moments of a volume that have a name, the newest last: what its guest flushed, snapshots, marks, resizes and rollbacks. Every other write is a moment, too: by its time, or by the number of a record.
+With --after NUMBER the first behind that one are listed instead, 0 begins with the oldest there is; --limit bounds the page, and the number of its last moment is where the next one goes on.`,
 		Example: `  hv-backup cdp points web1
+  hv-backup cdp points web1 --limit 1
   hv-backup cdp points web1 --labelled
   hv-backup cdp points web1 --after 123456 --limit 1000 -o json`,
 		Args:              console.Exactly("VOLUME"),
 		ValidArgsFunction: a.completeVolumes(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if limit < 1 || limit > maxPoints {
+				return console.Usagef("--limit %d: want 1 to %d", limit, maxPoints)
+			}
 			api, err := a.hvd()
 			if err != nil {
 				return err
@@ -68,24 +75,61 @@ A page has --limit of them; --after NUMBER goes on behind the last.`,
 			if err != nil {
 				return err
 			}
-			reply, err := client.ListHistoryPoints(c.Context(), api, args[0], after, limit, labelled)
+			h, forward := info.History, c.Flags().Changed("after")
+			var points []client.HistoryPoint
+			if forward {
+				var reply *client.ListHistoryPointsResponse
+				if reply, err = client.ListHistoryPoints(c.Context(), api, args[0], after, limit, labelled); err == nil {
+					points = reply.HistoryPoints
+				}
+			} else {
+				points, err = newestPoints(c.Context(), api, h, limit, labelled)
+			}
 			if err != nil {
 				return err
 			}
-			h := info.History
-			points := append([]client.HistoryPoint{}, reply.HistoryPoints...)
-			return a.show(map[string]any{"history": h, "points": points}, func() { a.tellPoints(h, points, limit) })
+			points = append([]client.HistoryPoint{}, points...)
+			return a.show(map[string]any{"history": h, "points": points}, func() { a.tellPoints(h, points, limit, forward) })
 		},
 	}
 	f := c.Flags()
-	f.Uint64Var(&after, "after", 0, "only what is behind the record of that number")
-	f.IntVar(&limit, "limit", 100, "at most so many, 1 to 1000")
+	f.Uint64Var(&after, "after", 0, "the first behind the record of that `NUMBER`, not the newest")
+	f.IntVar(&limit, "limit", 100, fmt.Sprintf("at most so many, 1 to %d", maxPoints))
 	f.BoolVar(&labelled, "labelled", false, "without flushes")
 	return c
 }
 
+// maxPoints is how many points hvd gives at once.
+const maxPoints = 1000
+
+// newestPoints returns the newest points of a history, oldest first. hvd gives pages from a number on, so it is asked from ever further back, as records are numbered without gaps.
+func newestPoints(ctx context.Context, api *client.Client, h client.History, limit int, labelled bool) (points []client.HistoryPoint, err error) {
+	for span := 16 * uint64(limit); ; span *= 8 {
+		after := uint64(0)
+		if h.LastSeq > span {
+			after = h.LastSeq - span
+		}
+		points = points[:0]
+		for next := after; ; {
+			reply, err := client.ListHistoryPoints(ctx, api, h.Volume, next, maxPoints, labelled)
+			if err != nil {
+				return nil, err
+			}
+			points = append(points, reply.HistoryPoints...)
+			points = slices.Delete(points, 0, max(0, len(points)-limit))
+			if len(reply.HistoryPoints) < maxPoints {
+				break
+			}
+			next = reply.HistoryPoints[len(reply.HistoryPoints)-1].Seq
+		}
+		if len(points) >= limit || after <= h.FirstSeq {
+			return points, nil
+		}
+	}
+}
+
 // tellPoints prints a page of points.
-func (a *app) tellPoints(h client.History, points []client.HistoryPoint, limit int) {
+func (a *app) tellPoints(h client.History, points []client.HistoryPoint, limit int, forward bool) {
 	if h.FirstSeq == 0 {
 		a.say("volume %s has no moment yet", h.Volume)
 	} else {
@@ -97,8 +141,12 @@ func (a *app) tellPoints(h client.History, points []client.HistoryPoint, limit i
 	for _, p := range points {
 		a.say("%12d  %-30s  %-8s  %s", p.Seq, p.At.Format(time.RFC3339Nano), p.Kind, p.Label)
 	}
-	if len(points) >= limit && len(points) > 0 {
+	switch {
+	case len(points) < limit || len(points) == 0:
+	case forward:
 		a.say("there may be more: --after %d", points[len(points)-1].Seq)
+	default:
+		a.say("there may be older ones: --after 0 begins with the oldest")
 	}
 }
 

@@ -188,7 +188,7 @@ func TestInterruptAtThePassphrase(t *testing.T) {
 	}
 	select {
 	case code := <-ended:
-		if code != exitFailed || !strings.Contains(string(said), "interrupted") {
+		if code != 130 || !strings.Contains(string(said), "interrupted") {
 			t.Errorf("it ends with %d and says %q", code, said)
 		}
 	case <-time.After(20 * time.Second):

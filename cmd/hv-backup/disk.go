@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -51,31 +53,61 @@ func (a *app) serve(r *repository.Repository, m *repository.Manifest, path strin
 		debug.SetMemoryLimit(memoryLimit + int64(more)) // or the collector would work all the time
 	}
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // who reads what it says may go: a line that nobody reads must not end it
-	d = &disk{a: a, m: m, ended: make(chan struct{})}
-	d.told.errors = make(map[string]bool)
+	d = newDisk(a, m)
 	if path == "" {
 		if d.folder, err = os.MkdirTemp(a.getenv("XDG_RUNTIME_DIR"), "hv-backup-"); err != nil {
 			return nil, err
 		}
 		path = filepath.Join(d.folder, "nbd.sock")
 	}
-	d.device, err = backup.NewDevice(r, m, cacheBytes)
+	d.socket, d.uri = path, nbd.UnixURI(path, m.Name)
+	return d, d.start(r, cacheBytes, func() (net.Listener, error) { return listen(path) })
+}
+
+func newDisk(a *app, m *repository.Manifest) *disk {
+	d := &disk{a: a, m: m, ended: make(chan struct{})}
+	d.told.errors = make(map[string]bool)
+	return d
+}
+
+// start opens the backup and begins to serve it. After an error nothing is left of it.
+func (d *disk) start(r *repository.Repository, cacheBytes int, listen func() (net.Listener, error)) (err error) {
+	d.device, err = backup.NewDevice(r, d.m, cacheBytes)
 	if err == nil {
 		d.server, err = nbd.NewServer(d, nbd.Options{MaxConnections: maxDiskConns, Events: nbd.Events{RequestFailed: d.failed}})
 	}
 	var listener net.Listener
 	if err == nil {
-		listener, err = listen(path)
+		listener, err = listen()
 	}
 	if err != nil {
-		return nil, errors.Join(err, d.abandon())
+		return errors.Join(err, d.abandon())
 	}
-	d.socket, d.uri = path, nbd.UnixURI(path, m.Name)
 	go func() {
 		d.endErr = d.server.Serve(context.Background(), listener)
 		close(d.ended)
 	}()
-	return d, nil
+	return nil
+}
+
+// handOver serves a backup to one client alone, which is handed its end of the connection. It ends with close.
+func (a *app) handOver(r *repository.Repository, m *repository.Manifest, cacheBytes int) (d *disk, client *os.File, err error) {
+	d = newDisk(a, m)
+	door := unixsock.NewHandover()
+	if err := d.start(r, cacheBytes, func() (net.Listener, error) { return door, nil }); err != nil {
+		return nil, nil, err
+	}
+	if client, err = door.Connect(); err != nil {
+		return nil, nil, errors.Join(err, d.close())
+	}
+	return d, client, nil
+}
+
+// damage says what of it could not be read.
+func (d *disk) damage() []string {
+	d.told.Lock()
+	defer d.told.Unlock()
+	return slices.Sorted(maps.Keys(d.told.errors))
 }
 
 // listen makes a socket for this user alone, unless somebody is serving at it.

@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
@@ -25,7 +27,7 @@ func main() {
 	if !signal.Ignored(syscall.SIGHUP) { // nohup means that it goes on
 		ends = append(ends, syscall.SIGHUP) // the terminal has gone: what is served or mounted must not stay behind
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), ends...)
+	ctx, stop := console.Interruptible(context.Background(), ends...)
 	code := run(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv), os.Args[1:])
 	stop()
 	os.Exit(code)

@@ -61,22 +61,26 @@ func (p *policies) in() (policy.Folder, error) {
 
 func newPolicySet(p *policies) *cobra.Command {
 	var want policy.Policy
-	var every, prune, verify units.Span
+	var every, prune, verify, testTimeout units.Span
+	var test oftenFlag
+	var testMemory units.Size
 	var withFiles []string
 	c := &cobra.Command{
 		Use:   "set NAME VOLUME...|@GROUP --every TIME",
 		Short: "Make a policy, or replace it",
 		Long: `Make a policy, or replace it; what came of it until now stays known. Volumes, or a group, are backed up together every so often, at --at if it is whole days, to --repo with the keys of --password-file or
 --identity: files, as nobody is there to ask. After a backup those of the policy that no --keep flag keeps are forgotten; without one all stay. --prune-every and --verify-every look after the repository, --copy-to copies the
-policy's backups into another one.
+policy's backups into another one. --test-restore boots the backups just made, each volume by itself or the disks of a --test-guest together, as "test-restore" does, and wants an answer.
 
 When a backup fails it is tried again after 5 minutes, 10, and so on, at least every hour. --webhook-file and --mail-to tell of the first failure, of a backup that is missing (half a period late), of damage, and when all is well again.`,
 		Example: `  hv-backup policy set nightly web1 db1 --every 1d --at 02:00 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune-every 1d --verify-every 1w --verify-data 5 --repo /mnt/backup/vms --password-file /etc/hv-backup/password
+  hv-backup policy set web web1 web1-data --every 1d --test-restore weekly --test-guest web1,web1-data --test-expect 'nginx.*started' --repo /mnt/backup/vms --password-file /etc/hv-backup/password
   hv-backup policy set shop @shop --every 1h --keep-hourly 24 --keep-daily 14 --repo s3://backups/shop --identity /etc/hv-backup/key --mail-to ops@example.org`,
 		Args:              console.Between(2, 1000, "NAME and VOLUME or @GROUP"),
 		ValidArgsFunction: p.a.completeVolumes(1, 1000),
 		RunE: func(c *cobra.Command, args []string) error {
 			want.Name, want.Every, want.PruneEvery, want.VerifyEvery = args[0], policy.Seconds(every), policy.Seconds(prune), policy.Seconds(verify)
+			want.TestEvery, want.TestTimeout, want.TestMemory = policy.Seconds(test.Span), policy.Seconds(testTimeout), uint64(testMemory)
 			for _, target := range args[1:] {
 				if group, ok := strings.CutPrefix(target, "@"); ok {
 					if len(args) > 2 {
@@ -113,6 +117,14 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	f.Var(&prune, "prune-every", "how often to prune the repository")
 	f.Var(&verify, "verify-every", "how often to verify the repository")
 	f.IntVar(&want.VerifyPercent, "verify-data", 0, "how many `PERCENT` of the packs to read when it is verified")
+	f.Var(&test, "test-restore", "how often to boot the backups and see whether the guests answer: weekly, daily, monthly, or a time")
+	f.StringArrayVar(&want.TestGuests, "test-guest", nil, "`VOLUME,VOLUME` that are the disks of one guest, the first is booted from; may be repeated (default each volume by itself)")
+	f.StringVar(&want.TestExpect, "test-expect", "", "regular `EXPRESSION` that a line of the guest's serial console has to match, as for test-restore")
+	f.BoolVar(&want.TestAgent, "test-agent", false, "the guest's qemu-guest-agent has to answer")
+	f.Var(&testTimeout, "test-timeout", "how long to wait for the answer (default 5m)")
+	f.Var(&testMemory, "test-memory", "memory of the guest (default 512MiB)")
+	f.BoolVar(&want.TestUEFI, "test-uefi", false, "boot by UEFI")
+	f.StringArrayVar(&want.TestQEMU, "test-qemu", nil, "further `ARGUMENT` for QEMU; may be repeated")
 	f.StringVar(&want.CopyTo, "copy-to", "", "another repository that gets copies")
 	f.StringVar(&want.CopyPasswordFile, "copy-password-file", "", "file with the passphrase of --copy-to in its first line (default --password-file)")
 	f.StringVar(&want.WebhookFile, "webhook-file", "", "file with a URL in its first line, to which failures are told")
@@ -214,7 +226,7 @@ func newPolicyList(p *policies) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List policies and what came of them",
-		Long:  "List policies and what came of them. Exit code 5 means that a backup failed, is missing, or that damage was found.",
+		Long:  "List policies and what came of them. Exit code 5 means that a backup failed, is missing, did not come up in a restore test, or that damage was found.",
 		Args:  console.Exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			folder, err := p.in()
@@ -231,7 +243,7 @@ func newPolicyList(p *policies) *cobra.Command {
 				if err != nil {
 					bad++
 					views = append(views, policyView{Policy: &policy.Policy{Name: name}, Unreadable: err.Error()})
-					rows = append(rows, []string{name, "", "", "", "", "", err.Error()})
+					rows = append(rows, []string{name, "", "", "", "", "", "", err.Error()})
 					continue
 				}
 				v := p.view(is, s)
@@ -250,10 +262,10 @@ func newPolicyList(p *policies) *cobra.Command {
 				if trouble != "" {
 					bad++
 				}
-				rows = append(rows, []string{name, targets(is), units.Span(is.Every).String(), is.Keep.String(), last, v.Next.Local().Format(time.DateTime), trouble})
+				rows = append(rows, []string{name, targets(is), units.Span(is.Every).String(), is.Keep.String(), last, v.Next.Local().Format(time.DateTime), lastTest(is, s), trouble})
 			}
 			err = p.a.show(views, func() {
-				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "TROUBLE"}, rows)
+				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "RESTORE TEST", "TROUBLE"}, rows)
 			})
 			if err == nil && bad > 0 {
 				err = &stepError{exitDamaged, fmt.Sprintf("policies in trouble: %d of %d", bad, len(names))}

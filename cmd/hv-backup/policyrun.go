@@ -48,7 +48,7 @@ type ranPolicy struct {
 	State  policy.State `json:"state"`
 }
 
-// stepError is a step of a policy that failed, with the exit code and the last words of its command.
+// stepError is a failure that is said in full and has an exit code already, such as that of a step of a policy.
 type stepError struct {
 	code int
 	text string
@@ -129,7 +129,7 @@ func (p *policies) runOne(ctx context.Context, folder policy.Folder, name string
 
 // do backs up, and then looks after the repository.
 func (p *policies) do(ctx context.Context, is *policy.Policy, s *policy.State, n *notices) error {
-	err := p.backUp(ctx, is, s)
+	disks, err := p.backUp(ctx, is, s)
 	if ctx.Err() != nil {
 		s.Error = "interrupted"
 		return err
@@ -144,14 +144,20 @@ func (p *policies) do(ctx context.Context, is *policy.Policy, s *policy.State, n
 	well := s.Failures > 0 || !s.ToldMissed.IsZero()
 	s.LastDone, s.Error, s.Failures, s.ToldMissed = s.LastStart, "", 0, time.Time{}
 	before := s.Damage
-	err = p.upkeep(ctx, is, s)
+	err = p.upkeep(ctx, is, s, disks)
 	if ctx.Err() != nil {
 		return err
 	}
-	s.Damage = ""
+	var damage []string // with what failed earlier and has not been done again since
 	if err != nil {
-		s.Damage = strings.ReplaceAll(err.Error(), "\n", "; ")
+		damage = append(damage, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
+	for _, bad := range []string{s.BadVerify, s.BadTests()} {
+		if bad != "" && (err == nil || !strings.Contains(damage[0], bad)) {
+			damage = append(damage, bad)
+		}
+	}
+	s.Damage = strings.Join(damage, "; ")
 	switch {
 	case before == "" && s.Damage != "":
 		n.tell(ctx, eventUpkeep, s.Damage)
@@ -161,18 +167,20 @@ func (p *policies) do(ctx context.Context, is *policy.Policy, s *policy.State, n
 	return err
 }
 
-func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.State) error {
+// backUp backs up, and returns the backups of disks.
+func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.State) (disks []doneRun, err error) {
 	args := append([]string{"run"}, strings.Fields(targets(is))...)
 	for _, agent := range is.GuestAgents {
 		args = append(args, "--guest-agent", agent)
 	}
-	all, err := p.backUpOne(ctx, is, args)
+	disks, err = p.backUpOne(ctx, is, args)
+	all := slices.Clone(disks)
 	for _, name := range slices.Sorted(maps.Keys(is.Files)) {
 		files, filesErr := p.backUpOne(ctx, is, append([]string{"run", "--files", name}, is.Files[name]...))
 		all, err = append(all, files...), errors.Join(err, filesErr)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.Backups = nil
 	for _, one := range all {
@@ -181,7 +189,7 @@ func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.Stat
 			p.a.say("policy %s: backed up %s as %s", is.Name, one.Source, one.Backup)
 		}
 	}
-	return nil
+	return disks, nil
 }
 
 // backUpOne is one run, of one or several backups.
@@ -199,8 +207,8 @@ func (p *policies) backUpOne(ctx context.Context, is *policy.Policy, args []stri
 	return all, nil
 }
 
-// upkeep copies, forgets, prunes and verifies. A step that fails does not keep the others from being done, but a copy.
-func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.State) error {
+// upkeep copies, forgets, prunes, verifies and tests. A step that fails does not keep the others from being done, but a copy.
+func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.State, disks []doneRun) error {
 	var failed error
 	do := func(args ...string) bool {
 		if ctx.Err() != nil {
@@ -239,14 +247,33 @@ func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.Stat
 		if is.VerifyPercent > 0 {
 			args = append(args, fmt.Sprintf("--read-data=%d%%", is.VerifyPercent))
 		}
+		before := failed
+		failed = nil
 		do(args...)
-		s.LastVerify = now
+		if ctx.Err() == nil {
+			s.LastVerify, s.BadVerify = now, ""
+			if failed != nil {
+				s.BadVerify = strings.ReplaceAll(failed.Error(), "\n", "; ")
+			}
+		}
+		failed = errors.Join(before, failed)
+	}
+	if now := time.Now().UTC(); is.NeedsTest(*s, now) && ctx.Err() == nil {
+		tests, err := p.test(ctx, is, disks)
+		if failed = errors.Join(failed, err); ctx.Err() == nil {
+			s.LastTest, s.Tests = now, tests
+		}
 	}
 	return failed
 }
 
 // step runs one command of this program for a policy and returns what it prints.
 func (p *policies) step(ctx context.Context, is *policy.Policy, args ...string) ([]byte, error) {
+	return p.stepWith(ctx, is, args, nil)
+}
+
+// stepWith is step, with arguments behind a --.
+func (p *policies) stepWith(ctx context.Context, is *policy.Policy, args, behind []string) ([]byte, error) {
 	var out, said bytes.Buffer
 	sub := newApp(strings.NewReader(""), &out, &said, p.a.getenv)
 	args = append(args, "--repo", is.Repository)
@@ -258,6 +285,9 @@ func (p *policies) step(ctx context.Context, is *policy.Policy, args ...string) 
 	}
 	if is.Endpoint != "" {
 		args = append(args, "--endpoint", is.Endpoint)
+	}
+	if len(behind) > 0 {
+		args = append(append(args, "--"), behind...)
 	}
 	code := run(ctx, sub, args)
 	lines := strings.Split(strings.TrimSpace(said.String()), "\n")

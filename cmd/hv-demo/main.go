@@ -11,15 +11,15 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/guest"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := console.Interruptible(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	options, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		os.Exit(0)
@@ -29,14 +29,15 @@ func main() {
 		os.Exit(2)
 	}
 	err = run(ctx, options, os.Stdout)
-	interrupted := ctx.Err() != nil
-	stop()
-	if interrupted {
+	code := 1
+	if ctx.Err() != nil {
+		code = console.InterruptCode(ctx)
 		err = errors.New("interrupted; what it started is ended and its folder removed")
 	}
+	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "hv-demo: %v\n", err)
-		os.Exit(1)
+		os.Exit(code)
 	}
 }
 

@@ -44,6 +44,9 @@ func run(ctx context.Context, a *app, args []string) int {
 		err = fmt.Errorf("%s: interrupted", command.CommandPath())
 	}
 	code, hint := judge(command, err)
+	if ctx.Err() != nil {
+		code = console.InterruptCode(ctx)
+	}
 	line := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	if hint != "" {
 		line += "; " + hint
@@ -58,7 +61,7 @@ func newRoot(a *app) *cobra.Command {
 		Short: "Control the volumes, snapshots and tokens of a running hvd",
 		Long: `hv-storage-fabric controls the storage of Hyper-NixOS: it asks the daemon hvd for what you want.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 6 hvd cannot be reached, 130 interrupted.
 With -o json one JSON document is printed on standard output and nothing else; progress and messages go to standard error.`,
 		Example: `  hv-storage-fabric status --wait 10s
   hv-storage-fabric volume create web1 --size 20GiB

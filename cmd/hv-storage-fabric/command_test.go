@@ -106,7 +106,7 @@ func TestExitCodes(t *testing.T) {
 		{"volume qos set v --burst 2h", exitUsage, "burst"},
 		{"volume export nope /tmp/x", exitNotFound, "not found"},
 		{"--endpoint ftp://x status", exitUsage, "endpoint"},
-		{"--endpoint unix:/no/such.sock status", exitFailed, "/no/such.sock"},
+		{"--endpoint unix:/no/such.sock status", exitUnreachable, "/no/such.sock"},
 	})
 }
 
@@ -306,7 +306,7 @@ func TestTokensOpenAndCloseTheDoor(t *testing.T) {
 		{"read", "volume list", exitRefused},
 		{"admin", "token revoke operate", exitDone},
 		{"admin", "token revoke admin", exitDone},
-		{"admin", "volume list", exitFailed}, // nobody listens any more
+		{"admin", "volume list", exitUnreachable}, // nobody listens any more
 	} {
 		if r := over(c.scope, c.args); r.code != c.code {
 			t.Errorf("%s %s: exit code %d, want %d: %s", c.scope, c.args, r.code, c.code, r.err)
@@ -401,7 +401,7 @@ func TestInterruptedImportLeavesNothing(t *testing.T) {
 	}
 	interrupt()
 	w.Close()
-	if got := <-code; got != exitFailed || !strings.Contains(errs.String(), "interrupted") || strings.Count(errs.String(), "\n") != 1 {
+	if got := <-code; got != 130 || !strings.Contains(errs.String(), "interrupted") || strings.Count(errs.String(), "\n") != 1 {
 		t.Errorf("exit code %d: %q", got, errs.String())
 	}
 	if list := d.must("volume", "list", "-o", "json"); list != "[]\n" {

@@ -15,11 +15,12 @@ import (
 
 // Exit codes are part of the interface.
 const (
-	exitDone     = 0
-	exitFailed   = 1
-	exitUsage    = 2
-	exitNotFound = 3
-	exitRefused  = 4
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitRefused     = 4
+	exitUnreachable = 6 // as hv-backup has it; its 5 is damage
 )
 
 // exitCodes of what hvd said. Other codes are failures.
@@ -44,8 +45,10 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	switch {
 	case errors.As(err, &said):
 		return max(exitFailed, exitCodes[said.Code]), hintFor(command.Name(), said.Code)
+	case errors.As(err, &unreachable) && errors.Is(err, fs.ErrPermission):
+		return exitRefused, "its socket is for root and the user that hvd runs as"
 	case errors.As(err, &unreachable):
-		return exitFailed, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
+		return exitUnreachable, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
 	case errors.As(err, &usage):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.Is(err, errRefused), errors.Is(err, keyring.ErrWrongKey), errors.Is(err, secret.ErrExposed):

@@ -6,15 +6,16 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
 	"syscall"
+
+	"github.com/hyper-nixos/hyper-nixos/internal/console"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
 var version = "development"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := console.Interruptible(context.Background(), os.Interrupt, syscall.SIGTERM)
 	a := newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv)
 	a.environ = os.Environ()
 	code := run(ctx, a, os.Args[1:])

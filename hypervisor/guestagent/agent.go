@@ -3,6 +3,7 @@ package guestagent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,11 +38,42 @@ func Dial(ctx context.Context, path string) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest agent: %w", err)
 	}
-	a := &Agent{path: path, conn: conn, r: bufio.NewReaderSize(conn, 4096)}
+	a := On(conn, path)
 	if err := a.sync(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("guest agent at %s does not answer; does the guest run qemu-guest-agent? %w", path, err), conn.Close())
 	}
 	return a, nil
+}
+
+// On returns the agent at the other end of a connection, which it owns from now on. Nothing is sent yet. path is what errors call it.
+func On(conn net.Conn, path string) *Agent {
+	return &Agent{path: path, conn: conn, r: bufio.NewReaderSize(conn, 4096)}
+}
+
+// Ping asks the agent whether it is there, and returns its version, "unknown" if it does not tell. It may be called again after an error.
+func (a *Agent) Ping(ctx context.Context) (version string, err error) {
+	var nothing, info struct {
+		Version string `json:"version"`
+	}
+	if err = a.sync(ctx); err == nil {
+		err = a.send(ctx, nil, "guest-ping", nil)
+	}
+	if err == nil {
+		err = a.receive(&nothing)
+	}
+	if err == nil {
+		err = a.send(ctx, nil, "guest-info", nil)
+	}
+	if err == nil {
+		err = a.receive(&info)
+	}
+	if refused := (*Error)(nil); errors.As(err, &refused) { // it may be told not to answer that
+		err = nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("guest agent at %s: %w", a.path, err)
+	}
+	return cmp.Or(info.Version, "unknown"), nil
 }
 
 // Close ends the connection. It thaws nothing.
@@ -53,21 +85,22 @@ func (a *Agent) sync(ctx context.Context) error {
 	if err := a.send(ctx, []byte{0xff}, "guest-sync-delimited", map[string]any{"id": id}); err != nil {
 		return err
 	}
-	for read := 0; ; read++ {
-		if _, err := a.r.ReadSlice(0xff); err == nil {
-			break
-		} else if !errors.Is(err, bufio.ErrBufferFull) || read > maxLine/4096 {
+	for {
+		for read := 0; ; read++ {
+			if _, err := a.r.ReadSlice(0xff); err == nil {
+				break
+			} else if !errors.Is(err, bufio.ErrBufferFull) || read > maxLine/4096 {
+				return err
+			}
+		}
+		var got int32
+		if err := a.receive(&got); err != nil {
 			return err
 		}
+		if got == id {
+			return nil
+		} // else it is the answer to somebody who did not wait for it
 	}
-	var got int32
-	if err := a.receive(&got); err != nil {
-		return err
-	}
-	if got != id {
-		return fmt.Errorf("guest-sync %d was answered with %d", id, got)
-	}
-	return nil
 }
 
 // send writes a request. The deadline is ctx's, for the answer too.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
@@ -35,7 +36,7 @@ func (s *S3) try(ctx context.Context, what string, do func() error) error {
 			return fmt.Errorf("%s: %w", what, known(err))
 		}
 		if n >= s.o.Tries {
-			return fmt.Errorf("%s: given up after %d tries: %w", what, n, err)
+			return fmt.Errorf("%s: %w: given up after %d tries: %w", what, backend.ErrUnreachable, n, err)
 		}
 		if err := pause(ctx, s.o.Pause, n); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,13 +98,17 @@ func TestS3Faults(t *testing.T) {
 			}
 		})
 	}
+	nobody := open(t, options(g, "127.0.0.1:1", "x/"))
+	if _, err := nobody.Stat(ctx, "config"); !errors.Is(err, backend.ErrUnreachable) || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("nobody listens: %v, want %v", err, backend.ErrUnreachable)
+	}
 	p.Fail(s3test.Fault{Times: 100, Status: 403, Code: "AccessDenied"})
 	if err := s.Create(ctx, "config", data); !errors.Is(err, fs.ErrPermission) || p.Failed() != 1 {
 		t.Errorf("403: %v after %d tries, want %v after one", err, p.Failed(), fs.ErrPermission)
 	}
 	p.Fail(s3test.Fault{Times: 100, Status: 503, Code: "SlowDown"})
-	if err := s.Create(ctx, "config", data); err == nil || p.Failed() != 8 {
-		t.Errorf("503 for ever: %v after %d tries, want an error after 8", err, p.Failed())
+	if err := s.Create(ctx, "config", data); !errors.Is(err, backend.ErrUnreachable) || p.Failed() != 8 {
+		t.Errorf("503 for ever: %v after %d tries, want %v after 8", err, p.Failed(), backend.ErrUnreachable)
 	}
 	p.Fail(s3test.Fault{Times: 1, Method: "PUT", Unanswered: true})
 	other := open(t, options(g, g.Host, "x/"))
