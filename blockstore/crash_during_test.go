@@ -11,13 +11,17 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
-// cutDuring cuts the power before each file operation while a store works, and has judged what each cut left, with its metadata and now and then without. A cut may keep all that was not synced, which
+// cutDuring cuts the power before many file operations while a store works, and has judged what each cut left, with its metadata and now and then without. A cut may keep all that was not synced, which
 // is what the death of the process leaves. It returns how many cuts there were, and what work ended with.
 func cutDuring(t *testing.T, c *cutter, seed uint64, work func() error, judge func(k *cut, lose bool) error) (cuts int, err error) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	c.begin(ctx, 1, func() crashtest.Mark { return crashtest.Mark{} })
+	every, least := 1, 20
+	if raceEnabled { // each store that is judged takes many times as long
+		every, least = 12, 2
+	}
+	c.begin(ctx, every, func() crashtest.Mark { return crashtest.Mark{} })
 	done := make(chan error, 1)
 	go func() {
 		defer stop()
@@ -39,7 +43,7 @@ func cutDuring(t *testing.T, c *cutter, seed uint64, work func() error, judge fu
 	}
 	err = <-done
 	t.Logf("%d cuts among %d file operations", cuts, c.ops)
-	if cuts < 20 {
+	if cuts < least {
 		err = errors.Join(err, fmt.Errorf("only %d cuts", cuts))
 	}
 	return cuts, err
