@@ -1,7 +1,6 @@
 package blockstore
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -23,22 +22,22 @@ type bitmapModel struct {
 	mem     *vfs.MemFS
 	opts    Options
 	s       *Store
-	data    []byte
+	data    *modelBytes
 	snaps   map[string]*modelSnap
 	bitmaps map[string]*modelBitmap
 	next    int
 }
 
 type modelSnap struct {
-	data    []byte
+	data    *modelBytes
 	bitmaps map[string]uint64 // that began before it, with the record that they began with
 }
 
 // modelBitmap is what a bitmap should tell: at least what is in must, at most what is in may.
 type modelBitmap struct {
 	epoch     uint64
-	before    []byte // what the volume held when it began
-	must, may []bool // granules
+	before    *modelBytes // what the volume held when it began
+	must, may []bool      // granules
 	all       bool
 	least     int // size of the volume, bytes
 }
@@ -65,8 +64,8 @@ func (m *bitmapModel) run(steps int) {
 	m.opts.fullAfterBytes = int64(1+m.rng.IntN(200)) << 10
 	m.open()
 	m.t.Cleanup(func() { _ = m.s.Close() }) // of a test that failed
-	m.data = make([]byte, 33<<20+512*m.rng.IntN(1000))
-	_, err := m.s.CreateVolume(context.Background(), VolumeSpec{Name: "v", SizeBytes: uint64(len(m.data))})
+	m.data = newModelBytes(33<<20 + 512*m.rng.IntN(1000))
+	_, err := m.s.CreateVolume(context.Background(), VolumeSpec{Name: "v", SizeBytes: uint64(m.data.len())})
 	m.check(err)
 	for range steps {
 		m.step()
@@ -115,7 +114,7 @@ func (m *bitmapModel) check(err error) {
 
 func (m *bitmapModel) step() {
 	ctx, k := context.Background(), m.rng.IntN(100)
-	m.t.Logf("step %d (%d B, %d snapshots, %d bitmaps)", k, len(m.data), len(m.snaps), len(m.bitmaps))
+	m.t.Logf("step %d (%d B, %d snapshots, %d bitmaps)", k, m.data.len(), len(m.snaps), len(m.bitmaps))
 	switch {
 	case k < 50:
 		m.writes(1 + m.rng.IntN(12))
@@ -141,7 +140,7 @@ func (m *bitmapModel) step() {
 		name := m.name("s")
 		_, err := m.s.CreateSnapshot(ctx, "v", name)
 		m.check(err)
-		snap := &modelSnap{data: slices.Clone(m.data), bitmaps: map[string]uint64{}}
+		snap := &modelSnap{data: m.data.clone(), bitmaps: map[string]uint64{}}
 		for name, b := range m.bitmaps {
 			snap.bitmaps[name] = b.epoch
 		}
@@ -155,7 +154,7 @@ func (m *bitmapModel) step() {
 	case k < 74:
 		for name, snap := range m.snaps {
 			m.check(m.s.Rollback(ctx, "v", name))
-			m.data = slices.Clone(snap.data)
+			m.data = snap.data.clone()
 			for _, b := range m.bitmaps {
 				b.all = true
 			}
@@ -185,7 +184,7 @@ func (m *bitmapModel) name(kind string) string { m.next++; return fmt.Sprint(kin
 // begin notes that a bitmap began.
 func (m *bitmapModel) begin(name string, info BitmapInfo) {
 	n := bitmapModelMax / BitmapGranule
-	m.bitmaps[name] = &modelBitmap{epoch: uint64(info.Epoch), before: slices.Clone(m.data), must: make([]bool, n), may: make([]bool, n), least: len(m.data)}
+	m.bitmaps[name] = &modelBitmap{epoch: uint64(info.Epoch), before: m.data.clone(), must: make([]bool, n), may: make([]bool, n), least: m.data.len()}
 }
 
 // touch notes that a range was written to, all of it for certain or only perhaps.
@@ -206,28 +205,28 @@ func (m *bitmapModel) writes(count int) {
 	ctx, d := context.Background(), deviceTest(m.t, m.s, "v", "")
 	defer d.Close()
 	for range count {
-		off, n := clientRange(m.rng, 0, len(m.data))
-		r, part := block.Range{Off: uint64(off), Len: uint64(n)}, m.data[off:off+n]
+		off, n := clientRange(m.rng, 0, m.data.len())
+		r := block.Range{Off: uint64(off), Len: uint64(n)}
 		switch k := m.rng.IntN(8); k {
 		case 0:
 			m.check(d.Zero(ctx, r, false, false))
-			clear(part)
+			m.data.clear(off, off+n)
 			m.touch(off, n, true)
 		case 1:
 			m.check(d.Trim(ctx, r, false))
 			m.touch(off, n, false)
 			if first, last := wholeBlocks(r.Off, r.Len, d.Size()); last > first {
-				end := min(last*block.Size, uint64(len(m.data)))
-				clear(m.data[first*block.Size : end])
+				end := min(last*block.Size, uint64(m.data.len()))
+				m.data.clear(int(first*block.Size), int(end))
 				m.touch(int(first*block.Size), int(end-first*block.Size), true)
 			}
 		default:
 			p := modelData(m.rng, n)
 			if k == 2 {
-				p = slices.Clone(part) // what is there already counts, too
+				p = m.data.read(off, n) // what is there already counts, too
 			}
 			writeTest(m.t, d, r.Off, p)
-			copy(part, p)
+			m.data.write(off, p)
 			m.touch(off, n, true)
 		}
 	}
@@ -241,11 +240,11 @@ func (m *bitmapModel) hot() {
 	d := deviceTest(m.t, m.s, "v", "")
 	defer d.Close()
 	const n = 1 << 20
-	at := m.rng.IntN(len(m.data)/n) * n
+	at := m.rng.IntN(m.data.len()/n) * n
 	for range 40 {
 		p := guestData(m.rng, n)
 		writeTest(m.t, d, uint64(at), p)
-		copy(m.data[at:], p)
+		m.data.write(at, p)
 	}
 	m.touch(at, n, true)
 }
@@ -253,12 +252,10 @@ func (m *bitmapModel) hot() {
 func (m *bitmapModel) resize() {
 	size := 20<<20 + m.rng.IntN((bitmapModelMax-20<<20)/512)*512
 	m.check(m.s.ResizeVolume(context.Background(), "v", uint64(size)))
-	if old := len(m.data); size <= old {
-		m.data = m.data[:size:size]
+	if old := m.data.len(); size <= old {
 		m.touch(size, old-size, false)
-	} else {
-		m.data = append(m.data, make([]byte, size-old)...)
 	}
+	m.data.resize(size)
 	for _, b := range m.bitmaps {
 		b.least = min(b.least, size)
 	}
@@ -280,7 +277,7 @@ func (m *bitmapModel) losePower() {
 	// Which of the last writes are there is anybody's guess; what is there must be told.
 	d = deviceTest(m.t, m.s, "v", "")
 	defer d.Close()
-	m.data = readAll(m.t, d)
+	m.data = modelOf(m.t, d)
 	for _, b := range m.bitmaps {
 		clear(b.must)
 	}
@@ -323,11 +320,14 @@ func (m *bitmapModel) verify() {
 	}
 }
 
-func (m *bitmapModel) verifyDevice(snapshot string, now []byte, told func(name string, b *modelBitmap) bool) {
+func (m *bitmapModel) verifyDevice(snapshot string, now *modelBytes, told func(name string, b *modelBitmap) bool) {
 	d := deviceTest(m.t, m.s, "v", snapshot)
 	defer d.Close()
-	if got := readAll(m.t, d); !bytes.Equal(got, now) {
-		m.t.Fatalf("v@%s holds other bytes than were written, from %d on", snapshot, firstDiff(got, now))
+	if d.Size() != uint64(now.len()) {
+		m.t.Fatalf("v@%s has %d B, want %d", snapshot, d.Size(), now.len())
+	}
+	if at := now.differs(m.t, d); at >= 0 {
+		m.t.Fatalf("v@%s holds other bytes than were written, from %d on", snapshot, at)
 	}
 	bases := d.ChangeBases()
 	for name, b := range m.bitmaps {
@@ -339,7 +339,7 @@ func (m *bitmapModel) verifyDevice(snapshot string, now []byte, told func(name s
 	}
 }
 
-func (m *bitmapModel) verifyBitmap(d *Device, what, name string, now []byte, b *modelBitmap, head bool) {
+func (m *bitmapModel) verifyBitmap(d *Device, what, name string, now *modelBytes, b *modelBitmap, head bool) {
 	at := uint64(0)
 	m.check(d.Changes(context.Background(), name, block.Range{Len: d.Size()}, func(n uint64, changed bool) bool {
 		for off := at; off < at+n; {
@@ -349,7 +349,7 @@ func (m *bitmapModel) verifyBitmap(d *Device, what, name string, now []byte, b *
 			switch {
 			case !changed && (b.all || head && (grown || b.must[g])):
 				m.t.Fatalf("%s: %d+%d is told to be as it was; it was written to, the volume was rolled back (%t), or grew (%t)", what, off, end-off, b.all, grown)
-			case !changed && !sameBytes(b.before, now, off, end):
+			case !changed && !b.before.same(now, int(off), int(end)):
 				m.t.Fatalf("%s: %d+%d is told to be as it was and is not", what, off, end-off)
 			case changed && !b.all && !grown && !b.may[g]:
 				m.t.Fatalf("%s: %d+%d is told to have changed, and nobody wrote there", what, off, end-off)
@@ -362,16 +362,4 @@ func (m *bitmapModel) verifyBitmap(d *Device, what, name string, now []byte, b *
 	if at != d.Size() {
 		m.t.Fatalf("%s: told up to %d of %d", what, at, d.Size())
 	}
-}
-
-// sameBytes compares a range of two states; behind its end one holds zeroes.
-func sameBytes(a, b []byte, off, end uint64) bool {
-	part := func(p []byte) []byte {
-		q := make([]byte, end-off)
-		if off < uint64(len(p)) {
-			copy(q, p[off:])
-		}
-		return q
-	}
-	return bytes.Equal(part(a), part(b))
 }

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
-	"github.com/hyper-nixos/hyper-nixos/internal/crashtest"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
@@ -56,56 +55,25 @@ func collectorPowerLoss(t *testing.T, seed uint64) {
 	}
 
 	c := newCutter(mem, seed)
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
 	if s, err = Open(context.Background(), options(c.fs())); err != nil {
 		t.Fatal(err)
 	}
-	c.begin(ctx, 1, func() crashtest.Mark { return crashtest.Mark{} })
-	done := make(chan error, 1)
-	go func() {
-		defer stop()
+	_, err = cutDuring(t, c, seed, func() error {
 		_, pauseErr := s.PauseGC()
 		_, resumeErr := s.ResumeGC()
 		err := s.DeleteSnapshot(context.Background(), "a", "s")
-		done <- errors.Join(pauseErr, resumeErr, err, s.CollectGarbage(context.Background(), nil))
-	}()
-	cuts := 0
-	rng := rand.New(rand.NewPCG(seed, 4))
-	for ended := false; !ended; {
-		select {
-		case k := <-c.cuts:
-			cuts++
-			lose := rng.IntN(4) == 0
-			if err := judgeCollector(k, options(k.mem), data, lose); err != nil {
-				t.Errorf("cut %d, %s, metadata lost %v: %v", cuts, k.what, lose, err)
-				stop()
-			}
-		case <-ctx.Done():
-			ended = true
-		}
-	}
-	err = <-done
+		return errors.Join(pauseErr, resumeErr, err, s.CollectGarbage(context.Background(), nil))
+	}, func(k *cut, lose bool) error { return judgeCollector(k, options(k.mem), data, lose) })
 	if n := s.collector.counts.segments.Load(); n < 2 {
 		err = errors.Join(err, fmt.Errorf("%d segments were given back", n))
 	}
 	if err := errors.Join(err, s.Close(), problems.get()); err != nil {
 		t.Error(err)
 	}
-	t.Logf("%d cuts among %d file operations", cuts, c.ops)
-	if cuts < 20 {
-		t.Errorf("only %d cuts", cuts)
-	}
 }
 
 func judgeCollector(k *cut, opts Options, data []byte, loseIt bool) error {
-	setUsage(k.mem)
-	if loseIt {
-		if err := loseMeta(k.mem, "data/store"); err != nil {
-			return err
-		}
-	}
-	s, err := Open(context.Background(), opts)
+	s, err := openCut(k, opts, loseIt)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ type cut struct {
 var cutPercents = []int{0, 0, 25, 50, 75, 100}
 
 func newCutter(mem *vfs.MemFS, seed uint64) *cutter {
-	return &cutter{mem: mem, cuts: make(chan *cut, 4), rng: rand.New(rand.NewPCG(seed, 77))}
+	return &cutter{mem: mem, cuts: make(chan *cut, 1), rng: rand.New(rand.NewPCG(seed, 77))}
 }
 
 func (c *cutter) fs() vfs.FS { return errorfs.Wrap(c.mem, errorfs.InjectorFunc(c.before)) }

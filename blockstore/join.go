@@ -183,7 +183,11 @@ func (j *joiner) regions(n *node, regions []uint64) error {
 		m.abort()
 		return err
 	}
-	return m.commit()
+	if err := m.commit(); err != nil {
+		return err
+	}
+	j.s.at(afterJoin)
+	return nil
 }
 
 func (j *joiner) region(m *metaBatch, e *mapEdit, n *node, region uint64) error {

@@ -34,8 +34,8 @@ type model struct {
 
 type modelVolume struct {
 	name  string
-	data  []byte
-	snaps map[string][]byte
+	data  *modelBytes
+	snaps map[string]*modelBytes
 }
 
 const modelMaxSize = 40 << 20
@@ -94,9 +94,9 @@ func (m *model) pick() *modelVolume { return m.vols[m.rng.IntN(len(m.vols))] }
 func (m *model) name() string { m.next++; return fmt.Sprintf("n%d", m.next) }
 
 func (m *model) create() {
-	v := &modelVolume{name: m.name(), snaps: map[string][]byte{}}
-	v.data = make([]byte, (1+m.rng.IntN(modelMaxSize/512))*512)
-	spec := VolumeSpec{Name: v.name, SizeBytes: uint64(len(v.data))}
+	v := &modelVolume{name: m.name(), snaps: map[string]*modelBytes{}}
+	v.data = newModelBytes((1 + m.rng.IntN(modelMaxSize/512)) * 512)
+	spec := VolumeSpec{Name: v.name, SizeBytes: uint64(v.data.len())}
 	if m.rng.IntN(3) == 0 {
 		spec.Chunking.FixedBytes = 64 << 10
 	}
@@ -112,7 +112,7 @@ func (m *model) step() {
 	ctx := context.Background()
 	v := m.pick()
 	k := m.rng.IntN(100)
-	m.t.Logf("step %d on %s (%d B, %d snapshots)", k, v.name, len(v.data), len(v.snaps))
+	m.t.Logf("step %d on %s (%d B, %d snapshots)", k, v.name, v.data.len(), len(v.snaps))
 	switch {
 	case k < 55:
 		m.write(v)
@@ -120,7 +120,7 @@ func (m *model) step() {
 		name := m.name()
 		_, err := m.s.CreateSnapshot(ctx, v.name, name)
 		m.check(err)
-		v.snaps[name] = append([]byte(nil), v.data...)
+		v.snaps[name] = v.data.clone()
 	case k < 68:
 		for name := range v.snaps {
 			m.check(m.s.DeleteSnapshot(ctx, v.name, name))
@@ -128,10 +128,10 @@ func (m *model) step() {
 			break
 		}
 	case k < 73 && len(m.vols) < 6:
-		c := &modelVolume{name: m.name(), snaps: map[string][]byte{}, data: append([]byte(nil), v.data...)}
+		c := &modelVolume{name: m.name(), snaps: map[string]*modelBytes{}, data: v.data.clone()}
 		from := ""
 		for name, data := range v.snaps {
-			from, c.data = name, append([]byte(nil), data...)
+			from, c.data = name, data.clone()
 			break
 		}
 		_, err := m.s.Clone(ctx, v.name, from, c.name)
@@ -140,7 +140,7 @@ func (m *model) step() {
 	case k < 77:
 		for name, data := range v.snaps {
 			m.check(m.s.Rollback(ctx, v.name, name))
-			v.data = append([]byte(nil), data...)
+			v.data = data.clone()
 			break
 		}
 	case k < 81:
@@ -173,15 +173,15 @@ func (m *model) write(v *modelVolume) {
 	const clients = 4
 	var wg sync.WaitGroup
 	for c := range clients {
-		lo := len(v.data) / 512 * c / clients * 512
-		hi := len(v.data) / 512 * (c + 1) / clients * 512
+		lo := v.data.len() / 512 * c / clients * 512
+		hi := v.data.len() / 512 * (c + 1) / clients * 512
 		seed := m.rng.Uint64()
 		wg.Go(func() { m.client(d, v.data, lo, hi, rand.New(rand.NewPCG(seed, uint64(c)))) })
 	}
 	wg.Wait()
 }
 
-func (m *model) client(d *Device, data []byte, lo, hi int, rng *rand.Rand) {
+func (m *model) client(d *Device, data *modelBytes, lo, hi int, rng *rand.Rand) {
 	ctx := context.Background()
 	fail := func(err error) bool {
 		if err != nil {
@@ -194,21 +194,20 @@ func (m *model) client(d *Device, data []byte, lo, hi int, rng *rand.Rand) {
 			return
 		}
 		off, n := clientRange(rng, lo, hi)
-		part := data[off : off+n]
 		r := block.Range{Off: uint64(off), Len: uint64(n)}
 		switch k := rng.IntN(20); {
 		case k == 0:
 			if fail(d.Zero(ctx, r, false, rng.IntN(2) == 0)) {
 				return
 			}
-			clear(part)
+			data.clear(off, off+n)
 		case k == 1:
 			if fail(d.Trim(ctx, r, false)) {
 				return
 			}
 			first, last := wholeBlocks(r.Off, r.Len, d.Size())
 			if last > first {
-				clear(data[first*block.Size : min(last*block.Size, uint64(len(data)))])
+				data.clear(int(first*block.Size), int(min(last*block.Size, uint64(data.len()))))
 			}
 		case k == 2:
 			if fail(d.Flush(ctx)) {
@@ -219,8 +218,9 @@ func (m *model) client(d *Device, data []byte, lo, hi int, rng *rand.Rand) {
 			if _, err := d.ReadAt(ctx, got, r.Off, nil); fail(err) {
 				return
 			}
-			if i := firstDiff(got, part); i >= 0 {
-				m.t.Errorf("client read at %d: byte %d is %02x, want %02x", off, off+i, got[i], part[i])
+			want := data.read(off, n)
+			if i := firstDiff(got, want); i >= 0 {
+				m.t.Errorf("client read at %d: byte %d is %02x, want %02x", off, off+i, got[i], want[i])
 				return
 			}
 		default:
@@ -233,7 +233,7 @@ func (m *model) client(d *Device, data []byte, lo, hi int, rng *rand.Rand) {
 			if fail(err) {
 				return
 			}
-			copy(part, p)
+			data.write(off, p)
 		}
 	}
 }
@@ -272,11 +272,7 @@ func modelData(rng *rand.Rand, n int) []byte {
 func (m *model) resize(v *modelVolume) {
 	size := (1 + m.rng.IntN(modelMaxSize/512)) * 512
 	m.check(m.s.ResizeVolume(context.Background(), v.name, uint64(size)))
-	if size <= len(v.data) {
-		v.data = v.data[:size:size]
-	} else {
-		v.data = append(v.data, make([]byte, size-len(v.data))...)
-	}
+	v.data.resize(size)
 }
 
 func (m *model) delete(v *modelVolume) {
@@ -352,15 +348,14 @@ func (m *model) verify(v *modelVolume) {
 	}
 }
 
-func (m *model) verifyDevice(volume, snapshot string, want []byte) {
+func (m *model) verifyDevice(volume, snapshot string, want *modelBytes) {
 	d := deviceTest(m.t, m.s, volume, snapshot)
 	defer d.Close()
-	if d.Size() != uint64(len(want)) {
-		m.t.Fatalf("%s@%s has %d bytes, want %d", volume, snapshot, d.Size(), len(want))
+	if d.Size() != uint64(want.len()) {
+		m.t.Fatalf("%s@%s has %d bytes, want %d", volume, snapshot, d.Size(), want.len())
 	}
-	const piece = 3<<20 + 512
-	for off := 0; off < len(want); off += piece {
-		expect(m.t, d, uint64(off), want[off:min(len(want), off+piece)])
+	if at := want.differs(m.t, d); at >= 0 {
+		m.t.Fatalf("%s@%s holds other bytes than were written, from %d on", volume, snapshot, at)
 	}
 }
 

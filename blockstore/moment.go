@@ -19,6 +19,7 @@ const (
 	afterJournal                        // a checkpoint is noted; what waited for it is still there
 	afterMove                           // some chunks of a segment have been moved out of it
 	afterRecut                          // a region was cut anew
+	afterJoin                           // extents of some regions name the older of two equal chunks
 	afterTakeRoot                       // a moment of history has its root, and its layer is not built
 	afterMark                           // an audit knows what may go, and has told nobody
 )

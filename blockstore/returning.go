@@ -54,6 +54,7 @@ func (k *keeper) takeBack() {
 			r.again = time.Now().Add(keeperRetry)
 			continue
 		}
+		k.seconds.next = time.Time{} // it may have brought second copies along
 		s.tellDisk(disk, "filling", nil)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/secondcopy"
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
@@ -37,46 +38,60 @@ const (
 )
 
 // seconds are the second copies. The keeper's goroutine makes them, reads of guests use them.
+//
+// There is one file, but for a while there may be one on each disk: one that vanishes takes its file with it, another is begun elsewhere, and then it comes back. What a segment of some number and generation holds never
+// changes, so of two copies of a frame none is older; but either file may have frames that the other one lacks. So all are read until one has all that is wanted.
 type seconds struct {
 	next    time.Time     // when the choice is looked at again; of the keeper
 	choices atomic.Uint64 // that were looked at
 
-	mu   sync.RWMutex // held while the file is used
-	file *secondcopy.File
+	mu    sync.RWMutex // held while the files are used
+	files []secondFile // the one in the directory where the next is made comes first, if it is there
+}
+
+type secondFile struct {
+	*secondcopy.File
+	dir string
 }
 
 // secondDir is the directory of the file: on the last disk that is there, as the log and open segments begin with the first. An empty directory where a disk is missed may be one that is not mounted: what would be written there
 // would lie on the wrong disk, and be hidden when the right one comes back.
-func (s *Store) secondDir() string {
+func (s *Store) secondDir() string { return s.secondDirs()[0] }
+
+// secondDirs are the directories that a file may lie in, that of the next one first.
+func (s *Store) secondDirs() (dirs []string) {
 	disks := s.allDisks()
 	for i := len(disks) - 1; i > 0; i-- {
 		if s.inUse(disks[i]) {
-			return disks[i]
+			dirs = append(dirs, disks[i])
 		}
 	}
-	return disks[0]
+	return append(dirs, disks[0])
 }
 
-// openSeconds opens what an earlier run has copied. What cannot be read is made anew.
+// openSeconds opens what earlier runs have copied. What cannot be read is made anew.
 func (k *keeper) openSeconds() {
-	f, err := secondcopy.Open(k.s.fs, k.s.secondDir(), k.s.super.StoreID)
-	if err != nil {
-		if !errors.Is(err, block.ErrNotFound) {
-			k.s.report("open the second copies, which are made anew", err)
+	var files []secondFile
+	for _, dir := range k.s.secondDirs() {
+		f, err := secondcopy.Open(k.s.fs, dir, k.s.super.StoreID)
+		switch {
+		case err == nil:
+			files = append(files, secondFile{f, dir})
+		case !errors.Is(err, block.ErrNotFound):
+			k.s.report("open the second copies, which are made anew", fmt.Errorf("%s: %w", dir, err))
 		}
-		return
 	}
-	k.seconds.set(f)
+	k.seconds.set(files)
 }
 
-// set exchanges the file.
-func (c *seconds) set(f *secondcopy.File) {
+// set exchanges the files.
+func (c *seconds) set(files []secondFile) {
 	c.mu.Lock()
-	was := c.file
-	c.file = f
+	was := c.files
+	c.files = files
 	c.mu.Unlock()
-	if was != nil {
-		_ = was.Close()
+	for _, f := range was {
+		_ = f.Close()
 	}
 }
 
@@ -84,37 +99,40 @@ func (c *seconds) set(f *secondcopy.File) {
 func (c *seconds) read(dst []byte, p secondcopy.Place) bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return c.file != nil && c.file.Read(dst, p)
+	return slices.ContainsFunc(c.files, func(f secondFile) bool { return f.Read(dst, p) })
 }
 
 // of returns the frames of a segment that have a copy.
 func (c *seconds) of(row *segmentRow) []secondcopy.Place {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if c.file == nil {
-		return nil
-	}
-	return c.file.Of(row.ID, row.Generation)
+	return c.all(func(f secondFile) []secondcopy.Place { return f.Of(row.ID, row.Generation) })
 }
 
-// places returns all frames that have a copy.
+// places returns all frames that have a copy, in the order of segments.
 func (c *seconds) places() []secondcopy.Place {
+	return c.all(func(f secondFile) []secondcopy.Place { return f.Places() })
+}
+
+func (c *seconds) all(of func(secondFile) []secondcopy.Place) (places []secondcopy.Place) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.file == nil {
-		return nil
+	for _, f := range c.files {
+		places = append(places, of(f)...)
 	}
-	return c.file.Places()
+	if len(c.files) > 1 {
+		slices.SortFunc(places, comparePlaces)
+		places = slices.Compact(places)
+	}
+	return places
 }
 
 // bytes is what the copies take.
-func (c *seconds) bytes() uint64 {
+func (c *seconds) bytes() (n uint64) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.file == nil {
-		return 0
+	for _, f := range c.files {
+		n += f.Bytes()
 	}
-	return c.file.Bytes()
+	return n
 }
 
 // stepSecond looks now and then whether other frames should have a second copy, and makes the copies then.
@@ -123,20 +141,24 @@ func (k *keeper) stepSecond(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	k.seconds.next = time.Now().Add(k.s.opts.secondEvery)
+	k.openSeconds() // a disk may have gone, or come back with a file of its own
+	dir := k.s.secondDir()
+	moved := k.seconds.elsewhere(dir)
 	want, bytes, err := k.chooseSeconds(ctx)
 	defer k.seconds.choices.Add(1)
-	if err != nil || !k.secondsDiffer(want, bytes) {
+	if err != nil || !moved && !k.secondsDiffer(want, bytes) {
 		return false, err
 	}
 	if !k.room(bytes) {
 		return false, nil
 	}
-	if want, err = k.keepOnly(ctx, want); err != nil || slices.Equal(want, k.seconds.places()) {
+	if want, err = k.keepOnly(ctx, want); err != nil || !moved && slices.Equal(want, k.seconds.places()) {
 		return false, err
 	}
-	err = secondcopy.Write(ctx, k.s.fs, k.s.secondDir(), k.s.super.StoreID, want, k.readSecond)
+	err = secondcopy.Write(ctx, k.s.fs, dir, k.s.super.StoreID, want, k.readSecond)
 	if err == nil {
 		k.counts.written.Add(bytes)
+		k.removeSeconds(dir)
 		k.openSeconds()
 	}
 	if err != nil && ctx.Err() == nil {
@@ -145,15 +167,35 @@ func (k *keeper) stepSecond(ctx context.Context) (bool, error) {
 	return false, err
 }
 
+// elsewhere reports whether there is a file in another directory than the next one is made in.
+func (c *seconds) elsewhere(dir string) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.ContainsFunc(c.files, func(f secondFile) bool { return f.dir != dir })
+}
+
+// removeSeconds removes the files that were read and lie elsewhere: that in dir has all that is wanted of them, durably.
+func (k *keeper) removeSeconds(dir string) {
+	k.seconds.mu.RLock()
+	defer k.seconds.mu.RUnlock()
+	for _, f := range k.seconds.files {
+		if f.dir == dir {
+			continue
+		}
+		if err := k.s.fs.Remove(k.s.fs.PathJoin(f.dir, secondcopy.FileName)); err != nil && !vfs.IsNotExist(err) {
+			k.s.report("remove earlier second copies", err)
+		}
+	}
+}
+
 // secondsDiffer reports whether a choice is worth another file.
 func (k *keeper) secondsDiffer(want []secondcopy.Place, bytes int64) bool {
 	k.seconds.mu.RLock()
 	defer k.seconds.mu.RUnlock()
-	f := k.seconds.file
-	if f == nil {
+	if len(k.seconds.files) == 0 {
 		return len(want) > 0
 	}
-	lacking := int64(0)
+	lacking, f := int64(0), k.seconds.files[0]
 	for _, p := range want {
 		if !f.Has(p) {
 			lacking += int64(p.Len)

@@ -34,9 +34,9 @@ func muchUsed(t *testing.T, opts Options) (*Store, *Device, []byte) {
 // placesOf returns the frames that have a second copy, and the file of the segment that they are in.
 func placesOf(t *testing.T, s *Store) (places []secondcopy.Place, path string) {
 	t.Helper()
-	s.keeper.seconds.mu.RLock()
-	defer s.keeper.seconds.mu.RUnlock()
-	places = s.keeper.seconds.file.Places()
+	if places = s.keeper.seconds.places(); len(places) == 0 {
+		t.Fatal("no copies")
+	}
 	for _, p := range places {
 		if p.Segment != places[0].Segment {
 			t.Fatalf("copies of several segments: %v", places)
@@ -185,11 +185,4 @@ func readable(t *testing.T, d *Device, data []byte, off int) (n int) {
 	return n
 }
 
-func copiesOf(s *Store) int {
-	s.keeper.seconds.mu.RLock()
-	defer s.keeper.seconds.mu.RUnlock()
-	if s.keeper.seconds.file == nil {
-		return 0
-	}
-	return len(s.keeper.seconds.file.Places())
-}
+func copiesOf(s *Store) int { return len(s.keeper.seconds.places()) }

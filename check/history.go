@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
 // docs/format/history.md
@@ -40,7 +42,9 @@ type HistoryDump struct {
 	Sealed    bool               `json:"sealed"`
 	LastSeq   uint64             `json:"lastSeq"`
 	RawBytes  uint64             `json:"rawBytes"`
+	Opened    bool               `json:"opened"` // what the records did could be read: nothing is sealed, or a key opened it
 	Frames    []HistoryFrameDump `json:"frames"`
+	Points    []HistoryPoint     `json:"points,omitempty"`    // snapshots, marks, resizes and rollbacks
 	TornBytes int64              `json:"tornBytes,omitempty"` // behind the last whole frame of a file that is not sealed
 	Error     string             `json:"error,omitempty"`     // what is wrong; frames before it are listed
 
@@ -49,7 +53,7 @@ type HistoryDump struct {
 
 	keys   *ring       // of an encrypted store, if somebody has them
 	aead   cipher.AEAD // of this file, then
-	forged error       // a tag that does not fit under checksums that do: not how a file is torn
+	forged error       // a tag, or a record, that does not fit under checksums that do: not how a file is torn
 }
 
 // HistoryFrameDump is one frame.
@@ -60,10 +64,30 @@ type HistoryFrameDump struct {
 	Stored  uint32 `json:"storedBytes"`
 	Codec   string `json:"codec"`
 	LastSeq uint64 `json:"lastSeq"`
+
+	Did *HistoryDid `json:"did,omitempty"` // if it could be read
 }
 
-// DumpHistory reads a file of history and verifies its checksums. It needs no store and no key: what an encrypted file holds is checked as it is stored.
-func DumpHistory(path string) (*HistoryDump, error) { return dumpHistory(path, nil) }
+// DumpHistory reads a file of history and verifies its checksums. It needs no store and no key: what an encrypted file holds is checked as it is stored. With unwrap it is opened, too, with the keys of the store in dir, or,
+// if that is "", of the one that the file lies in. The error is ErrWrongKey, block.ErrInvalid for a key that is not needed or of another store, or what keeps a file from being read; what is wrong with the history is in the dump.
+func DumpHistory(path, dir string, unwrap Unwrap) (*HistoryDump, error) {
+	if dir == "" && unwrap != nil {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("dump history: %w", err)
+		}
+		dir = filepath.Join(filepath.Dir(abs), "..", "..") // DIR/history/VOLUME/FILE
+	}
+	keys, err := ringOf(dir, unwrap)
+	if err != nil {
+		return nil, fmt.Errorf("dump history: keys of the store in %s: %w", dir, err)
+	}
+	d, err := dumpHistory(path, keys)
+	if err == nil && keys != nil && d.Store != "" && d.Store != fmt.Sprintf("%x", keys.store[:]) {
+		return nil, fmt.Errorf("dump history: %s is of store %s, and the keys in %s are of %x: name its data directory: %w", path, d.Store, dir, keys.store[:], block.ErrInvalid)
+	}
+	return d, err
+}
 
 // dumpHistory also opens what is sealed, if there are keys.
 func dumpHistory(path string, keys *ring) (*HistoryDump, error) {
@@ -104,7 +128,12 @@ func (d *HistoryDump) read(b []byte) error {
 	if f.err != nil {
 		return f.err
 	}
-	if d.keys != nil && d.KeyID != 0 {
+	f.rule(d.keys == nil || d.KeyID != 0, 44, "a file that is encrypted, as the store is", "one that is not")
+	if f.err != nil {
+		return f.err
+	}
+	d.Opened = d.KeyID == 0 || d.keys != nil
+	if d.KeyID != 0 && d.keys != nil {
 		var err error
 		if d.aead, err = d.keys.historyKey(d.KeyID, b[:historyBound]); err != nil {
 			return err
@@ -191,6 +220,7 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 		binary.LittleEndian.PutUint32(row[4*i:], v)
 	}
 	d.table = append(d.table, row...)
+	begin := len(d.meta)
 	switch {
 	case d.KeyID == 0:
 		d.meta = append(d.meta, b[historyFrame:historyFrame+meta]...)
@@ -208,7 +238,16 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 			}
 		}
 	}
-	d.Frames = append(d.Frames, HistoryFrameDump{Offset: at, Records: records, Raw: raw, Stored: stored, Codec: []string{"none", "s2"}[codec], LastSeq: last})
+	this := HistoryFrameDump{Offset: at, Records: records, Raw: raw, Stored: stored, Codec: []string{"none", "s2"}[codec], LastSeq: last}
+	if d.Opened {
+		did, wrong := d.records(d.meta[begin:], records, raw)
+		if wrong != "" {
+			d.forged = faultf(at+historyFrame, fmt.Sprintf("meta of %d records with %d B of payload", records, raw), "%s", wrong)
+			return 0, d.forged
+		}
+		this.Did = &did
+	}
+	d.Frames = append(d.Frames, this)
 	d.RawBytes, d.LastSeq, d.chain = d.RawBytes+uint64(raw), last, chain
 	return n, nil
 }
@@ -253,6 +292,15 @@ func (d *HistoryDump) WriteText(w io.Writer) error {
 	fmt.Fprintf(&b, "  sealed: %v; key %d; %d frames, %d B of payload before compression\n", d.Sealed, d.KeyID, len(d.Frames), d.RawBytes)
 	for _, f := range d.Frames {
 		fmt.Fprintf(&b, "  at %d: %d records up to %d, %d B of payload stored as %d B (%s)\n", f.Offset, f.Records, f.LastSeq, f.Raw, f.Stored, f.Codec)
+		if f.Did != nil {
+			f.Did.write(&b)
+		}
+	}
+	for i := range d.Points {
+		d.Points[i].write(&b)
+	}
+	if !d.Opened && d.Store != "" {
+		b.WriteString("  what the records did is sealed: --key-file opens it\n")
 	}
 	if d.TornBytes > 0 {
 		fmt.Fprintf(&b, "  %d B behind the last whole frame\n", d.TornBytes)

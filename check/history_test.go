@@ -44,7 +44,7 @@ func TestDamagedHistory(t *testing.T) {
 	if err != nil || len(files) != 3 {
 		t.Fatal(files, err)
 	}
-	d, err := DumpHistory(files[1])
+	d, err := DumpHistory(files[1], "", nil)
 	if err != nil || d.Error != "" || !d.Sealed || len(d.Frames) < 2 {
 		t.Fatalf("%+v, %v", d, err)
 	}

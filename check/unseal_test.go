@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -160,7 +161,7 @@ func TestSealedHistoryIsOpened(t *testing.T) {
 	if rep := check(key); rep.Errors+rep.Warnings != 0 || rep.Totals.HistoryFiles == 0 {
 		t.Fatalf("with the key: %+v", rep)
 	}
-	d, err := DumpHistory(files[0])
+	d, err := DumpHistory(files[0], "", nil)
 	if err != nil || !d.Sealed || len(d.Frames) == 0 {
 		t.Fatalf("%+v, %v", d, err)
 	}
@@ -200,6 +201,90 @@ func TestSealedHistoryIsOpened(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A dump of a file of an encrypted history shows what records did with the key alone, which it finds with the store that the file lies in, or that is named; that of a store that is not encrypted needs none.
+func TestDumpOfASealedHistory(t *testing.T) {
+	id, other := newIdentity(t), newIdentity(t)
+	made := func(l *lab) string {
+		l.create("a", 8<<20)
+		l.must(l.s.SetHistory(context.Background(), "a", blockstore.HistoryPolicy{Window: time.Hour}))
+		l.write("a", 0, l.data(200_000)[:196608])
+		l.trim("a", 4<<20, 1<<20)
+		l.must(l.s.ResizeVolume(context.Background(), "a", 16<<20))
+		_, err := l.s.MarkHistory(context.Background(), "a", "before the upgrade")
+		l.must(err)
+		l.flush("a")
+		l.close()
+		files, err := filepath.Glob(filepath.Join(l.dir, historyName, "0000000000000001", "*"+historySuffix))
+		if err != nil || len(files) != 1 {
+			t.Fatal(files, err)
+		}
+		return files[0]
+	}
+	sealed, plain := newSealedLab(t, 35, blockstore.Keys{Identities: []age.Identity{id}}), newLab(t, 36)
+	file, plainFile := made(sealed), made(plain)
+	aside := filepath.Join(t.TempDir(), "aside.hist")
+	if err := os.WriteFile(aside, read(t, file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		file, dir string
+		unwrap    Unwrap
+		opened    bool
+		err       error
+	}{
+		"no key":                           {file, "", nil, false, nil},
+		"the key":                          {file, "", unwrapBy(other, id), true, nil},
+		"another key":                      {file, "", unwrapBy(other), false, ErrWrongKey},
+		"aside, no key":                    {aside, "", nil, false, nil},
+		"aside, the key":                   {aside, "", unwrapBy(id), false, block.ErrNotFound},
+		"aside, the key and its store":     {aside, sealed.dir, unwrapBy(id), true, nil},
+		"aside, the key and another store": {aside, plain.dir, unwrapBy(id), false, block.ErrInvalid},
+		"not encrypted, no key":            {plainFile, "", nil, true, nil},
+		"not encrypted, a key":             {plainFile, "", unwrapBy(id), false, block.ErrInvalid},
+		"not encrypted, another store's":   {plainFile, sealed.dir, unwrapBy(id), false, block.ErrInvalid},
+		"none":                             {aside + ".gone", "", nil, false, os.ErrNotExist},
+	} {
+		d, err := DumpHistory(c.file, c.dir, c.unwrap)
+		if !errors.Is(err, c.err) {
+			t.Errorf("%s: %v, want %v", what, err, c.err)
+		}
+		if err != nil || c.err != nil {
+			continue
+		}
+		if d.Error != "" || d.Opened != c.opened || len(d.Frames) == 0 || len(d.Points) > 0 != c.opened {
+			t.Errorf("%s: %+v", what, d)
+		}
+		var sum HistoryDid
+		for _, f := range d.Frames {
+			if (f.Did != nil) != c.opened {
+				t.Errorf("%s: frame %+v", what, f)
+			} else if c.opened {
+				sum.WriteBytes, sum.TrimBytes, sum.Flushes = sum.WriteBytes+f.Did.WriteBytes, sum.TrimBytes+f.Did.TrimBytes, sum.Flushes+f.Did.Flushes
+			}
+		}
+		if c.opened && (sum.WriteBytes != 196608 || sum.TrimBytes != 1<<20 || !slices.ContainsFunc(d.Points, func(p HistoryPoint) bool { return p.Kind == "mark" && p.Label == "before the upgrade" }) ||
+			!slices.ContainsFunc(d.Points, func(p HistoryPoint) bool { return p.Kind == "resize" && p.Size == 16<<20 })) {
+			t.Errorf("%s: %+v, %+v", what, sum, d.Points)
+		}
+	}
+	// Meta that its tag and checksums fit and that makes no sense is damage, not the end of the file.
+	forge(t, plainFile, func(b []byte) []byte {
+		le, foot := binary.LittleEndian, b[len(b)-historyFoot:]
+		frame := b[historyHead:]
+		frame[historyFrame] = 77 // the kind of the first record
+		meta := int(le.Uint32(frame[20:]))
+		le.PutUint32(frame[48:], crc(frame[historyFrame:historyFrame+meta]))
+		le.PutUint32(frame[60:], crcMore(le.Uint32(b[historyHead-4:]), frame[:60]))
+		clear(foot) // so that it is no longer known to be sealed
+		return b
+	}, func() {
+		d, err := DumpHistory(plainFile, "", nil)
+		if err != nil || !strings.Contains(d.Error, "kind 77") {
+			t.Errorf("a record of no kind: %+v, %v", d, err)
+		}
+	})
 }
 
 // A dump of an encrypted log shows what control records say with the key alone, and ends at a sector that was changed under checksums that fit.

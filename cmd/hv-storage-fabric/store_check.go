@@ -153,18 +153,7 @@ func newStoreDump(a *app) *cobra.Command {
 				return a.showDump(d, d)
 			},
 		},
-		&cobra.Command{
-			Use: "history FILE", Short: "A file of a volume's history; it needs neither its store nor a key",
-			Example: "  hv-storage-fabric store dump history /var/lib/hyper-nixos/history/0000000000000001/00000001.hist",
-			Args:    exactly("FILE"),
-			RunE: func(_ *cobra.Command, args []string) error {
-				d, err := check.DumpHistory(args[0])
-				if err != nil {
-					return err
-				}
-				return a.showDump(d, d)
-			},
-		},
+		a.newDumpHistory(),
 		a.dump("index", "", "The index of chunks by their hash, in short", "", func(dir, _ string) error {
 			d, err := check.DumpIndex(dir)
 			if err != nil {
@@ -219,12 +208,44 @@ func (a *app) dump(kind, which, short, example string, f func(dir, id string) er
 	}
 }
 
-// newDumpLog is the one dump that a key tells more: what control records of an encrypted store say.
+// newDumpLog is a dump that a key tells more: what control records of an encrypted store say.
 func (a *app) newDumpLog() *cobra.Command {
 	var keyFile string
 	c := a.dump("log", "FILE", "The files of the log; with the id of one, as in its name, its records", "0000001a", func(dir, id string) error { return a.dumpLog(dir, id, keyFile) })
 	c.Example += "\n  hv-storage-fabric store dump log /srv/hv 0000001a --key-file /etc/hyper-nixos/store.key"
 	addKeyFile(c, &keyFile)
+	return c
+}
+
+// newDumpHistory is another: what records did, and labels, are sealed in an encrypted store.
+func (a *app) newDumpHistory() *cobra.Command {
+	var keyFile, dir string
+	c := &cobra.Command{
+		Use: "history FILE", Short: "A file of a volume's history; it needs neither its store nor a key",
+		Long: `Show a file of a volume's history: its frames, what their records did, and snapshots, marks, resizes and rollbacks. It needs neither its store nor a key; but of an encrypted store only --key-file opens what the records did.
+The keys lie in the data directory of the store: the one that FILE lies in, unless --data-dir names it.`,
+		Example: `  hv-storage-fabric store dump history /var/lib/hyper-nixos/history/0000000000000001/00000001.hist
+  hv-storage-fabric store dump history FILE --key-file /etc/hyper-nixos/store.key
+  hv-storage-fabric store dump history ./00000001.hist --key-file store.key --data-dir /srv/hv -o json | jq .points`,
+		Args: exactly("FILE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			unwrap, err := unwrapWith(keyFile)
+			if err != nil {
+				return err
+			}
+			if dir != "" && unwrap == nil {
+				return usagef("--data-dir names the store whose key --key-file has: give both")
+			}
+			d, err := check.DumpHistory(args[0], dir, unwrap)
+			if err != nil {
+				return err
+			}
+			return a.showDump(d, d)
+		},
+	}
+	addKeyFile(c, &keyFile)
+	c.Flags().StringVar(&dir, "data-dir", "", "data directory of the store, if FILE does not lie in it")
+	_ = c.MarkFlagDirname("data-dir")
 	return c
 }
 

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"filippo.io/age"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
@@ -106,6 +110,60 @@ func TestStoreDump(t *testing.T) {
 	for _, args := range []string{"super", "page DIR", "page DIR x", "log DIR zz", "segment DIR 99", "volume DIR nope", "page DIR 999"} {
 		if code, _, errs := runLocal(t, append([]string{"store", "dump"}, strings.Fields(strings.Replace(args, "DIR", dir, 1))...)...); code == exitDone || strings.Count(errs, "\n") != 1 {
 			t.Errorf("%s: exit code %d, %q", args, code, errs)
+		}
+	}
+}
+
+// TestStoreDumpOfASealedHistory: the key opens what a file of history of an encrypted store holds, another one is refused, and none shows the frames alone.
+func TestStoreDumpOfASealedHistory(t *testing.T) {
+	dir, keys := t.TempDir(), t.TempDir()
+	ctx := context.Background()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	keyFile := func(name string) (string, age.Identity) {
+		id, err := age.GenerateX25519Identity()
+		must(err)
+		path := filepath.Join(keys, name)
+		must(os.WriteFile(path, []byte(id.String()+"\n"), 0o600))
+		return path, id
+	}
+	key, id := keyFile("store.key")
+	other, _ := keyFile("other.key")
+	s, err := blockstore.Open(ctx, blockstore.Options{Dir: dir, LogCapBytes: 64 << 20, LogFileBytes: 1 << 20, MemoryBytes: 64 << 20, ReserveBytes: 1, Keys: blockstore.Keys{Identities: []age.Identity{id}}})
+	must(err)
+	_, err = s.CreateVolume(ctx, blockstore.VolumeSpec{Name: "web1", SizeBytes: 32 << 20})
+	must(err)
+	must(s.SetHistory(ctx, "web1", blockstore.HistoryPolicy{Window: time.Hour}))
+	d, err := s.OpenDevice("web1", "")
+	must(err)
+	must(d.Write(ctx, []block.Write{{Off: 4096, Data: bytes.Repeat([]byte("abcd"), 1024)}}, true))
+	_, err = s.MarkHistory(ctx, "web1", "upgrade")
+	must(err)
+	must(errors.Join(d.Close(), s.Close()))
+	files, err := filepath.Glob(filepath.Join(dir, "history", "*", "*.hist"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	for _, c := range []struct {
+		args       []string
+		code       int
+		says, errs string
+	}{
+		{nil, exitDone, "--key-file opens it", ""},
+		{[]string{"--key-file", key}, exitDone, `mark "upgrade"`, ""},
+		{[]string{"--key-file", key, "--data-dir", dir, "-o", "json"}, exitDone, `"opened": true`, ""},
+		{[]string{"--key-file", other}, exitFailed, "", "opens no slot"},
+		{[]string{"--key-file", key + ".gone"}, exitNotFound, "", "no such file"},
+		{[]string{"--key-file", key, "--data-dir", keys}, exitNotFound, "", "superblock"},
+		{[]string{"--data-dir", dir}, exitUsage, "", "give both"},
+	} {
+		code, out, errs := runLocal(t, append([]string{"store", "dump", "history", files[0]}, c.args...)...)
+		if code != c.code || !strings.Contains(out, c.says) || !strings.Contains(errs, c.errs) || (errs == "") != (c.errs == "") {
+			t.Errorf("%v: exit code %d, %q should say %q; %q should say %q", c.args, code, out, c.says, errs, c.errs)
 		}
 	}
 }
