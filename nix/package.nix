@@ -7,7 +7,7 @@ buildGo126Module {
   src = lib.cleanSource ../.;
 
   # Of the folder that `go mod vendor` makes. After a change of go.mod: scripts/vendor-hash prints it.
-  vendorHash = "sha256-+iELZjQG9xIIeL5rBAGwYIv288ErbcMNa5wapP3I8pY=";
+  vendorHash = "sha256-W9FSCqb6ak5KxPwyw8OwmUrZ9K0tzsTPPmJ5j13NSJ8=";
 
   subPackages = [ "cmd/hvd" "cmd/hv-storage-fabric" ];
   env.CGO_ENABLED = 0;

@@ -68,7 +68,7 @@ func (h *Hashes) UnmarshalJSON(text []byte) error {
 
 // Source says what a backup is of.
 type Source struct {
-	Kind string `json:"kind"` // "file", "volume" or "files", an archive (package files)
+	Kind string `json:"kind"` // "file", "volume", "files", an archive (package files), or "machine" (package machine)
 	Name string `json:"name"` // of the volume, the path of the file, or what the files were called
 	Host string `json:"host,omitempty"`
 }

@@ -183,7 +183,7 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), newVersion(a))
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), newVersion(a), newThawGuard(a))
 	console.Group(root)
 	helptext.Fit(root)
 	return root

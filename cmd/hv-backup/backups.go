@@ -8,17 +8,22 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/machine"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
-// choose finds the one backup whose name begins with a prefix; "latest" is the youngest, "latest:SOURCE" the youngest of a source.
+// choose finds the one backup whose name begins with a prefix; "latest" is the youngest, "latest:SOURCE" the youngest of a source. A machine is called domain:NAME among sources, as a volume may have its name; where there are only machines, NAME is enough.
 func choose(all []*repository.Manifest, name string) (*repository.Manifest, error) {
 	if latest, source, ofSource := strings.Cut(name, ":"); latest == "latest" {
+		isMachine := func(m *repository.Manifest) bool { return m.Source.Kind == machine.Kind }
+		only := !slices.ContainsFunc(all, func(m *repository.Manifest) bool { return !isMachine(m) })
+		domain, ofDomain := strings.CutPrefix(source, "domain:")
 		for _, m := range slices.Backward(all) {
-			if !ofSource || m.Source.Name == source {
+			switch {
+			case !ofSource && (only || !isMachine(m)), m.Source.Name == source && (only || !isMachine(m)), ofDomain && isMachine(m) && m.Source.Name == domain:
 				return m, nil
 			}
 		}
@@ -47,7 +52,37 @@ func choose(all []*repository.Manifest, name string) (*repository.Manifest, erro
 type shownBackup struct {
 	Name string `json:"name"`
 	*repository.Manifest
-	Root struct{} `json:"-"` // of no use to anybody
+	Root    struct{}         `json:"-"`                 // of no use to anybody
+	Machine *machine.Machine `json:"machine,omitempty"` // of a backup of one
+}
+
+// machineRows are what is shown of a machine.
+func machineRows(m *machine.Machine) [][2]string {
+	if m == nil {
+		return nil
+	}
+	rows := [][2]string{{"machine", fmt.Sprintf("%s (%s), %s", m.Name, m.Type, m.State)}, {"uuid", m.UUID}, {"addresses", strings.Join(m.MACs, ", ")}}
+	for _, d := range m.Disks {
+		rows = append(rows, [2]string{d.Device + " " + d.Target, fmt.Sprintf("volume %s (%s)", d.Volume, units.Size(d.SizeBytes).Human())})
+	}
+	for _, medium := range m.Media {
+		rows = append(rows, [2]string{"medium " + medium.Target, medium.Path})
+	}
+	for _, left := range m.Left {
+		rows = append(rows, [2]string{left.Device + " " + left.Target, fmt.Sprintf("not in the backup: %s (%s)", left.Source, left.Why)})
+	}
+	for _, part := range []struct {
+		name string
+		part *machine.Part
+	}{{"firmware", m.NVRAM}, {"tpm", m.TPM}} {
+		if part.part != nil {
+			rows = append(rows, [2]string{part.name, strings.TrimSuffix(part.part.State+": "+part.part.Why, ": ")})
+		}
+	}
+	if m.Reason != "" {
+		rows = append(rows, [2]string{"not at rest", m.Reason})
+	}
+	return rows
 }
 
 func newList(a *app) *cobra.Command {
@@ -87,7 +122,7 @@ func newShow(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show BACKUP",
 		Short:   "Show one backup",
-		Long:    "Show one backup: by its name, as many letters of it as tell it from others, latest, or latest:SOURCE.",
+		Long:    "Show one backup: by its name, as many letters of it as tell it from others, latest, or latest:SOURCE. latest:domain:NAME is that of a machine: its name, UUID, addresses and disks are shown, too.",
 		Example: "  hv-backup show latest:web1 --repo /mnt/backup/vms",
 		Args:    console.Exactly("BACKUP"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -99,12 +134,21 @@ func newShow(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(shownBackup{Name: m.Name, Manifest: m}, func() {
-				console.Pairs(a.out, [][2]string{
+			shown := shownBackup{Name: m.Name, Manifest: m}
+			if m.Source.Kind == machine.Kind {
+				if err := r.LoadIndex(c.Context(), a.warn); err != nil {
+					return err
+				}
+				if shown.Machine, err = readMachine(c.Context(), r, m); err != nil {
+					return fmt.Errorf("%s: %w", m.Name, err)
+				}
+			}
+			return a.show(shown, func() {
+				console.Pairs(a.out, append([][2]string{
 					{"backup", m.Name}, {"source", m.Source.Kind + " " + m.Source.Name}, {"host", m.Source.Host}, {"time", m.Time.Local().Format(time.RFC3339)}, {"consistency", m.Consistency},
 					{"size", units.Size(m.SizeBytes).Human()}, {"data", units.Size(m.NonZero).Human()}, {"new data", units.Size(m.NewBytes).Human()}, {"added", units.Size(m.StoredBytes).Human()},
 					{"tags", strings.Join(m.Tags, ", ")},
-				})
+				}, machineRows(shown.Machine)...))
 			})
 		},
 	}

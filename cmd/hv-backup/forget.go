@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/machine"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -124,12 +125,14 @@ func (f *forgetting) check(args []string) error {
 }
 
 // judge tells the backups that are looked at apart.
-func (f *forgetting) judge(all []*repository.Manifest) (forget, keep []judgedBackup) {
-	all = slices.DeleteFunc(all, func(m *repository.Manifest) bool {
+func (f *forgetting) judge(there []*repository.Manifest) (forget, keep []judgedBackup) {
+	all := slices.DeleteFunc(slices.Clone(there), func(m *repository.Manifest) bool {
 		return f.source != "" && m.Source.Name != f.source || slices.ContainsFunc(f.tags, func(tag string) bool { return !slices.Contains(m.Tags, tag) })
 	})
 	forget, keep = []judgedBackup{}, []judgedBackup{}
-	for _, k := range f.keep.Apply(all, time.Now(), time.Local) {
+	judged := f.keep.Apply(all, time.Now(), time.Local)
+	keepWithMachines(judged, there)
+	for _, k := range judged {
 		b := judgedBackup{k.Name, k.Source.Name, k.Time, k.Reasons}
 		if len(k.Reasons) > 0 {
 			keep = append(keep, b)
@@ -138,6 +141,30 @@ func (f *forgetting) judge(all []*repository.Manifest) (forget, keep []judgedBac
 		}
 	}
 	return forget, keep
+}
+
+// keepWithMachines keeps the volumes of machines whose backups stay: of the same host and moment. Without them a machine could not be restored.
+func keepWithMachines(judged []backup.Kept, there []*repository.Manifest) {
+	type moment struct {
+		host string
+		at   int64
+	}
+	of := func(m *repository.Manifest) moment { return moment{m.Source.Host, m.Time.UnixNano()} }
+	stays := make(map[moment]bool)
+	forgotten := make(map[string]bool)
+	for _, k := range judged {
+		forgotten[k.Name] = len(k.Reasons) == 0
+	}
+	for _, m := range there {
+		if m.Source.Kind == machine.Kind && !forgotten[m.Name] {
+			stays[of(m)] = true
+		}
+	}
+	for i, k := range judged {
+		if k.Source.Kind == "volume" && len(k.Reasons) == 0 && stays[of(k.Manifest)] {
+			judged[i].Reasons = []string{"the backup of its machine is kept"}
+		}
+	}
 }
 
 func (f *forgetting) show(forget, keep []judgedBackup) error {

@@ -25,8 +25,16 @@ const (
 	liveWantWorkers = 4         // ranges that are waited for and read at once
 )
 
+// liveRestore is how restoreLive makes a volume.
+type liveRestore struct {
+	volume   string
+	chunking string
+	quiet    bool   // shows no progress, as several come at once
+	begun    func() // called when it can be attached; nil: that is said
+}
+
 // restoreLive makes a volume that can be attached at once, and brings its content: what guests wait for first. It reports whether it went on with one.
-func (a *app) restoreLive(ctx context.Context, r *repository.Repository, m *repository.Manifest, volume, chunking string) (resumed bool, err error) {
+func (a *app) restoreLive(ctx context.Context, r *repository.Repository, m *repository.Manifest, how liveRestore) (resumed bool, err error) {
 	api, err := a.hvd()
 	if err != nil {
 		return false, err
@@ -37,13 +45,16 @@ func (a *app) restoreLive(ctx context.Context, r *repository.Repository, m *repo
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
 	meter := a.newMeter("restoring", m.SizeBytes)
+	if how.quiet {
+		meter = console.NewMeter(io.Discard, "", m.SizeBytes, false)
+	}
 	defer meter.End()
-	s := &liveSender{a: a, m: m, device: device, meter: meter, piece: livePiece, pieces: livePieces, wanted: make(chan struct{}, 1)}
+	s := &liveSender{a: a, m: m, begun: how.begun, device: device, meter: meter, piece: livePiece, pieces: livePieces, wanted: make(chan struct{}, 1)}
 	if a.limit > 0 {
 		s.piece, s.pieces = livePieceSlow, 1
 	}
 	s.mu.calm = sync.NewCond(&s.mu)
-	err = api.RestoreLive(ctx, client.LiveOptions{Name: volume, ContentBytes: m.SizeBytes, Backup: m.Name, Repository: r.ID(), Chunking: chunking}, s)
+	err = api.RestoreLive(ctx, client.LiveOptions{Name: how.volume, ContentBytes: m.SizeBytes, Backup: m.Name, Repository: r.ID(), Chunking: how.chunking}, s)
 	if errors.Is(err, client.ErrLiveCut) {
 		err = fmt.Errorf("%w; what has come is kept, and the same command goes on when hvd is back", err)
 	}
@@ -60,6 +71,7 @@ type liveSender struct {
 	pieces int
 	wanted chan struct{} // has a token when a range was queued
 	volume client.LiveVolume
+	begun  func() // nil: that the volume can be attached is said
 
 	out struct {
 		sync.Mutex // held while a frame is sent
@@ -78,6 +90,10 @@ type liveSender struct {
 // Begin implements client.LiveSender.
 func (s *liveSender) Begin(v client.LiveVolume) error {
 	s.volume = v
+	if s.begun != nil {
+		s.begun()
+		return nil
+	}
 	how := "is there"
 	if v.Resumed {
 		how = fmt.Sprintf("goes on at %s of %s", units.Size(v.ReachedBytes).Human(), units.Size(s.m.SizeBytes).Human())

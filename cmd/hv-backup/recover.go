@@ -15,6 +15,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup/files"
+	"github.com/hyper-nixos/hyper-nixos/backup/machine"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
@@ -29,6 +30,9 @@ type recovering struct {
 	filesTo string
 	only    []string
 	dryRun  bool
+	domains bool
+	connect string
+	all     []*repository.Manifest // that there are
 }
 
 func newRecover(a *app) *cobra.Command {
@@ -37,11 +41,12 @@ func newRecover(a *app) *cobra.Command {
 		Use:   "recover [SOURCE...]",
 		Short: "Bring back everything that a host had, from its repository",
 		Long: `Bring back everything that a host had, from its repository alone: the youngest backup of each of its volumes as a volume of the same name, and with --files-to its files, each backup of them in a folder of its name. A volume,
-or a folder with something in it, that is there already is left alone, so an interrupted recovery goes on when it is run again (a folder that was being filled must be removed first), and one that fails does not keep the others from coming back. Images are not restored: "restore --to-file" does that.
+or a folder with something in it, that is there already is left alone, so an interrupted recovery goes on when it is run again (a folder that was being filled must be removed first), and one that fails does not keep the others from coming back. With --domains machines that libvirt does not have come back too, on these volumes. Images are not restored: "restore --to-file" does that.
 
 On an empty machine: install, bring the files back with --files-to, put hvd's configuration and the policies in place, start hvd, and run it again for the volumes.`,
 		Example: `  hv-backup recover --dry-run --repo s3://backups/host1
   hv-backup recover --files-to /srv/recovered --repo s3://backups/host1
+  hv-backup recover --domains --repo s3://backups/host1
   hv-backup recover web1 db1 --at 2026-11-28T12:00:00Z --repo s3://backups/host1`,
 		Args: console.Between(0, 1000, "SOURCE"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -53,6 +58,8 @@ On an empty machine: install, bring the files back with --files-to, put hvd's co
 	f.StringVar(&k.host, "host", "", "the host whose backups are meant, where the repository has several hosts'")
 	f.StringVar(&k.at, "at", "", "what was there at a `TIME` (RFC 3339), not the youngest")
 	f.StringVar(&k.filesTo, "files-to", "", "folder to unpack backups of files into")
+	f.BoolVar(&k.domains, "domains", false, "define machines in libvirt, on the volumes that are there or have come back")
+	f.StringVar(&k.connect, "connect", "", connectHelp)
 	f.BoolVar(&k.dryRun, "dry-run", false, "only say what would be restored")
 	return c
 }
@@ -82,6 +89,7 @@ func (k *recovering) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.all = all
 	var failed error
 	for _, one := range plan {
 		if ctx.Err() != nil {
@@ -102,7 +110,7 @@ func (k *recovering) run(ctx context.Context) error {
 	return errors.Join(err, failed)
 }
 
-// plan chooses a backup of each source, in order of their names, files first.
+// plan chooses a backup of each source, in order of their names, files first, machines last.
 func (k *recovering) plan(all []*repository.Manifest) ([]*recovered, error) {
 	until := time.Now().Add(24 * time.Hour) // of a host whose clock is ahead
 	if k.at != "" {
@@ -133,7 +141,13 @@ func (k *recovering) plan(all []*repository.Manifest) ([]*recovered, error) {
 		plan = append(plan, one)
 	}
 	slices.SortFunc(plan, func(a, b *recovered) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Source, b.Source))
+		last := func(one *recovered) int { // a machine uses the volumes that are back
+			if one.Kind == machine.Kind {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Or(cmp.Compare(last(a), last(b)), cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Source, b.Source))
 	})
 	if len(plan) == 0 && len(k.only) == 0 {
 		return nil, fmt.Errorf("a backup of that host, or of that time: %w", block.ErrNotFound)
@@ -163,6 +177,24 @@ func (k *recovering) look(ctx context.Context, one *recovered) error {
 	return nil
 }
 
+// restoreMachine brings back a machine, on its volumes, which are there by now.
+func (k *recovering) restoreMachine(ctx context.Context, r *repository.Repository, one *recovered) error {
+	if !k.domains {
+		one.State, one.Why = "left", "a machine: give --domains, or `restore "+one.Backup+" --to-domain`"
+		return nil
+	}
+	restore := &machineRestore{a: k.a, r: r, connect: k.connect, dryRun: k.dryRun, adopt: true}
+	err := restore.restoreMachine(ctx, one.m, k.all)
+	switch {
+	case errors.Is(err, block.ErrExists):
+		one.State, one.Why = "there", strings.ReplaceAll(err.Error(), "\n", "; ")
+		return nil
+	case err == nil && !k.dryRun:
+		one.State = "restored"
+	}
+	return err
+}
+
 // restore brings one source back.
 func (k *recovering) restore(ctx context.Context, r *repository.Repository, one *recovered) error {
 	switch one.Kind {
@@ -179,6 +211,8 @@ func (k *recovering) restore(ctx context.Context, r *repository.Repository, one 
 			one.State = "restored"
 		}
 		return err
+	case machine.Kind:
+		return k.restoreMachine(ctx, r, one)
 	case files.Kind:
 		if k.filesTo == "" {
 			one.State, one.Why = "left", "give --files-to for files"

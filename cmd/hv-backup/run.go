@@ -22,10 +22,11 @@ import (
 )
 
 func newRun(a *app) *cobra.Command {
-	var tags, agents []string
+	var tags, agents, domains []string
 	var file, asFiles, full bool
+	var connect string
 	c := &cobra.Command{
-		Use:   "run VOLUME[@SNAPSHOT]... | run @GROUP | run --file IMAGE | run --files NAME PATH...",
+		Use:   "run VOLUME[@SNAPSHOT]... | run @GROUP | run --domain NAME[,NAME...] | run --file IMAGE | run --files NAME PATH...",
 		Short: "Back up volumes of hvd, an image, a block device, or files",
 		Long: `Back up volumes of hvd as they are at this moment, attached or not: several volumes, or a group, at the same moment. Or one of a volume's snapshots, or, with --file, a raw image or a block
 device. Only what the repository does not have yet is stored. An interrupt leaves the repository as it was; the next run does not store again what is there.
@@ -36,16 +37,35 @@ much on its own, as one that reads everything, which is what happens the first t
 A backup is as after a power loss, which file systems and databases survive. With --guest-agent the guest flushes and holds its writes for the moment of the snapshot, by the qemu-guest-agent that listens at a
 socket of QEMU; if that does not answer within 10 s, the backup is made all the same, and says which it is.
 
+With --domain it is whole machines of libvirt: all disks of a domain that are exports of this hvd, at one moment, and beside them, as a backup of kind machine, its definition, the variables of its firmware, the state of its TPM and its seed of cloud-init.
+If it runs and its guest runs qemu-guest-agent, libvirt freezes the guest for that moment; several domains are frozen and backed up together. "restore --to-domain" brings back the machine.
+
 With --files it is files and folders, under a name: what a host or a guest needs beside its disks, such as hvd.yaml, a domain's XML, its NVRAM and the state of its TPM; at most 1 GiB.`,
 		Example: `  hv-backup run web1 --tag daily --repo /mnt/backup/vms
   hv-backup run @shop --tag nightly --repo /mnt/backup/vms
   hv-backup run db1 --guest-agent db1=/run/vms/db1/agent.sock --repo /mnt/backup/vms
+  hv-backup run --domain web1 --repo /mnt/backup/vms
+  hv-backup run --domain web1,db1 --connect qemu:///system --tag nightly --repo /mnt/backup/vms
   hv-backup run --file old-disk.raw --repo /mnt/backup/vms
   hv-backup run --files db1.conf /etc/libvirt/qemu/db1.xml /var/lib/libvirt/qemu/nvram/db1_VARS.fd --repo /mnt/backup/vms`,
-		Args:              console.Between(1, 1000, "VOLUME, @GROUP or IMAGE"),
+		Args: func(c *cobra.Command, args []string) error {
+			if len(domains) > 0 {
+				return console.Between(0, 1000, "VOLUME, @GROUP or IMAGE")(c, args)
+			}
+			return console.Between(1, 1000, "VOLUME, @GROUP or IMAGE")(c, args)
+		},
 		ValidArgsFunction: a.completeRun,
 		RunE: func(c *cobra.Command, args []string) error {
-			work, err := a.planRun(args, file, asFiles, full, agents)
+			var work *runWork
+			var err error
+			switch {
+			case len(domains) > 0:
+				work, err = a.planDomains(args, domains, connect, file || asFiles, full, agents)
+			case connect != "":
+				err = console.Usagef("--connect is for --domain")
+			default:
+				work, err = a.planRun(args, file, asFiles, full, agents)
+			}
 			if err != nil {
 				return err
 			}
@@ -66,6 +86,9 @@ With --files it is files and folders, under a name: what a host or a guest needs
 	f.BoolVar(&file, "file", false, "the argument is a raw image or a block device")
 	f.BoolVar(&asFiles, "files", false, "the arguments are a name for the backup, and files and folders")
 	f.StringArrayVar(&agents, "guest-agent", nil, "`VOLUME=SOCKET` of the guest's agent, which brings its file systems to rest; may be repeated")
+	f.StringSliceVar(&domains, "domain", nil, "domains of libvirt to back up as whole machines")
+	f.StringVar(&connect, "connect", "", connectHelp)
+	_ = c.RegisterFlagCompletionFunc("domain", a.completeDomains)
 	f.BoolVar(&full, "full", false, "read whole volumes, not only what has changed since their last backup")
 	return c
 }
@@ -83,6 +106,8 @@ type runWork struct {
 	alone   string            // VOLUME@SNAPSHOT, a file, or a name for
 	files   []string          // files and folders
 	file    bool
+
+	machines *machineRun // or whole machines
 }
 
 // planRun reads the arguments.
@@ -132,6 +157,7 @@ func (a *app) planRun(args []string, file, asFiles, full bool, agents []string) 
 // doneRun is a backup that was made, with -o json.
 type doneRun struct {
 	Backup      string  `json:"backup"`
+	Kind        string  `json:"kind"`
 	Source      string  `json:"source"`
 	SizeBytes   uint64  `json:"sizeBytes"`
 	NonZero     uint64  `json:"nonZeroBytes"`
@@ -141,10 +167,15 @@ type doneRun struct {
 	ReadBytes   *uint64 `json:"readBytes,omitempty"` // with a parent
 	Consistency string  `json:"consistency"`         // "offline", "frozen" or "crash"
 	Seconds     float64 `json:"seconds"`
+
+	FrozenSeconds float64 `json:"frozenSeconds,omitempty"` // of a machine: how long its guest was held
 }
 
 // all makes the backups. One that fails does not keep the others from being made.
 func (w *runWork) all(ctx context.Context) error {
+	if w.machines != nil {
+		return w.machines.all(ctx, w)
+	}
 	if w.alone != "" {
 		done, err := w.one(ctx, w.alone, time.Time{}, func(m *repository.Manifest) error { return w.still(ctx, m) })
 		if err != nil {
@@ -184,7 +215,7 @@ func (w *runWork) one(ctx context.Context, name string, at time.Time, do func(*r
 	if err := do(m); err != nil {
 		return nil, fmt.Errorf("back up %s: %w", name, err)
 	}
-	done := &doneRun{m.Name, m.Source.Name, m.SizeBytes, m.NonZero, m.NewBytes, m.StoredBytes, m.Parent, nil, m.Consistency, time.Since(began).Seconds()}
+	done := &doneRun{m.Name, m.Source.Kind, m.Source.Name, m.SizeBytes, m.NonZero, m.NewBytes, m.StoredBytes, m.Parent, nil, m.Consistency, time.Since(began).Seconds(), 0}
 	read := ""
 	if m.Parent != "" {
 		done.ReadBytes = &m.ReadBytes

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -30,7 +31,7 @@ type frozenVolume struct {
 	r        *repository.Repository
 	snapshot client.Snapshot
 	uuid     string
-	atRest   bool           // its guest's file systems were frozen
+	rest     string         // how its content came to rest, as in manifests; "" means "crash"
 	earlier  []keptSnapshot // the youngest first
 }
 
@@ -58,7 +59,9 @@ func (a *app) freeze(ctx context.Context, api *client.Client, r *repository.Repo
 		return a.freezeNow(ctx, api, r, volumes, group)
 	}
 	for _, v := range all {
-		v.atRest = agents[v.snapshot.Volume] != ""
+		if agents[v.snapshot.Volume] != "" {
+			v.rest = "frozen"
+		}
 	}
 	return all, at, errors.Join(doErr, err)
 }
@@ -138,10 +141,7 @@ func (v *frozenVolume) backUp(ctx context.Context, m *repository.Manifest, full 
 	if err := v.look(ctx); err != nil {
 		return err
 	}
-	m.Source.Kind, m.Source.Name, m.Consistency = "volume", v.snapshot.Volume, "crash"
-	if v.atRest {
-		m.Consistency = "frozen"
-	}
+	m.Source.Kind, m.Source.Name, m.Consistency = "volume", v.snapshot.Volume, cmp.Or(v.rest, "crash")
 	m.Frozen = &repository.Frozen{Volume: v.uuid, Sequence: v.snapshot.Sequence}
 	if !full && len(v.earlier) > 0 && !slices.ContainsFunc(v.earlier, func(kept keptSnapshot) bool { return kept.backup != nil }) {
 		v.a.note("hv-backup: %s is read whole: the backups of the snapshots that hvd kept are gone", v.snapshot.Volume)

@@ -1,0 +1,153 @@
+package hypervisor
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+)
+
+const definition = `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web&amp;1</name>
+  <uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid>
+  <genid>6f0c2f3e-1111-4222-8333-444455556667</genid>
+  <metadata><x:y xmlns:x="urn:x"><x:name>web1</x:name></x:y></metadata>
+  <sysinfo type='smbios'><system><entry name='uuid'>6f0c2f3e-1111-4222-8333-444455556666</entry><entry name='serial'>7</entry></system></sysinfo>
+  <os><loader readonly='yes' type='pflash'>/code.fd</loader><nvram template='/vars.fd'>/var/lib/libvirt/qemu/nvram/web1_VARS.fd</nvram></os>
+  <devices>
+    <disk type='network' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <auth username='u'><secret type='ceph' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></auth>
+      <source protocol='nbd' name='web1'>
+        <host transport='unix' socket='/run/old.sock'/>
+        <reconnect delay='30'/>
+      </source>
+      <backingStore type='file'><source file='/elsewhere'/></backingStore>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='network' device='disk'><source protocol='nbd' name='data'><host name='127.0.0.1' port='10809'/></source><target dev='vdb'/></disk>
+    <disk type='file' device='cdrom'><source file='/seed.iso'/><target dev='sda'/><readonly/></disk>
+    <disk type='file' device='cdrom'><target dev='sdb'/></disk>
+    <interface type='bridge'><mac address='52:54:00:00:00:01'/></interface>
+    <interface type='bridge'><mac address="52:54:00:00:00:02"></mac></interface>
+    <graphics type='vnc' passwd='secret'/>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
+  </devices>
+  <qemu:commandline><qemu:arg value='-name'/></qemu:commandline>
+</domain>
+`
+
+func TestParse(t *testing.T) {
+	d, err := Parse(definition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Type != "kvm" || d.Name != "web&1" || d.UUID != "6f0c2f3e-1111-4222-8333-444455556666" || strings.Join(d.MACs, " ") != "52:54:00:00:00:01 52:54:00:00:00:02" || d.Agent != AgentConnected || d.TPM != "2.0" {
+		t.Errorf("%+v", d)
+	}
+	if d.NVRAM != (NVRAM{true, "/var/lib/libvirt/qemu/nvram/web1_VARS.fd", "file"}) {
+		t.Errorf("%+v", d.NVRAM)
+	}
+	want := []Disk{
+		{Target: "vda", Device: "disk", Kind: "network", Protocol: "nbd", Export: "web1", Transport: "unix", Socket: "/run/old.sock"},
+		{Target: "vdb", Device: "disk", Kind: "network", Protocol: "nbd", Export: "data", Transport: "tcp", Host: "127.0.0.1", Port: "10809"},
+		{Target: "sda", Device: "cdrom", Kind: "file", Path: "/seed.iso"},
+		{Target: "sdb", Device: "cdrom", Kind: "file"},
+	}
+	if len(d.Disks) != len(want) {
+		t.Fatalf("%+v", d.Disks)
+	}
+	for i := range want {
+		if d.Disks[i] != want[i] {
+			t.Errorf("%+v, want %+v", d.Disks[i], want[i])
+		}
+	}
+}
+
+// What a change names is changed; every other byte stays.
+func TestChange(t *testing.T) {
+	c := Change{
+		Name: "web<2", UUID: "99999999-1111-4222-8333-444455556666", GenID: "88888888-1111-4222-8333-444455556666", NVRAM: "/n/web2.fd",
+		MACs:  map[string]string{"52:54:00:00:00:01": "52:54:00:00:00:11", "52:54:00:00:00:02": "52:54:00:00:00:12"},
+		Disks: map[string]Source{"vda": {Export: "web2", Socket: "/run/n'w.sock"}, "vdb": {Export: "data2", Socket: "/run/d.sock"}, "sda": {File: "/seed2.iso"}, "sdb": {File: "/none"}},
+	}
+	got, err := c.Apply(definition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := definition
+	for _, r := range [][2]string{
+		{"<name>web&amp;1</name>", "<name>web&lt;2</name>"},
+		{"<uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid>", "<uuid>99999999-1111-4222-8333-444455556666</uuid>"},
+		{"<genid>6f0c2f3e-1111-4222-8333-444455556667", "<genid>88888888-1111-4222-8333-444455556666"},
+		{"<entry name='uuid'>6f0c2f3e-1111-4222-8333-444455556666", "<entry name='uuid'>99999999-1111-4222-8333-444455556666"},
+		{">/var/lib/libvirt/qemu/nvram/web1_VARS.fd<", ">/n/web2.fd<"},
+		{"<source protocol='nbd' name='web1'>\n        <host transport='unix' socket='/run/old.sock'/>\n        <reconnect delay='30'/>\n      </source>",
+			"<source protocol='nbd' name='web2'><host transport='unix' socket='/run/n&#39;w.sock'/><reconnect delay='30'/></source>"},
+		{"<source protocol='nbd' name='data'><host name='127.0.0.1' port='10809'/></source>", "<source protocol='nbd' name='data2'><host transport='unix' socket='/run/d.sock'/></source>"},
+		{"<source file='/seed.iso'/>", "<source file='/seed2.iso'></source>"},
+		{"<mac address='52:54:00:00:00:01'/>", "<mac address='52:54:00:00:00:11'/>"},
+		{`<mac address="52:54:00:00:00:02">`, "<mac address='52:54:00:00:00:12'>"},
+	} {
+		if strings.Count(want, r[0]) != 1 {
+			t.Fatalf("%q is not there once", r[0])
+		}
+		want = strings.Replace(want, r[0], r[1], 1)
+	}
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if same, err := (Change{}).Apply(definition); err != nil || same != definition {
+		t.Errorf("no change makes %s, %v", same, err)
+	}
+}
+
+func TestChangeNVRAM(t *testing.T) {
+	for from, want := range map[string]string{
+		"<nvram/>":               "<nvram>/n</nvram>",
+		"<nvram template='/t'/>": "<nvram template='/t'>/n</nvram>",
+		"<nvram></nvram>":        "<nvram>/n</nvram>",
+		"<nvram type='file'><source file='/o'/></nvram>":     "<nvram type='file'><source file='/n'/></nvram>",
+		"<nvram type='block'><source dev='/o'/></nvram>":     "<nvram type='block'><source dev='/o'/></nvram>",
+		"<nvram type='file' format='qcow2'>\n\t</nvram>":     "<nvram type='file' format='qcow2'><source file='/n'/></nvram>",
+		"<loader>/l</loader><nvram>/a</nvram><boot dev=''/>": "<loader>/l</loader><nvram>/n</nvram><boot dev=''/>",
+	} {
+		around := func(os string) string {
+			return "<domain><name>a</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid><os>" + os + "</os></domain>"
+		}
+		if got, err := (Change{NVRAM: "/n"}).Apply(around(from)); err != nil || got != around(want) {
+			t.Errorf("%s becomes %s, %v", from, got, err)
+		}
+	}
+}
+
+// What is no definition is refused, and not quoted.
+func TestHostileDefinitions(t *testing.T) {
+	with := func(from, to string) string { return strings.Replace(definition, from, to, 1) }
+	for name, text := range map[string]string{
+		"nothing":          "",
+		"no XML":           "passwd",
+		"another document": "<network><name>passwd</name></network>",
+		"cut":              definition[:len(definition)/2],
+		"long":             definition + strings.Repeat(" ", MaxXML),
+		"deep":             strings.Repeat("<domain>", 200_000),
+		"an entity":        "<!DOCTYPE d [<!ENTITY e 'passwd'>]>" + with("web&amp;1", "&e;"),
+		"no name":          with("web&amp;1", ""),
+		"a path":           with("web&amp;1", "../passwd"),
+		"no UUID":          with("<uuid>6f0c2f3e-1111-4222-8333-444455556666", "<uuid>passwd"),
+		"two vda":          with("dev='vdb'", "dev='vda'"),
+		"a target up":      with("dev='vdb'", "dev='..'"),
+		"a long path":      with("/seed.iso", strings.Repeat("/passwd", 1000)),
+		"many disks":       with("<devices>", "<devices>"+strings.Repeat("<disk/>", 5000)),
+	} {
+		_, err := Parse(text)
+		if !errors.Is(err, block.ErrCorrupt) || strings.Contains(err.Error(), "passwd") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := (Change{Name: "x"}).Apply(text); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
