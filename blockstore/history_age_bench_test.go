@@ -14,14 +14,14 @@ import (
 
 // BenchmarkHistoryAttachByAge opens moments of three volumes in one log after 24 simulated hours, by age: every write of an hour, flushes of 4, minutes of 10, then hours. Each is compared with what the volume was at the point that it names. An operation is an attach.
 func BenchmarkHistoryAttachByAge(b *testing.B) {
-	d := newDay(b, 25, Options{Dir: b.TempDir(), FS: vfs.Default, LogCapBytes: 256 << 20, MemoryBytes: 256 << 20})
+	d := newDay(b, 25, Options{Dir: b.TempDir(), FS: vfs.Default, LogCapBytes: 256 << 20, MemoryBytes: 256 << 20, GCBytesPerSecond: 4 << 30, GCRequestsPerSecond: 1 << 20})
 	for _, name := range []string{"a", "b", "c"} {
-		d.add(name, 64<<20)
+		d.add(name, 32<<20)
 	}
 	ctx := context.Background()
 	begin := d.clock.Load()
 	written, most := int64(0), int64(0)
-	for end := begin + int64(24*time.Hour); d.clock.Load() < end; { // 32 blocks every 10 s, and a flush, a volume
+	for end := begin + int64(24*time.Hour); d.clock.Load() < end; { // 32 blocks every half minute, and a flush, a volume
 		for _, v := range d.vols {
 			dev, err := d.s.OpenDevice(v.name, "")
 			d.must(err)
@@ -39,7 +39,7 @@ func BenchmarkHistoryAttachByAge(b *testing.B) {
 			}
 			d.must(dev.Close())
 		}
-		if d.clock.Add(int64(10*time.Second))%int64(10*time.Minute) < int64(10*time.Second) {
+		if d.clock.Add(int64(30*time.Second))%int64(10*time.Minute) == 0 {
 			d.turn()
 			most = max(most, d.s.historian.set.Bytes())
 		}
