@@ -64,6 +64,9 @@ func (m mutation) SetVolumeHistory(ctx context.Context, name string, windowSecon
 		}
 		*age.to = time.Duration(age.seconds * float64(time.Second))
 	}
+	if windowSeconds == 0 && (everySeconds > 0 || flushesSeconds > 0 || minutesSeconds > 0) { // none would give all of it up
+		return nil, fmt.Errorf("ages without a window, which is how far back history goes: %w", block.ErrInvalid)
+	}
 	if windowSeconds == 0 {
 		p = blockstore.HistoryPolicy{}
 	}
