@@ -52,11 +52,25 @@ func (m mutation) ClearVolumeQuota(ctx context.Context, name string) (generated.
 	return volumeOf(v), err
 }
 
-func (m mutation) SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64) (*control.History, error) {
-	if !(windowSeconds >= 0 && windowSeconds <= blockstore.MaxHistoryWindow.Seconds()) {
-		return nil, fmt.Errorf("window of %v seconds: want 0 to %v: %w", windowSeconds, blockstore.MaxHistoryWindow.Seconds(), block.ErrInvalid)
+func (m mutation) SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64, everySeconds, flushesSeconds, minutesSeconds float64) (*control.History, error) {
+	p := blockstore.HistoryPolicy{BudgetBytes: budgetBytes}
+	for _, age := range []struct {
+		of      string
+		seconds float64
+		to      *time.Duration
+	}{{"window", windowSeconds, &p.Window}, {"every write", everySeconds, &p.Every}, {"flushes", flushesSeconds, &p.Flushes}, {"minutes", minutesSeconds, &p.Minutes}} {
+		if !(age.seconds >= 0 && age.seconds <= blockstore.MaxHistoryWindow.Seconds()) {
+			return nil, fmt.Errorf("%s of %v seconds: want 0 to %v: %w", age.of, age.seconds, blockstore.MaxHistoryWindow.Seconds(), block.ErrInvalid)
+		}
+		*age.to = time.Duration(age.seconds * float64(time.Second))
 	}
-	return m.control.SetHistory(ctx, name, time.Duration(windowSeconds*float64(time.Second)), budgetBytes)
+	if windowSeconds == 0 && (everySeconds > 0 || flushesSeconds > 0 || minutesSeconds > 0) { // none would give all of it up
+		return nil, fmt.Errorf("ages without a window, which is how far back history goes: %w", block.ErrInvalid)
+	}
+	if windowSeconds == 0 {
+		p = blockstore.HistoryPolicy{}
+	}
+	return m.control.SetHistory(ctx, name, p)
 }
 
 func (m mutation) MarkHistory(ctx context.Context, volume, label string) (control.HistoryPoint, error) {

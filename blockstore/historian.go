@@ -19,10 +19,6 @@ import (
 
 const (
 	historyDir = "history"
-	// MaxHistoryWindow is the longest window of history.
-	MaxHistoryWindow = 366 * 24 * time.Hour
-	// MinHistoryBudget is the least budget of a volume's history, in bytes: below, a file would be more than all of it.
-	MinHistoryBudget = 64 << 20
 
 	historyRootBytes = 4 << 30 // of a volume's log, after which a root is made
 	historyRootEvery = 15 * time.Minute
@@ -30,30 +26,6 @@ const (
 	historyPause     = 10 * time.Second // after a gap
 	orphansEvery     = 64               // steps
 )
-
-// HistoryPolicy says how much of a volume's past can be had again; the zero value is none.
-type HistoryPolicy struct {
-	// Window is how far back, at most MaxHistoryWindow.
-	Window time.Duration
-	// BudgetBytes bounds what history takes on disk, at least MinHistoryBudget; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest history goes first.
-	BudgetBytes uint64
-}
-
-// None reports whether nothing is kept.
-func (p HistoryPolicy) None() bool { return p == HistoryPolicy{} }
-
-// Validate reports the first value that is out of bounds.
-func (p HistoryPolicy) Validate() error {
-	switch {
-	case p.None():
-		return nil
-	case p.Window < time.Second || p.Window > MaxHistoryWindow:
-		return fmt.Errorf("window of %v: want 1 s to %v: %w", p.Window, MaxHistoryWindow, block.ErrInvalid)
-	case p.BudgetBytes != 0 && p.BudgetBytes < MinHistoryBudget:
-		return fmt.Errorf("budget of %d B: want at least %d: %w", p.BudgetBytes, uint64(MinHistoryBudget), block.ErrInvalid)
-	}
-	return nil
-}
 
 // historian copies what volumes under history did out of the log before it is released, makes the roots that bound how far back a moment has to look, and lets go what is too old or too much.
 //
@@ -88,8 +60,7 @@ type volumeHistory struct {
 	v      *Volume
 	stream *history.Stream
 
-	window time.Duration // guarded by historian.mu, with the rest up to gaps
-	budget uint64        // as the user gave it; 0: default
+	policy HistoryPolicy // guarded by historian.mu, with the rest up to gaps; as the user gave it
 	since  uint64        // nothing up to that sequence number can be had
 	noted  uint64        // since, as it is in the state that is durable
 	// lastSeq is durable in the stream.
@@ -138,7 +109,7 @@ func (h *historian) open() error {
 		if err := bad[row.ID]; notDamage(err) {
 			return fmt.Errorf("of volume %d: %w", row.ID, err)
 		}
-		v := &volumeHistory{id: row.ID, window: row.Window, budget: row.Budget, since: row.Since, noted: row.Since, lastSeq: row.LastSeq, stream: set.Stream(row.ID), rootAt: h.s.opts.Now()}
+		v := &volumeHistory{id: row.ID, policy: row.Policy, since: row.Since, noted: row.Since, lastSeq: row.LastSeq, stream: set.Stream(row.ID), rootAt: h.s.opts.Now()}
 		switch {
 		case bad[row.ID] != nil:
 			v.why = bad[row.ID].Error()
@@ -353,11 +324,12 @@ func (h *historian) setPolicy(ctx context.Context, volume string, p HistoryPolic
 		return h.end(vh)
 	case vh != nil:
 		h.mu.Lock()
-		vh.window, vh.budget = p.Window, p.BudgetBytes
+		vh.policy = p
 		h.mu.Unlock()
 		if err := h.save(); err != nil {
 			return err
 		}
+		h.s.thinner.kick()
 		return h.expire(vh)
 	}
 	return h.start(ctx, v, p)
@@ -375,7 +347,7 @@ func (h *historian) start(ctx context.Context, v *Volume, p HistoryPolicy) error
 	if err != nil {
 		return err
 	}
-	vh := &volumeHistory{id: v.id, v: v, stream: stream, window: p.Window, budget: p.BudgetBytes, lastSeq: stream.LastSeq(), rootAt: h.s.opts.Now()}
+	vh := &volumeHistory{id: v.id, v: v, stream: stream, policy: p, lastSeq: stream.LastSeq(), rootAt: h.s.opts.Now()}
 	h.mu.Lock()
 	if !h.holding.Load() {
 		h.holding.Store(true) // from here on nothing is released that could have a record after the next line

@@ -37,7 +37,7 @@ const (
 	randomEntropy = 7.92
 )
 
-// HistoryActivity tells what was written to a volume in its history, in stretches of the given length, oldest first; those without a change are left out. It reads the indexes of the history, and a sample of the payload. ErrInvalid if there were more
+// HistoryActivity tells what was written to a volume in its history, in stretches of the given length, oldest first; those without a change are left out. Where history is thinned, it tells of what is left. It reads the indexes of the history, and a sample of the payload. ErrInvalid if there were more
 // than MaxActivities stretches.
 func (s *Store) HistoryActivity(ctx context.Context, volume string, stretch time.Duration) (all []Activity, err error) {
 	vh, err := s.historyOf(volume)

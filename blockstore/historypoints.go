@@ -99,6 +99,9 @@ type HistoryInfo struct {
 	Gaps     uint64 // since the store was opened
 	LastGap  string // why; empty: none
 	Stopped  bool   // nothing is kept at the moment
+	// WholeSeq and Whole are the end of what was thinned: of what lies before, points can be had (HistoryPoints), and every write behind it. They are those of First where nothing was thinned.
+	WholeSeq uint64
+	Whole    time.Time
 }
 
 // History describes the history of a volume; ErrNotFound if it has none.
@@ -109,7 +112,7 @@ func (s *Store) History(volume string) (HistoryInfo, error) {
 	}
 	h := s.historian
 	h.mu.Lock()
-	i := HistoryInfo{Policy: HistoryPolicy{Window: vh.window}, Gaps: vh.gaps, LastGap: vh.why, Stopped: vh.suspended}
+	i := HistoryInfo{Policy: vh.policy, Gaps: vh.gaps, LastGap: vh.why, Stopped: vh.suspended}
 	since := vh.since
 	h.mu.Unlock()
 	i.Policy.BudgetBytes, i.Bytes = uint64(h.budgetOf(vh)), vh.stream.Bytes()
@@ -120,6 +123,12 @@ func (s *Store) History(volume string) (HistoryInfo, error) {
 		}
 		if i.Roots++; i.Roots == 1 {
 			i.FirstSeq, i.First = n.closed, time.Unix(0, n.created).UTC()
+		}
+	}
+	if i.FirstSeq > 0 {
+		i.WholeSeq, i.Whole = i.FirstSeq, i.First
+		if seq, at := vh.stream.WholeFrom(); seq > i.FirstSeq {
+			i.WholeSeq, i.Whole = seq, time.Unix(0, at).UTC()
 		}
 	}
 	return i, nil
@@ -133,7 +142,7 @@ func (s *Store) HistoryPolicyOf(volume string) HistoryPolicy {
 	}
 	s.historian.mu.Lock()
 	defer s.historian.mu.Unlock()
-	return HistoryPolicy{Window: vh.window, BudgetBytes: vh.budget}
+	return vh.policy
 }
 
 // historyOf returns the history of a volume.
@@ -153,7 +162,7 @@ func (s *Store) historyOf(volume string) (*volumeHistory, error) {
 type Point struct {
 	Seq   uint64
 	At    time.Time
-	Kind  string // "flush", "snapshot", "mark", "resize", "rollback"
+	Kind  string // "flush", "snapshot", "mark", "resize", "rollback", or "write" of one that thinning left
 	Label string // of a snapshot or a mark
 }
 
@@ -167,7 +176,7 @@ type PointQuery struct {
 // MaxPoints bounds a page of points.
 const MaxPoints = 1000
 
-// HistoryPoints lists the moments of a volume that can be had and have a name of their own, oldest first, a page at a time. Every other write is a moment, too.
+// HistoryPoints lists the moments of a volume that can be had and have a name of their own, oldest first, a page at a time. Every other write behind HistoryInfo.WholeSeq is a moment, too; before it these are all, with the roots.
 func (s *Store) HistoryPoints(ctx context.Context, volume string, q PointQuery) (points []Point, err error) {
 	if q.Limit < 1 || q.Limit > MaxPoints {
 		return nil, fmt.Errorf("points of volume %q: %d at once, want 1 to %d: %w", volume, q.Limit, MaxPoints, block.ErrInvalid)
@@ -187,7 +196,7 @@ func (s *Store) HistoryPoints(ctx context.Context, volume string, q PointQuery) 
 	}
 	err = vh.stream.Each(max(q.After+1, info.FirstSeq+1), ^uint64(0), func(r *history.Record) error {
 		kind := pointKind(r.Kind)
-		if kind == "" || q.Labelled && r.Kind == history.Barrier {
+		if kind == "" || r.Thinned && !r.Kind.Point() || q.Labelled && (r.Kind == history.Barrier || r.Kind == history.Kept) {
 			return nil
 		}
 		if len(points) >= q.Limit && points[len(points)-1].Seq != r.Seq { // those of one number are on one page, or the next could not begin behind them
@@ -208,6 +217,8 @@ func pointKind(k history.Kind) string {
 	switch k {
 	case history.Barrier:
 		return "flush"
+	case history.Kept:
+		return "write"
 	case history.Snapshot:
 		return "snapshot"
 	case history.Mark:

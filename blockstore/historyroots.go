@@ -77,7 +77,7 @@ func (h *historian) rootIfDue(vh *volumeHistory) error {
 			fresh = math.MaxInt64
 		}
 	}
-	if fresh < h.rootBytes(vh) && h.s.opts.Now().Sub(vh.rootAt) < min(historyRootEvery, max(time.Second, vh.window/4)) {
+	if fresh < h.rootBytes(vh) && h.s.opts.Now().Sub(vh.rootAt) < min(historyRootEvery, max(time.Second, h.policyOf(vh).whole()/4)) {
 		return nil
 	}
 	err := h.root(vh)
@@ -166,7 +166,7 @@ func (h *historian) dropOrphans() (err error) {
 // budgetOf is what the history of a volume may take now, in bytes: less while the disk is near full.
 func (h *historian) budgetOf(vh *volumeHistory) int64 {
 	h.mu.Lock()
-	budget := int64(vh.budget)
+	budget := int64(vh.policy.BudgetBytes)
 	h.mu.Unlock()
 	if budget == 0 {
 		budget = 10 << 30
@@ -234,7 +234,7 @@ func (h *historian) tooMuch(vh *volumeHistory, budget int64) bool {
 // oldestWanted is the index of the root that the oldest moment of the window stands on.
 func (h *historian) oldestWanted(vh *volumeHistory, roots []*node) int {
 	h.mu.Lock()
-	cut := h.s.opts.Now().Add(-vh.window).UnixNano()
+	cut := h.s.opts.Now().Add(-vh.policy.Window).UnixNano()
 	h.mu.Unlock()
 	oldest := 0
 	for oldest+1 < len(roots) && roots[oldest+1].created <= cut {

@@ -15,8 +15,10 @@ import (
 const (
 	historyMagic   = "HNHISTST"
 	historyVersion = 1
-	historyHead    = 64
-	historyEntry   = 64
+	// historyThins is the version of a state with a volume whose history is thinned: a program that does not know it must not open it.
+	historyThins = 2
+	historyHead  = 64
+	historyEntry = 64
 	// maxHistories bounds the volumes that have history at once.
 	maxHistories = 4096
 )
@@ -32,17 +34,26 @@ type historyState struct {
 // historyPolicyRow is the history of one volume.
 type historyPolicyRow struct {
 	ID      block.VolumeID
-	Window  time.Duration
-	Budget  uint64 // bytes
+	Policy  HistoryPolicy
 	Since   uint64 // nothing up to that sequence number can be had
 	LastSeq uint64 // durable in its files
+}
+
+// version is that of the format: the oldest that can say what is there.
+func (s *historyState) version() uint32 {
+	for _, v := range s.Volumes {
+		if v.Policy.Every > 0 {
+			return historyThins
+		}
+	}
+	return historyVersion
 }
 
 func (s *historyState) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, historyHead+historyEntry*len(s.Volumes)+4)
 	copy(b, historyMagic)
-	le.PutUint32(b[8:], historyVersion)
+	le.PutUint32(b[8:], s.version())
 	le.PutUint32(b[12:], uint32(len(s.Volumes)))
 	copy(b[16:], s.StoreID[:])
 	le.PutUint32(b[32:], s.NextFile)
@@ -50,10 +61,13 @@ func (s *historyState) encode() []byte {
 	for i, v := range s.Volumes {
 		e := b[historyHead+i*historyEntry:]
 		le.PutUint64(e, uint64(v.ID))
-		le.PutUint64(e[8:], uint64(v.Window))
-		le.PutUint64(e[16:], v.Budget)
+		le.PutUint64(e[8:], uint64(v.Policy.Window))
+		le.PutUint64(e[16:], v.Policy.BudgetBytes)
 		le.PutUint64(e[24:], v.Since)
 		le.PutUint64(e[32:], v.LastSeq)
+		le.PutUint64(e[40:], uint64(v.Policy.Every))
+		le.PutUint64(e[48:], uint64(v.Policy.Flushes))
+		le.PutUint64(e[56:], uint64(v.Policy.Minutes))
 	}
 	le.PutUint32(b[len(b)-4:], crc32.Checksum(b[:len(b)-4], castagnoli))
 	return b
@@ -70,8 +84,9 @@ func decodeHistoryState(b []byte, source string) (s historyState, err error) {
 	if sum := crc32.Checksum(b[:len(b)-4], castagnoli); sum != le.Uint32(b[len(b)-4:]) {
 		return bad(len(b)-4, fmt.Sprintf("crc %08x", sum), fmt.Sprintf("%08x", le.Uint32(b[len(b)-4:])))
 	}
-	if v := le.Uint32(b[8:]); v != historyVersion {
-		return s, fmt.Errorf("%s has format version %d, this program reads version %d: %w", source, v, historyVersion, block.ErrVersion)
+	version := le.Uint32(b[8:])
+	if version != historyVersion && version != historyThins {
+		return s, fmt.Errorf("%s has format version %d, this program reads up to version %d: %w", source, version, historyThins, block.ErrVersion)
 	}
 	n := le.Uint32(b[12:])
 	if n > maxHistories || len(b) != historyHead+historyEntry*int(n)+4 || le.Uint32(b[36:]) != 0 || le.Uint64(b[48:])|le.Uint64(b[56:]) != 0 {
@@ -81,9 +96,10 @@ func decodeHistoryState(b []byte, source string) (s historyState, err error) {
 	for i := range int(n) {
 		at := historyHead + i*historyEntry
 		e := b[at:]
-		v := historyPolicyRow{ID: block.VolumeID(le.Uint64(e)), Window: time.Duration(le.Uint64(e[8:])), Budget: le.Uint64(e[16:]), Since: le.Uint64(e[24:]), LastSeq: le.Uint64(e[32:])}
-		if v.ID == 0 || v.Window <= 0 || v.Window > MaxHistoryWindow || le.Uint64(e[40:])|le.Uint64(e[48:])|le.Uint64(e[56:]) != 0 {
-			return bad(at, "a volume with a window, and zeroes in reserved bytes", fmt.Sprintf("volume %d, %v", v.ID, v.Window))
+		v := historyPolicyRow{ID: block.VolumeID(le.Uint64(e)), Since: le.Uint64(e[24:]), LastSeq: le.Uint64(e[32:])}
+		v.Policy = HistoryPolicy{Window: time.Duration(le.Uint64(e[8:])), BudgetBytes: le.Uint64(e[16:]), Every: time.Duration(le.Uint64(e[40:])), Flushes: time.Duration(le.Uint64(e[48:])), Minutes: time.Duration(le.Uint64(e[56:]))}
+		if v.ID == 0 || v.Policy.None() || v.Policy.Validate() != nil || version == historyVersion && v.Policy.Every != 0 {
+			return bad(at, "a volume with a policy of its history", fmt.Sprintf("volume %d, %+v", v.ID, v.Policy))
 		}
 		s.Volumes = append(s.Volumes, v)
 	}
@@ -114,7 +130,7 @@ func (h *historian) save() error {
 	h.mu.Lock()
 	st := historyState{StoreID: h.s.super.StoreID, NextFile: h.mu.nextFile, Seq: h.mu.seq}
 	for _, v := range h.mu.volumes {
-		st.Volumes = append(st.Volumes, historyPolicyRow{ID: v.id, Window: v.window, Budget: v.budget, Since: v.since, LastSeq: v.lastSeq})
+		st.Volumes = append(st.Volumes, historyPolicyRow{ID: v.id, Policy: v.policy, Since: v.since, LastSeq: v.lastSeq})
 	}
 	h.mu.Unlock()
 	if err := writeFileAtomic(h.s.fs, h.s.path(historyDir), h.statePath(), st.encode()); err != nil {

@@ -104,6 +104,7 @@ func newStore(opts Options) *Store {
 	s.collector = newCollector(s)
 	s.recuts.budget.s = s
 	s.historian = newHistorian(s)
+	s.thinner = newThinner(s)
 	s.surveyor = newSurveyor(s)
 	s.checkpoints = newCheckpointer(s)
 	s.logs = newMetaLogs(s.fs, opts.Dir)
@@ -138,7 +139,7 @@ func (s *Store) start() {
 	s.cooler.s, s.cooler.pace.s = s, s
 	s.report("read what is known of garbage collection", s.collector.load())
 	s.keeper.openSeconds()
-	for _, run := range []func(context.Context){s.destager.run, s.worker.run, s.checkpoints.run, s.keeper.run, s.cooler.run, s.indexer.run, s.collector.run, s.historian.run, s.surveyor.run} {
+	for _, run := range []func(context.Context){s.destager.run, s.worker.run, s.checkpoints.run, s.keeper.run, s.cooler.run, s.indexer.run, s.collector.run, s.historian.run, s.thinner.run, s.surveyor.run} {
 		s.running.Add(1)
 		go func() {
 			defer s.running.Done()

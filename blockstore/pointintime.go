@@ -39,6 +39,7 @@ type point struct {
 	release func()
 	seq     uint64
 	at      time.Time
+	thinned bool // what lies between it and what was asked for was thinned
 }
 
 // OpenPoint opens a moment of a volume's history, to read it. It reads indexes and no payload; while the device is open, nothing that it needs goes. ErrNotFound, with the reason, where the moment cannot be had.
@@ -81,7 +82,7 @@ func (h *historian) openPoint(ctx context.Context, vh *volumeHistory, m Moment) 
 	}
 	h.s.at(afterTakeRoot)
 	p := &point{root: root, seq: root.closed, at: time.Unix(0, root.created)}
-	n, err := h.build(vh, p, m)
+	n, err := h.build(vh, p, &m)
 	if err != nil {
 		p.drop(vh.v)
 		return nil, err
@@ -141,8 +142,43 @@ func (h *historian) takeRoot(vh *volumeHistory, m Moment) (*node, error) {
 	return root, nil
 }
 
+// resolve finds the point that is meant where history was thinned: the newest that is left at or before the moment. Elsewhere it changes nothing.
+func (h *historian) resolve(vh *volumeHistory, p *point, m *Moment) error {
+	last := ^uint64(0)
+	if m.Seq != 0 {
+		last = m.Seq
+	}
+	if whole, _ := vh.stream.WholeFrom(); whole <= p.root.closed {
+		return nil
+	}
+	seq, at := p.root.closed, p.root.created
+	err := vh.stream.Each(p.root.closed+1, last, func(r *history.Record) error {
+		switch {
+		case m.Seq == 0 && r.Time > m.At.UnixNano() && r.Kind.Point(): // of another clock than the log's
+		case m.Seq == 0 && r.Time > m.At.UnixNano(), r.Thinned && r.Kind == history.Rollback:
+			return errEnough
+		case !r.Thinned || r.Kind.Point():
+			seq, at = r.Seq, r.Time
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
+	if seq == m.Seq || !vh.stream.ThinnedAt(seq+1) {
+		return nil
+	}
+	p.thinned = true
+	*m = Moment{Seq: seq}
+	p.at = time.Unix(0, at)
+	return nil
+}
+
 // build makes the state that lies over the root: a layer whose slots point into history.
-func (h *historian) build(vh *volumeHistory, p *point, m Moment) (*node, error) {
+func (h *historian) build(vh *volumeHistory, p *point, m *Moment) (*node, error) {
+	if err := h.resolve(vh, p, m); err != nil {
+		return nil, err
+	}
 	p.layer = overlay.NewLayer(h.budget)
 	n := &node{volume: vh.v, mapEpoch: p.root.mapEpoch, layer: p.layer, size: p.root.size, flags: nodeClosed}
 	n.parent.Store(p.root)
@@ -152,7 +188,7 @@ func (h *historian) build(vh *volumeHistory, p *point, m Moment) (*node, error) 
 	}
 	err := vh.stream.Each(p.root.closed+1, last, func(r *history.Record) error {
 		if m.Seq == 0 && r.Time > m.At.UnixNano() {
-			if r.Kind == history.Mark || r.Kind == history.Barrier { // of another clock than the log's
+			if r.Kind.Point() { // of another clock than the log's
 				return nil
 			}
 			return errEnough
@@ -160,7 +196,9 @@ func (h *historian) build(vh *volumeHistory, p *point, m Moment) (*node, error) 
 		if h.budget.Used() > limit {
 			return fmt.Errorf("the moments that are open take more than %d B of memory; detach others: %w", limit, block.ErrNoSpace)
 		}
-		p.seq, p.at = max(p.seq, r.Seq), time.Unix(0, r.Time)
+		if p.seq = max(p.seq, r.Seq); !p.thinned {
+			p.at = time.Unix(0, r.Time)
+		}
 		return n.replay(r)
 	})
 	if errors.Is(err, errEnough) {
@@ -213,6 +251,9 @@ func (p *point) drop(v *Volume) {
 		p.release()
 	}
 }
+
+// Thinned reports whether the device is of an earlier moment than the one that was asked for, because history was thinned there: it is the newest point that is left.
+func (d *Device) Thinned() bool { return d.point != nil && d.point.thinned }
 
 // Moment returns which moment the device is of; ok is false for a volume or a snapshot.
 func (d *Device) Moment() (seq uint64, at time.Time, ok bool) {

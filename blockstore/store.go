@@ -109,6 +109,7 @@ type Store struct {
 	recuts      recuts
 	freeTouched atomic.Bool // there may be rows of granules that no bitmap needs
 	historian   *historian
+	thinner     *thinner
 	surveyor    *surveyor
 }
 

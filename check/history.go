@@ -32,14 +32,22 @@ const (
 
 // HistoryDump is a file of a volume's history.
 type HistoryDump struct {
-	File      string             `json:"file"`
-	Size      int64              `json:"size"`
-	Store     string             `json:"store,omitempty"`
-	Volume    uint64             `json:"volume"`
-	ID        uint32             `json:"id"`
-	KeyID     uint32             `json:"keyId"` // 0: it is not encrypted
-	After     uint64             `json:"after"` // its records have higher numbers
-	Sealed    bool               `json:"sealed"`
+	File   string `json:"file"`
+	Size   int64  `json:"size"`
+	Store  string `json:"store,omitempty"`
+	Volume uint64 `json:"volume"`
+	ID     uint32 `json:"id"`
+	KeyID  uint32 `json:"keyId"` // 0: it is not encrypted
+	After  uint64 `json:"after"` // its records have higher numbers
+	Sealed bool   `json:"sealed"`
+
+	// Of a file that was thinned.
+
+	Level      uint32 `json:"level,omitempty"`   // 1: flushes, 2: minutes, 3: hours; 0: every record is there
+	Through    uint32 `json:"through,omitempty"` // it stands for the files up to that id
+	FirstPoint uint64 `json:"firstPoint,omitempty"`
+	LastPoint  uint64 `json:"lastPoint,omitempty"`
+
 	LastSeq   uint64             `json:"lastSeq"`
 	RawBytes  uint64             `json:"rawBytes"`
 	Opened    bool               `json:"opened"` // what the records did could be read: nothing is sealed, or a key opened it
@@ -48,6 +56,7 @@ type HistoryDump struct {
 	TornBytes int64              `json:"tornBytes,omitempty"` // behind the last whole frame of a file that is not sealed
 	Error     string             `json:"error,omitempty"`     // what is wrong; frames before it are listed
 
+	version     uint32
 	table, meta []byte // what an index has to hold
 	chain       uint32
 
@@ -111,7 +120,8 @@ func (d *HistoryDump) read(b []byte) error {
 	}
 	f := &fields{b: b[:historyHead]}
 	f.magic("HNXHIST\n")
-	f.version(4)
+	d.version = f.u32()
+	f.rule(d.version == 1 || d.version == 2, 8, "version 1 or 2", "%d", d.version)
 	size := f.u32()
 	store := f.take(16)
 	d.Store = fmt.Sprintf("%x", store)
@@ -119,7 +129,15 @@ func (d *HistoryDump) read(b []byte) error {
 	f.take(32)
 	d.After = f.u64()
 	f.take(8)
-	f.reserved(historyHead - 4 - 96)
+	bound := historyBound
+	if d.version == 2 {
+		bound = historyThinnedBound
+		d.Level, d.Through, d.FirstPoint, d.LastPoint = f.u32(), f.u32(), f.u64(), f.u64()
+		f.rule(d.Level >= 1 && d.Level <= 3 && d.Through >= d.ID && d.FirstPoint <= d.LastPoint && (d.FirstPoint == 0) == (d.LastPoint == 0), 96, "a level, an id and points in bounds", "level %d, through %d, points %d to %d", d.Level, d.Through, d.FirstPoint, d.LastPoint)
+		f.reserved(historyHead - 4 - 120)
+	} else {
+		f.reserved(historyHead - 4 - 96)
+	}
 	seed := f.u32()
 	f.rule(size == historyHead && d.ID > 0 && d.ID < 1<<31 && d.Volume > 0, 12, "a header in bounds", "size %d, id %d, volume %d", size, d.ID, d.Volume)
 	if f.err == nil {
@@ -135,12 +153,15 @@ func (d *HistoryDump) read(b []byte) error {
 	d.Opened = d.KeyID == 0 || d.keys != nil
 	if d.KeyID != 0 && d.keys != nil {
 		var err error
-		if d.aead, err = d.keys.historyKey(d.KeyID, b[:historyBound]); err != nil {
+		if d.aead, err = d.keys.historyKey(d.KeyID, b[:bound]); err != nil {
 			return err
 		}
 	}
 	d.LastSeq, d.chain = d.After, seed
 	foot := d.footer(b, seed)
+	if foot == nil && d.Level > 0 {
+		return faultf(int64(len(b)-historyFoot), "a footer, as of every file that was thinned", "none that holds")
+	}
 	if foot == nil {
 		at, _ := d.frames(b, 1<<32)
 		d.TornBytes = int64(len(b)) - at // where it was cut off
@@ -201,7 +222,8 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 		f.err = checkSum(60, crcMore(d.chain, b[:60]), chain)
 	}
 	f.rule(int(ordinal) == len(d.Frames), 4, fmt.Sprintf("frame %d", len(d.Frames)), "%d", ordinal)
-	f.rule(codec <= 1 && raw <= historyMostRaw && raw%4096 == 0 && metaRaw <= meta, 8, "a frame in bounds", "codec %d, %d B of payload", codec, raw)
+	f.rule(codec <= 1 && d.Level == 0 || (codec == 0 || codec == 2) && d.Level > 0, 8, "a codec of that version", "%d", codec)
+	f.rule(raw <= historyMostRaw && raw%4096 == 0 && metaRaw <= meta, 8, "a frame in bounds", "codec %d, %d B of payload", codec, raw)
 	f.rule(last >= d.LastSeq, 32, fmt.Sprintf("a record from %d on", d.LastSeq), "%d", last)
 	n := historyFrame + int64(meta) + int64(stored)
 	f.rule(n <= int64(len(b)), 20, "lengths inside the file", "%d and %d", meta, stored)
@@ -238,7 +260,7 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 			}
 		}
 	}
-	this := HistoryFrameDump{Offset: at, Records: records, Raw: raw, Stored: stored, Codec: []string{"none", "s2"}[codec], LastSeq: last}
+	this := HistoryFrameDump{Offset: at, Records: records, Raw: raw, Stored: stored, Codec: []string{"none", "s2", "zstd"}[codec], LastSeq: last}
 	if d.Opened {
 		did, wrong := d.records(d.meta[begin:], records, raw)
 		if wrong != "" {
@@ -259,9 +281,9 @@ func (d *HistoryDump) sealed(b, foot []byte, end int64) error {
 	index := b[off : off+n]
 	at := int64(len(b)) - historyFoot
 	switch {
-	case le.Uint32(foot[8:]) != 1:
-		return faultf(at+8, "version 1", "%d", le.Uint32(foot[8:]))
-	case le.Uint32(foot[12:]) != d.ID || int(le.Uint32(foot[16:])) != len(d.Frames) || uint64(le.Uint32(foot[20:])) != d.RawBytes || le.Uint64(foot[24:]) != d.LastSeq || le.Uint32(foot[60:]) != d.chain:
+	case le.Uint32(foot[8:]) != d.version:
+		return faultf(at+8, fmt.Sprintf("version %d", d.version), "%d", le.Uint32(foot[8:]))
+	case le.Uint32(foot[12:]) != d.ID || int(le.Uint32(foot[16:])) != len(d.Frames) || uint64(le.Uint32(foot[20:])) != d.RawBytes || le.Uint64(foot[24:]) != d.LastSeq && (d.Level == 0 || le.Uint64(foot[24:]) < d.LastSeq) || le.Uint32(foot[60:]) != d.chain:
 		return faultf(at+12, "a footer of the frames before it", "another")
 	case !allZero(foot[76:historyFoot-4]) || d.KeyID == 0 && !allZero(foot[64:76]):
 		return faultf(at+64, "zeroes in reserved bytes", "others")
@@ -272,6 +294,7 @@ func (d *HistoryDump) sealed(b, foot []byte, end int64) error {
 	case end > off:
 		return faultf(off, "an index behind the frames", "one before %d", end)
 	}
+	d.LastSeq = le.Uint64(foot[24:]) // records behind the last one that is left may have gone
 	if d.aead == nil {
 		return nil
 	}
@@ -290,6 +313,9 @@ func (d *HistoryDump) WriteText(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "history of volume %d, file %08x of store %s, %d B, records behind %d up to %d\n", d.Volume, d.ID, d.Store, d.Size, d.After, d.LastSeq)
 	fmt.Fprintf(&b, "  sealed: %v; key %d; %d frames, %d B of payload before compression\n", d.Sealed, d.KeyID, len(d.Frames), d.RawBytes)
+	if d.Level > 0 {
+		fmt.Fprintf(&b, "  thinned to %s, for the files up to %08x; points %d to %d\n", []string{1: "flushes", 2: "minutes", 3: "hours"}[d.Level], d.Through, d.FirstPoint, d.LastPoint)
+	}
 	for _, f := range d.Frames {
 		fmt.Fprintf(&b, "  at %d: %d records up to %d, %d B of payload stored as %d B (%s)\n", f.Offset, f.Records, f.LastSeq, f.Raw, f.Stored, f.Codec)
 		if f.Did != nil {
@@ -353,12 +379,17 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 	if err != nil {
 		return err
 	}
-	last, healthy, first := uint64(0), true, true
+	last, healthy, first, through := uint64(0), true, true, uint32(0)
 	for _, e := range names {
+		unit := filepath.Join(dir, e.Name())
+		var id uint32
+		if n, _ := fmt.Sscanf(e.Name(), "%08x.", &id); n == 1 && (strings.HasSuffix(e.Name(), historySuffix+".thin") || id <= through) {
+			r.warn(unit, 0, "files that are in use", "one that the next start removes: a death came while history was thinned")
+			continue
+		}
 		if !strings.HasSuffix(e.Name(), historySuffix) {
 			continue
 		}
-		unit := filepath.Join(dir, e.Name())
 		if err := r.progress(unit); err != nil {
 			return err
 		}
@@ -381,7 +412,7 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 		if !d.Sealed && r.super.Flags&superClean != 0 {
 			r.fail(unit, d.Size-historyFoot, "a footer, as the store was closed in order", "none that holds")
 		}
-		last, first = d.LastSeq, false
+		last, first, through = d.LastSeq, false, d.Through
 	}
 	r.expect(!healthy || v.last <= v.since || last >= v.last, dir, 0, fmt.Sprintf("records up to %d, which were synced", v.last), fmt.Sprint(last))
 	return nil
@@ -399,7 +430,8 @@ func (r *run) readHistoryState(path string) (volumes []historyVolume, err error)
 	}
 	f := &fields{b: b}
 	f.magic("HNHISTST")
-	f.version(4)
+	version := f.u32()
+	f.rule(version == 1 || version == 2, 8, "version 1 or 2", "%d", version)
 	n := f.u32()
 	store := f.take(16)
 	f.take(4)
@@ -412,9 +444,19 @@ func (r *run) readHistoryState(path string) (volumes []historyVolume, err error)
 			break
 		}
 		v := historyVolume{id: f.u64()}
-		f.take(16)
+		window := f.u64()
+		f.take(8)
 		v.since, v.last = f.u64(), f.u64()
-		f.reserved(24)
+		if version == 1 {
+			f.reserved(24)
+		} else {
+			most := uint64(0)
+			every, flushes, minutes := f.u64(), f.u64(), f.u64()
+			for _, age := range []uint64{every, flushes, minutes} {
+				f.rule(age == 0 || every > 0 && age > most && age <= window, f.at-24, "ages that grow, up to the window", "%d, %d, %d of %d", every, flushes, minutes, window)
+				most = max(most, age)
+			}
+		}
 		volumes = append(volumes, v)
 	}
 	sum := f.u32()

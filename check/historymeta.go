@@ -17,6 +17,7 @@ type HistoryDid struct {
 	Trims      uint32    `json:"trims"` // and zeroings
 	TrimBytes  uint64    `json:"trimBytes"`
 	Flushes    uint32    `json:"flushes"`
+	Kept       uint32    `json:"kept,omitempty"` // moments without a flush that thinning has kept
 }
 
 // HistoryPoint is a record that is no change of some range: a snapshot, a mark, a resize or a rollback.
@@ -99,6 +100,11 @@ func (d *HistoryDump) records(meta []byte, records, raw uint32) (did HistoryDid,
 			point.Kind = "rollback"
 		case 240:
 			did.Flushes++
+		case 242:
+			if d.version < 2 {
+				return did, "a kept moment in a file that was not thinned"
+			}
+			did.Kept++
 		default:
 			return did, fmt.Sprintf("a record of kind %d", kind)
 		}
@@ -121,7 +127,7 @@ func (d *HistoryDump) records(meta []byte, records, raw uint32) (did HistoryDid,
 
 // write says what the records of a frame did, in a line.
 func (h *HistoryDid) write(b *strings.Builder) {
-	fmt.Fprintf(b, "    %s … %s: %d writes of %d B, %d trims of %d B, %d flushes\n", h.First.Format(time.RFC3339Nano), h.Last.Format(time.RFC3339Nano), h.Writes, h.WriteBytes, h.Trims, h.TrimBytes, h.Flushes)
+	fmt.Fprintf(b, "    %s … %s: %d writes of %d B, %d trims of %d B, %d flushes, %d kept moments\n", h.First.Format(time.RFC3339Nano), h.Last.Format(time.RFC3339Nano), h.Writes, h.WriteBytes, h.Trims, h.TrimBytes, h.Flushes, h.Kept)
 }
 
 // write says what a point is, in a line.

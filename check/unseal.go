@@ -34,10 +34,11 @@ const (
 	restSlots   = "hyper-nixos 2026 at rest: slots"
 	restHistory = "hyper-nixos 2026 at rest: history file"
 
-	sealTag      = 16
-	logBound     = 128 // bytes of a log file's header that its keys are derived from
-	historyBound = 96  // the same of a file of history
-	maxMasters   = 1024
+	sealTag             = 16
+	logBound            = 128 // bytes of a log file's header that its keys are derived from
+	historyBound        = 96  // the same of a file of history
+	historyThinnedBound = 128 // of one that was thinned
+	maxMasters          = 1024
 
 	// First bytes of nonces.
 	nonceSector  = 0

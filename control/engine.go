@@ -121,7 +121,7 @@ type Engine interface {
 	// HistoryActivity tells what was written to a volume in its history, in stretches of a length.
 	HistoryActivity(ctx context.Context, volume string, stretch time.Duration) ([]blockstore.Activity, error)
 	// OpenPoint opens a moment of a volume, to read it, and tells which it is.
-	OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, uint64, time.Time, error)
+	OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, OpenedMoment, error)
 	// RestorePoint makes a volume that begins as an open moment.
 	RestorePoint(ctx context.Context, moment Device, name string) error
 	// Encryption says who can open the store; nil if it is not encrypted.
@@ -145,4 +145,11 @@ type Device interface {
 	Changes(ctx context.Context, base string, r block.Range, emit func(n uint64, changed bool) bool) error
 	// Close ends the use of the device. No call may be running.
 	Close() error
+}
+
+// OpenedMoment says which moment of a volume was opened.
+type OpenedMoment struct {
+	Seq     uint64
+	At      time.Time
+	Thinned bool // it is the newest point that thinning left at or before what was asked for
 }

@@ -496,12 +496,12 @@ func (e *fakeEngine) HistoryActivity(context.Context, string, time.Duration) ([]
 	return nil, block.ErrNotFound
 }
 
-func (e *fakeEngine) OpenPoint(_ context.Context, volume string, _ blockstore.Moment) (Device, uint64, time.Time, error) {
+func (e *fakeEngine) OpenPoint(_ context.Context, volume string, _ blockstore.Moment) (Device, OpenedMoment, error) {
 	if e.restoring == nil {
-		return nil, 0, time.Time{}, noHistory(volume)
+		return nil, OpenedMoment{}, noHistory(volume)
 	}
 	d, err := e.OpenDevice(volume, "")
-	return d, 7, time.Time{}, err
+	return d, OpenedMoment{Seq: 7}, err
 }
 
 func (e *fakeEngine) RestorePoint(ctx context.Context, d Device, name string) error {

@@ -29,6 +29,12 @@ type History struct {
 	Gaps          uint64 // since the daemon started
 	LastGap       string // why; else empty
 	Stopped       bool
+	// EverySeconds is the age up to which every write stays, and FlushesSeconds and MinutesSeconds those up to which flushes, and one point of each minute, do; 0: see blockstore.HistoryPolicy.
+	EverySeconds   float64
+	FlushesSeconds float64
+	MinutesSeconds float64
+	WholeSeq       uint64     // every write behind it can be had; before it, points
+	Whole          *time.Time // nil: none can be had yet
 }
 
 // HistoryPoint is a moment that has a name of its own.
@@ -44,11 +50,12 @@ type HistoryMoment struct {
 	Volume     string // of the export, or the new volume
 	Seq        uint64
 	At         time.Time
+	Thinned    bool        // it is the newest point that thinning left at or before what was asked for
 	Attachment *Attachment // nil: it is not attached
 }
 
-// SetHistory says how much of a volume's past can be had again, for good; a window of 0 ends its history and gives all of it up.
-func (c *Control) SetHistory(ctx context.Context, name string, window time.Duration, budgetBytes uint64) (*History, error) {
+// SetHistory says how much of a volume's past can be had again, for good; none ends its history and gives all of it up.
+func (c *Control) SetHistory(ctx context.Context, name string, policy blockstore.HistoryPolicy) (*History, error) {
 	err := c.change(ctx, "set the history of", name, nil, func() error {
 		if _, err := c.visible(name); err != nil {
 			return err
@@ -56,13 +63,9 @@ func (c *Control) SetHistory(ctx context.Context, name string, window time.Durat
 		if err := c.refuseRestoring("keep history of", name); err != nil {
 			return err // a moment of it would not be whole
 		}
-		policy := blockstore.HistoryPolicy{Window: window, BudgetBytes: budgetBytes}
-		if window == 0 {
-			policy = blockstore.HistoryPolicy{}
-		}
 		return c.engine.SetHistory(ctx, name, policy)
 	})
-	if err != nil || window == 0 {
+	if err != nil || policy.None() {
 		return nil, err
 	}
 	return c.History(name)
@@ -80,9 +83,10 @@ func (c *Control) History(name string) (*History, error) {
 	h := &History{
 		Volume: name, WindowSeconds: i.Policy.Window.Seconds(), BudgetBytes: i.Policy.BudgetBytes, Bytes: uint64(i.Bytes), FirstSeq: i.FirstSeq, LastSeq: i.LastSeq,
 		Roots: i.Roots, Gaps: i.Gaps, LastGap: i.LastGap, Stopped: i.Stopped,
+		EverySeconds: i.Policy.Every.Seconds(), FlushesSeconds: i.Policy.Flushes.Seconds(), MinutesSeconds: i.Policy.Minutes.Seconds(), WholeSeq: i.WholeSeq,
 	}
 	if i.FirstSeq > 0 {
-		h.First = &i.First
+		h.First, h.Whole = &i.First, &i.Whole
 	}
 	return h, nil
 }
@@ -170,12 +174,12 @@ func (c *Control) AttachMoment(ctx context.Context, name, at string) (HistoryMom
 		if err != nil {
 			return err
 		}
-		device, seq, when, err := c.engine.OpenPoint(ctx, name, m)
+		device, of, err := c.engine.OpenPoint(ctx, name, m)
 		if err != nil {
 			return err
 		}
-		key := name + momentMark + strconv.FormatUint(seq, 10)
-		got = HistoryMoment{Volume: key, Seq: seq, At: when}
+		key := name + momentMark + strconv.FormatUint(of.Seq, 10)
+		got = HistoryMoment{Volume: key, Seq: of.Seq, At: of.At, Thinned: of.Thinned}
 		if c.attachmentOf(key) != nil {
 			return device.Close()
 		}
@@ -241,7 +245,9 @@ func (c *Control) restoreMoment(ctx context.Context, name, at, newName string) (
 		}
 		m, err := c.parseMoment(at)
 		if err == nil {
-			device, got.Seq, got.At, err = c.engine.OpenPoint(ctx, name, m)
+			var of OpenedMoment
+			device, of, err = c.engine.OpenPoint(ctx, name, m)
+			got.Seq, got.At, got.Thinned = of.Seq, of.At, of.Thinned
 		}
 		return err
 	})
@@ -266,7 +272,10 @@ func (c *Control) openMoment(record attachmentRecord) (Device, error) {
 	if err != nil || seq == 0 {
 		return nil, fmt.Errorf("attachment %q: no number of a record: %w", record.Volume, block.ErrInvalid)
 	}
-	device, _, _, err := c.engine.OpenPoint(c.background, record.base(), blockstore.Moment{Seq: seq})
+	device, of, err := c.engine.OpenPoint(c.background, record.base(), blockstore.Moment{Seq: seq})
+	if err == nil && of.Thinned { // who reads it must not find another moment under its name
+		return nil, errors.Join(fmt.Errorf("attachment %q: the history of %q was thinned meanwhile, and has record %d instead: %w", record.Volume, record.base(), of.Seq, block.ErrNotFound), device.Close())
+	}
 	return device, err
 }
 

@@ -90,13 +90,13 @@ func (s storeEngine) OpenDevice(volume, snapshot string) (Device, error) {
 }
 
 // OpenPoint implements Engine.
-func (s storeEngine) OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, uint64, time.Time, error) {
+func (s storeEngine) OpenPoint(ctx context.Context, volume string, m blockstore.Moment) (Device, OpenedMoment, error) {
 	device, err := s.Store.OpenPoint(ctx, volume, m)
 	if err != nil {
-		return nil, 0, time.Time{}, err
+		return nil, OpenedMoment{}, err
 	}
 	seq, at, _ := device.Moment()
-	return device, seq, at, nil
+	return device, OpenedMoment{Seq: seq, At: at, Thinned: device.Thinned()}, nil
 }
 
 // RestorePoint implements Engine.

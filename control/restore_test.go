@@ -100,7 +100,7 @@ func TestRestoreLive(t *testing.T) {
 	_, refused["snapshots"] = c.CreateSnapshots(ctx, []blockstore.StateName{{Volume: "v", Snapshot: "s"}})
 	_, refused["clone"] = c.CloneVolume(ctx, "v", "", "w")
 	_, refused["resize"] = c.ResizeVolume(ctx, "v", ResizeSpec{SizeBytes: 4 << 20})
-	_, refused["history"] = c.SetHistory(ctx, "v", time.Hour, 0)
+	_, refused["history"] = c.SetHistory(ctx, "v", blockstore.HistoryPolicy{Window: time.Hour})
 	_, refused["rename"] = c.RenameVolume(ctx, "v", "w")
 	refused["export"] = c.Export(ctx, "v", "", nil, io.Discard)
 	refused["delete"] = c.DeleteVolume(ctx, "v")

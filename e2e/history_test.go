@@ -155,3 +155,41 @@ func (d *daemon) historyRefuses(first uint64) {
 		}
 	}
 }
+
+// TestHistoryPolicy sets how dense a history is by both commands, over a restart, and is told of ages that do not fit.
+func TestHistoryPolicy(t *testing.T) {
+	d := startDaemon(t)
+	d.disk("v", "16MiB")
+	type policy struct{ EverySeconds, FlushesSeconds, MinutesSeconds, HoursSeconds, BudgetBytes uint64 }
+	want := policy{3600, 24 * 3600, 7 * 24 * 3600, 30 * 24 * 3600, 1 << 30}
+	var got policy
+	d.cdpJSON(&got, "policy", "set", "v", "--every", "1h", "--flushes", "24h", "--minutes", "7d", "--hours", "30d", "--budget", "1GiB")
+	if got != want {
+		t.Errorf("set: %+v, want %+v", got, want)
+	}
+	d.kill()
+	d.start()
+	d.cdpJSON(&got, "policy", "show", "v")
+	if got != want {
+		t.Errorf("after kill -9: %+v, want %+v", got, want)
+	}
+	if show := d.try("volume", "history", "show", "v"); !strings.Contains(show.stdout, "keeps every write of 1h, flushes of 1d, a point each minute of 1w, a point each hour of 30d") {
+		t.Errorf("show: %s", show.stdout)
+	}
+	d.run("volume", "history", "set", "v", "--every", "2h", "--hours", "7d")
+	d.cdpJSON(&got, "policy", "show", "v")
+	if got.EverySeconds != 7200 || got.FlushesSeconds != 0 || got.MinutesSeconds != 0 || got.HoursSeconds != 7*24*3600 {
+		t.Errorf("by the other command: %+v", got)
+	}
+	for _, bad := range [][]string{{"--hours", "30d"}, {"--every", "1h", "--flushes", "30m"}, {"--every", "10s", "--hours", "1h"}, {}} {
+		if r := d.cdp(append([]string{"policy", "set", "v"}, bad...)...); r.code == 0 || r.stderr == "" {
+			t.Errorf("%q ended with %d: %s", bad, r.code, r.stderr)
+		}
+	}
+	d.cdpJSON(&got, "policy", "show", "v")
+	var none any = 1
+	d.cdpJSON(&none, "policy", "clear", "v")
+	if got.EverySeconds != 7200 || none != nil {
+		t.Errorf("%+v, %v", got, none)
+	}
+}

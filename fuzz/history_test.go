@@ -16,8 +16,14 @@ func FuzzHistoryFile(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	thinned, err := os.ReadFile("../blockstore/history/testdata/thinned.golden")
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add(b)
 	f.Add(b[:len(b)-footer])
+	f.Add(thinned)
+	f.Add(thinned[:len(thinned)-footer])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fs := vfs.NewCrashableMem()
 		if err := fs.MkdirAll("history/0000000000000007", 0o700); err != nil {

@@ -1182,6 +1182,16 @@ type History struct {
 	LastGap string `json:"lastGap"`
 	// Nothing is kept at the moment.
 	Stopped bool `json:"stopped"`
+	// The age up to which every write stays; 0: up to the window, nothing is thinned.
+	EverySeconds float64 `json:"everySeconds"`
+	// The age up to which each flush is a moment; 0: there is no such stretch.
+	FlushesSeconds float64 `json:"flushesSeconds"`
+	// The age up to which each minute has one; 0: there is no such stretch. Behind it, each hour has one.
+	MinutesSeconds float64 `json:"minutesSeconds"`
+	// Every write behind that record can be had; before it, points, where thinning has been. 0: none yet.
+	WholeSeq uint64 `json:"wholeSeq"`
+	// Its time; null: none yet.
+	Whole time.Time `json:"whole"`
 }
 
 // GetVolume returns History.Volume, and is useful for accessing the field via an interface.
@@ -1217,6 +1227,21 @@ func (v *History) GetLastGap() string { return v.LastGap }
 // GetStopped returns History.Stopped, and is useful for accessing the field via an interface.
 func (v *History) GetStopped() bool { return v.Stopped }
 
+// GetEverySeconds returns History.EverySeconds, and is useful for accessing the field via an interface.
+func (v *History) GetEverySeconds() float64 { return v.EverySeconds }
+
+// GetFlushesSeconds returns History.FlushesSeconds, and is useful for accessing the field via an interface.
+func (v *History) GetFlushesSeconds() float64 { return v.FlushesSeconds }
+
+// GetMinutesSeconds returns History.MinutesSeconds, and is useful for accessing the field via an interface.
+func (v *History) GetMinutesSeconds() float64 { return v.MinutesSeconds }
+
+// GetWholeSeq returns History.WholeSeq, and is useful for accessing the field via an interface.
+func (v *History) GetWholeSeq() uint64 { return v.WholeSeq }
+
+// GetWhole returns History.Whole, and is useful for accessing the field via an interface.
+func (v *History) GetWhole() time.Time { return v.Whole }
+
 // HistoryMoment includes the GraphQL fields of HistoryMoment requested by the fragment HistoryMoment.
 // The GraphQL type's documentation follows.
 //
@@ -1226,6 +1251,8 @@ type HistoryMoment struct {
 	Volume string    `json:"volume"`
 	Seq    uint64    `json:"seq"`
 	At     time.Time `json:"at"`
+	// History is thinned there: it is the newest point that is left at or before what was asked for.
+	Thinned bool `json:"thinned"`
 	// Null: it is not attached.
 	Attachment *Attachment `json:"attachment"`
 }
@@ -1239,6 +1266,9 @@ func (v *HistoryMoment) GetSeq() uint64 { return v.Seq }
 // GetAt returns HistoryMoment.At, and is useful for accessing the field via an interface.
 func (v *HistoryMoment) GetAt() time.Time { return v.At }
 
+// GetThinned returns HistoryMoment.Thinned, and is useful for accessing the field via an interface.
+func (v *HistoryMoment) GetThinned() bool { return v.Thinned }
+
 // GetAttachment returns HistoryMoment.Attachment, and is useful for accessing the field via an interface.
 func (v *HistoryMoment) GetAttachment() *Attachment { return v.Attachment }
 
@@ -1250,7 +1280,7 @@ type HistoryPoint struct {
 	// The last record that belongs to it.
 	Seq uint64    `json:"seq"`
 	At  time.Time `json:"at"`
-	// flush, snapshot, mark, resize or rollback.
+	// flush, snapshot, mark, resize or rollback; write: what thinning has left of a minute, or hour, without a flush.
 	Kind string `json:"kind"`
 	// Of a snapshot or a mark; else empty.
 	Label string `json:"label"`
@@ -1831,7 +1861,7 @@ func (v *SetVolumeGroupResponse) GetSetVolumeGroup() VolumeGroup { return v.SetV
 
 // SetVolumeHistoryResponse is returned by SetVolumeHistory on success.
 type SetVolumeHistoryResponse struct {
-	// Keeps what a volume was at every moment of a window, across restarts; nothing before the call. A window of 0 ends that, gives all of it up, and answers null. budgetBytes bounds what it takes on disk; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest goes first.
+	// Keeps what a volume was at every moment of a window, across restarts; nothing before the call. A window of 0 ends that, gives all of it up, and answers null. budgetBytes bounds what it takes on disk; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest goes first. With everySeconds every write of that age stays; what is older is thinned: flushes up to flushesSeconds, then a point of each minute up to minutesSeconds, then of each hour up to windowSeconds; marks and snapshots stay. 0: there is no such stretch.
 	SetVolumeHistory *History `json:"setVolumeHistory"`
 }
 
@@ -2957,9 +2987,12 @@ func (v *__SetVolumeGroupInput) GetVolumes() []string { return v.Volumes }
 
 // __SetVolumeHistoryInput is used internally by genqlient
 type __SetVolumeHistoryInput struct {
-	Name          string  `json:"name"`
-	WindowSeconds float64 `json:"windowSeconds"`
-	BudgetBytes   uint64  `json:"budgetBytes"`
+	Name           string  `json:"name"`
+	WindowSeconds  float64 `json:"windowSeconds"`
+	BudgetBytes    uint64  `json:"budgetBytes"`
+	EverySeconds   float64 `json:"everySeconds"`
+	FlushesSeconds float64 `json:"flushesSeconds"`
+	MinutesSeconds float64 `json:"minutesSeconds"`
 }
 
 // GetName returns __SetVolumeHistoryInput.Name, and is useful for accessing the field via an interface.
@@ -2970,6 +3003,15 @@ func (v *__SetVolumeHistoryInput) GetWindowSeconds() float64 { return v.WindowSe
 
 // GetBudgetBytes returns __SetVolumeHistoryInput.BudgetBytes, and is useful for accessing the field via an interface.
 func (v *__SetVolumeHistoryInput) GetBudgetBytes() uint64 { return v.BudgetBytes }
+
+// GetEverySeconds returns __SetVolumeHistoryInput.EverySeconds, and is useful for accessing the field via an interface.
+func (v *__SetVolumeHistoryInput) GetEverySeconds() float64 { return v.EverySeconds }
+
+// GetFlushesSeconds returns __SetVolumeHistoryInput.FlushesSeconds, and is useful for accessing the field via an interface.
+func (v *__SetVolumeHistoryInput) GetFlushesSeconds() float64 { return v.FlushesSeconds }
+
+// GetMinutesSeconds returns __SetVolumeHistoryInput.MinutesSeconds, and is useful for accessing the field via an interface.
+func (v *__SetVolumeHistoryInput) GetMinutesSeconds() float64 { return v.MinutesSeconds }
 
 // __SetVolumeLimitsInput is used internally by genqlient
 type __SetVolumeLimitsInput struct {
@@ -3110,6 +3152,7 @@ fragment HistoryMoment on HistoryMoment {
 	volume
 	seq
 	at
+	thinned
 	attachment {
 		... Attachment
 	}
@@ -4666,6 +4709,11 @@ fragment History on History {
 	gaps
 	lastGap
 	stopped
+	everySeconds
+	flushesSeconds
+	minutesSeconds
+	wholeSeq
+	whole
 }
 `
 
@@ -6110,6 +6158,7 @@ fragment HistoryMoment on HistoryMoment {
 	volume
 	seq
 	at
+	thinned
 	attachment {
 		... Attachment
 	}
@@ -6570,8 +6619,8 @@ func SetVolumeGroup(
 
 // The mutation executed by SetVolumeHistory.
 const SetVolumeHistory_Operation = `
-mutation SetVolumeHistory ($name: String!, $windowSeconds: Float!, $budgetBytes: Bytes!) {
-	setVolumeHistory(name: $name, windowSeconds: $windowSeconds, budgetBytes: $budgetBytes) {
+mutation SetVolumeHistory ($name: String!, $windowSeconds: Float!, $budgetBytes: Bytes!, $everySeconds: Float!, $flushesSeconds: Float!, $minutesSeconds: Float!) {
+	setVolumeHistory(name: $name, windowSeconds: $windowSeconds, budgetBytes: $budgetBytes, everySeconds: $everySeconds, flushesSeconds: $flushesSeconds, minutesSeconds: $minutesSeconds) {
 		... History
 	}
 }
@@ -6587,6 +6636,11 @@ fragment History on History {
 	gaps
 	lastGap
 	stopped
+	everySeconds
+	flushesSeconds
+	minutesSeconds
+	wholeSeq
+	whole
 }
 `
 
@@ -6596,14 +6650,20 @@ func SetVolumeHistory(
 	name string,
 	windowSeconds float64,
 	budgetBytes uint64,
+	everySeconds float64,
+	flushesSeconds float64,
+	minutesSeconds float64,
 ) (data_ *SetVolumeHistoryResponse, err_ error) {
 	req_ := &graphql.Request{
 		OpName: "SetVolumeHistory",
 		Query:  SetVolumeHistory_Operation,
 		Variables: &__SetVolumeHistoryInput{
-			Name:          name,
-			WindowSeconds: windowSeconds,
-			BudgetBytes:   budgetBytes,
+			Name:           name,
+			WindowSeconds:  windowSeconds,
+			BudgetBytes:    budgetBytes,
+			EverySeconds:   everySeconds,
+			FlushesSeconds: flushesSeconds,
+			MinutesSeconds: minutesSeconds,
 		},
 	}
 

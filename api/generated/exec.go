@@ -240,23 +240,29 @@ type ComplexityRoot struct {
 	}
 
 	History struct {
-		BudgetBytes   func(childComplexity int) int
-		Bytes         func(childComplexity int) int
-		First         func(childComplexity int) int
-		FirstSeq      func(childComplexity int) int
-		Gaps          func(childComplexity int) int
-		LastGap       func(childComplexity int) int
-		LastSeq       func(childComplexity int) int
-		Roots         func(childComplexity int) int
-		Stopped       func(childComplexity int) int
-		Volume        func(childComplexity int) int
-		WindowSeconds func(childComplexity int) int
+		BudgetBytes    func(childComplexity int) int
+		Bytes          func(childComplexity int) int
+		EverySeconds   func(childComplexity int) int
+		First          func(childComplexity int) int
+		FirstSeq       func(childComplexity int) int
+		FlushesSeconds func(childComplexity int) int
+		Gaps           func(childComplexity int) int
+		LastGap        func(childComplexity int) int
+		LastSeq        func(childComplexity int) int
+		MinutesSeconds func(childComplexity int) int
+		Roots          func(childComplexity int) int
+		Stopped        func(childComplexity int) int
+		Volume         func(childComplexity int) int
+		Whole          func(childComplexity int) int
+		WholeSeq       func(childComplexity int) int
+		WindowSeconds  func(childComplexity int) int
 	}
 
 	HistoryMoment struct {
 		At         func(childComplexity int) int
 		Attachment func(childComplexity int) int
 		Seq        func(childComplexity int) int
+		Thinned    func(childComplexity int) int
 		Volume     func(childComplexity int) int
 	}
 
@@ -337,7 +343,7 @@ type ComplexityRoot struct {
 		Rollback            func(childComplexity int, volume string, snapshot string) int
 		SetSchedule         func(childComplexity int, target string, everySeconds uint64, keep retention.Rules) int
 		SetVolumeGroup      func(childComplexity int, name string, volumes []string) int
-		SetVolumeHistory    func(childComplexity int, name string, windowSeconds float64, budgetBytes uint64) int
+		SetVolumeHistory    func(childComplexity int, name string, windowSeconds float64, budgetBytes uint64, everySeconds float64, flushesSeconds float64, minutesSeconds float64) int
 		SetVolumeLimits     func(childComplexity int, name string, limits control.LimitsChange) int
 		SetVolumeQuota      func(childComplexity int, name string, quota control.QuotaChange) int
 		Settle              func(childComplexity int, cold bool) int
@@ -570,7 +576,7 @@ type MutationResolver interface {
 	ClearVolumeLimits(ctx context.Context, name string) (Volume, error)
 	SetVolumeQuota(ctx context.Context, name string, quota control.QuotaChange) (Volume, error)
 	ClearVolumeQuota(ctx context.Context, name string) (Volume, error)
-	SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64) (*control.History, error)
+	SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64, everySeconds float64, flushesSeconds float64, minutesSeconds float64) (*control.History, error)
 	MarkHistory(ctx context.Context, volume string, label string) (control.HistoryPoint, error)
 	AttachHistory(ctx context.Context, volume string, at string) (control.HistoryMoment, error)
 	DetachHistory(ctx context.Context, export string, force bool) (string, error)
@@ -1555,6 +1561,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.History.Bytes(childComplexity), true
+	case "History.everySeconds":
+		if e.ComplexityRoot.History.EverySeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.EverySeconds(childComplexity), true
 	case "History.first":
 		if e.ComplexityRoot.History.First == nil {
 			break
@@ -1567,6 +1579,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.History.FirstSeq(childComplexity), true
+	case "History.flushesSeconds":
+		if e.ComplexityRoot.History.FlushesSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.FlushesSeconds(childComplexity), true
 	case "History.gaps":
 		if e.ComplexityRoot.History.Gaps == nil {
 			break
@@ -1585,6 +1603,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.History.LastSeq(childComplexity), true
+	case "History.minutesSeconds":
+		if e.ComplexityRoot.History.MinutesSeconds == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.MinutesSeconds(childComplexity), true
 	case "History.roots":
 		if e.ComplexityRoot.History.Roots == nil {
 			break
@@ -1603,6 +1627,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.History.Volume(childComplexity), true
+	case "History.whole":
+		if e.ComplexityRoot.History.Whole == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.Whole(childComplexity), true
+	case "History.wholeSeq":
+		if e.ComplexityRoot.History.WholeSeq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.History.WholeSeq(childComplexity), true
 	case "History.windowSeconds":
 		if e.ComplexityRoot.History.WindowSeconds == nil {
 			break
@@ -1628,6 +1664,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.HistoryMoment.Seq(childComplexity), true
+	case "HistoryMoment.thinned":
+		if e.ComplexityRoot.HistoryMoment.Thinned == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryMoment.Thinned(childComplexity), true
 	case "HistoryMoment.volume":
 		if e.ComplexityRoot.HistoryMoment.Volume == nil {
 			break
@@ -2188,7 +2230,7 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 			return 0, false
 		}
 
-		return e.ComplexityRoot.Mutation.SetVolumeHistory(childComplexity, args["name"].(string), args["windowSeconds"].(float64), args["budgetBytes"].(uint64)), true
+		return e.ComplexityRoot.Mutation.SetVolumeHistory(childComplexity, args["name"].(string), args["windowSeconds"].(float64), args["budgetBytes"].(uint64), args["everySeconds"].(float64), args["flushesSeconds"].(float64), args["minutesSeconds"].(float64)), true
 	case "Mutation.setVolumeLimits":
 		if e.ComplexityRoot.Mutation.SetVolumeLimits == nil {
 			break
@@ -3460,8 +3502,8 @@ type Mutation {
   "Bounds how much data a volume may refer to, and keeps room for it, at once and across restarts. NO_SPACE when so much cannot be kept."
   setVolumeQuota(name: String!, quota: VolumeQuotaInput!): Volume! @scope(needs: OPERATE)
   clearVolumeQuota(name: String!): Volume! @scope(needs: OPERATE)
-  "Keeps what a volume was at every moment of a window, across restarts; nothing before the call. A window of 0 ends that, gives all of it up, and answers null. budgetBytes bounds what it takes on disk; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest goes first."
-  setVolumeHistory(name: String!, windowSeconds: Float!, budgetBytes: Bytes! = 0): History @scope(needs: OPERATE)
+  "Keeps what a volume was at every moment of a window, across restarts; nothing before the call. A window of 0 ends that, gives all of it up, and answers null. budgetBytes bounds what it takes on disk; 0: the lesser of 10 GiB and 5 % of the file system. Over it the oldest goes first. With everySeconds every write of that age stays; what is older is thinned: flushes up to flushesSeconds, then a point of each minute up to minutesSeconds, then of each hour up to windowSeconds; marks and snapshots stay. 0: there is no such stretch."
+  setVolumeHistory(name: String!, windowSeconds: Float!, budgetBytes: Bytes! = 0, everySeconds: Float! = 0, flushesSeconds: Float! = 0, minutesSeconds: Float! = 0): History @scope(needs: OPERATE)
   "Names the present moment of a volume."
   markHistory(volume: String!, label: String!): HistoryPoint! @scope(needs: OPERATE)
   "Exports a moment of a volume over NBD, read-only, until detachHistory, across restarts, as long as history has it. at is the number of a record, a time as in RFC 3339, a time ago such as 5m ago, now, or the label of a point."
@@ -3741,6 +3783,16 @@ type History {
   lastGap: String!
   "Nothing is kept at the moment."
   stopped: Boolean!
+  "The age up to which every write stays; 0: up to the window, nothing is thinned."
+  everySeconds: Float!
+  "The age up to which each flush is a moment; 0: there is no such stretch."
+  flushesSeconds: Float!
+  "The age up to which each minute has one; 0: there is no such stretch. Behind it, each hour has one."
+  minutesSeconds: Float!
+  "Every write behind that record can be had; before it, points, where thinning has been. 0: none yet."
+  wholeSeq: Count!
+  "Its time; null: none yet."
+  whole: Time
 }
 
 "A moment of a volume that has a name of its own."
@@ -3748,7 +3800,7 @@ type HistoryPoint {
   "The last record that belongs to it."
   seq: Count!
   at: Time!
-  "flush, snapshot, mark, resize or rollback."
+  "flush, snapshot, mark, resize or rollback; write: what thinning has left of a minute, or hour, without a flush."
   kind: String!
   "Of a snapshot or a mark; else empty."
   label: String!
@@ -3760,6 +3812,8 @@ type HistoryMoment {
   volume: String!
   seq: Count!
   at: Time!
+  "History is thinned there: it is the newest point that is left at or before what was asked for."
+  thinned: Boolean!
   "Null: it is not attached."
   attachment: Attachment
 }
@@ -4733,6 +4787,16 @@ func (ec *executionContext) childFields_History(ctx context.Context, field graph
 		return ec.fieldContext_History_lastGap(ctx, field)
 	case "stopped":
 		return ec.fieldContext_History_stopped(ctx, field)
+	case "everySeconds":
+		return ec.fieldContext_History_everySeconds(ctx, field)
+	case "flushesSeconds":
+		return ec.fieldContext_History_flushesSeconds(ctx, field)
+	case "minutesSeconds":
+		return ec.fieldContext_History_minutesSeconds(ctx, field)
+	case "wholeSeq":
+		return ec.fieldContext_History_wholeSeq(ctx, field)
+	case "whole":
+		return ec.fieldContext_History_whole(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type History", field.Name)
 }
@@ -4745,6 +4809,8 @@ func (ec *executionContext) childFields_HistoryMoment(ctx context.Context, field
 		return ec.fieldContext_HistoryMoment_seq(ctx, field)
 	case "at":
 		return ec.fieldContext_HistoryMoment_at(ctx, field)
+	case "thinned":
+		return ec.fieldContext_HistoryMoment_thinned(ctx, field)
 	case "attachment":
 		return ec.fieldContext_HistoryMoment_attachment(ctx, field)
 	}
@@ -5984,6 +6050,30 @@ func (ec *executionContext) field_Mutation_setVolumeHistory_args(ctx context.Con
 		return nil, err
 	}
 	args["budgetBytes"] = arg2
+	arg3, err := graphql.ProcessArgField(ctx, rawArgs, "everySeconds",
+		func(ctx context.Context, v any) (float64, error) {
+			return ec.unmarshalNFloat2float64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["everySeconds"] = arg3
+	arg4, err := graphql.ProcessArgField(ctx, rawArgs, "flushesSeconds",
+		func(ctx context.Context, v any) (float64, error) {
+			return ec.unmarshalNFloat2float64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["flushesSeconds"] = arg4
+	arg5, err := graphql.ProcessArgField(ctx, rawArgs, "minutesSeconds",
+		func(ctx context.Context, v any) (float64, error) {
+			return ec.unmarshalNFloat2float64(ctx, v)
+		})
+	if err != nil {
+		return nil, err
+	}
+	args["minutesSeconds"] = arg5
 	return args, nil
 }
 
@@ -10043,6 +10133,121 @@ func (ec *executionContext) fieldContext_History_stopped(_ context.Context, fiel
 	return graphql.NewScalarFieldContext("History", field, false, false, "Boolean")
 }
 
+func (ec *executionContext) _History_everySeconds(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_everySeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.EverySeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_everySeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Float")
+}
+
+func (ec *executionContext) _History_flushesSeconds(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_flushesSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FlushesSeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_flushesSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Float")
+}
+
+func (ec *executionContext) _History_minutesSeconds(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_minutesSeconds(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.MinutesSeconds, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v float64) graphql.Marshaler {
+			return ec.marshalNFloat2float64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_minutesSeconds(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Float")
+}
+
+func (ec *executionContext) _History_wholeSeq(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_wholeSeq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.WholeSeq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_History_wholeSeq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Count")
+}
+
+func (ec *executionContext) _History_whole(ctx context.Context, field graphql.CollectedField, obj *control.History) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_History_whole(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Whole, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *time.Time) graphql.Marshaler {
+			return ec.marshalOTime2ᚖtimeᚐTime(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_History_whole(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("History", field, false, false, "Time")
+}
+
 func (ec *executionContext) _HistoryMoment_volume(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -10110,6 +10315,29 @@ func (ec *executionContext) _HistoryMoment_at(ctx context.Context, field graphql
 }
 func (ec *executionContext) fieldContext_HistoryMoment_at(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("HistoryMoment", field, false, false, "Time")
+}
+
+func (ec *executionContext) _HistoryMoment_thinned(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryMoment_thinned(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Thinned, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v bool) graphql.Marshaler {
+			return ec.marshalNBoolean2bool(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryMoment_thinned(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryMoment", field, false, false, "Boolean")
 }
 
 func (ec *executionContext) _HistoryMoment_attachment(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
@@ -11094,7 +11322,7 @@ func (ec *executionContext) _Mutation_setVolumeHistory(ctx context.Context, fiel
 		},
 		func(ctx context.Context) (any, error) {
 			fc := graphql.GetFieldContext(ctx)
-			return ec.Resolvers.Mutation().SetVolumeHistory(ctx, fc.Args["name"].(string), fc.Args["windowSeconds"].(float64), fc.Args["budgetBytes"].(uint64))
+			return ec.Resolvers.Mutation().SetVolumeHistory(ctx, fc.Args["name"].(string), fc.Args["windowSeconds"].(float64), fc.Args["budgetBytes"].(uint64), fc.Args["everySeconds"].(float64), fc.Args["flushesSeconds"].(float64), fc.Args["minutesSeconds"].(float64))
 		},
 		func(ctx context.Context, next graphql.Resolver) graphql.Resolver {
 			directive0 := next
@@ -21105,6 +21333,31 @@ func (ec *executionContext) _History(ctx context.Context, sel ast.SelectionSet, 
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "everySeconds":
+			out.Values[i] = ec._History_everySeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "flushesSeconds":
+			out.Values[i] = ec._History_flushesSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "minutesSeconds":
+			out.Values[i] = ec._History_minutesSeconds(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "wholeSeq":
+			out.Values[i] = ec._History_wholeSeq(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "whole":
+			out.Values[i] = ec._History_whole(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
 		default:
 			panic("unknown field " + strconv.Quote(field.Name))
 		}
@@ -21145,6 +21398,11 @@ func (ec *executionContext) _HistoryMoment(ctx context.Context, sel ast.Selectio
 			}
 		case "at":
 			out.Values[i] = ec._HistoryMoment_at(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "thinned":
+			out.Values[i] = ec._HistoryMoment_thinned(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}

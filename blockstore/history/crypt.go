@@ -38,7 +38,7 @@ func openVault(keys *keyring.Ring, h *Header, page []byte) (*vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &vault{key.Derive(page[:boundHeader], purpose).AEAD()}, nil
+	return &vault{key.Derive(page[:h.bound()], purpose).AEAD()}, nil
 }
 
 func nonce(kind byte, off int64) []byte {

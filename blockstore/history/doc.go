@@ -15,7 +15,10 @@
 // Durability: a record is durable when Stream.Sync has returned. What was not synced may be lost from the end; recovery ends a file at its first frame that is not whole. A record that was split over frames counts
 // as there only when all of it is: Stream.LastSeq is the last such one.
 //
+// Thinning (Stream.Thin) replaces a file that has grown old by one of the same id that has fewer records: only after a point (Kind.Point) of such a file are the records before it a state that the volume had. The new file is durable before
+// it takes the name, and a file that somebody reads (Stream.Pin) is not replaced.
+//
 // Few files are open at a time (handles): there may be more than a process can have open.
 //
-// Locks: Stream.mu, held by one appender at a time over its write, before Set.mu, file.mu and handles.mu, which are held for instructions only.
+// Locks: Stream.thinning, held by one who thins over the whole, before Stream.mu; Stream.mu, held by one appender at a time over its write, before Set.mu, file.mu and handles.mu, which are held for instructions only.
 package history

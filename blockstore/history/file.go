@@ -21,6 +21,7 @@ import (
 const (
 	codecNone uint8 = 0
 	codecS2   uint8 = 1
+	codecZstd uint8 = 2 // of a file that was thinned
 )
 
 const fileSuffix = ".hist"
@@ -54,6 +55,8 @@ type file struct {
 	metas    []byte // of all frames, for the index; nil once it is sealed
 	spent    bool   // a write failed: nothing more is put where it may have left something
 	unsynced bool
+
+	stuck bool // it could not be thinned, as it is damaged; of who thins
 }
 
 func (f *file) source() string { return "history file " + f.path }
@@ -108,6 +111,9 @@ func openFile(handles *handles, path string, store block.UUID, volume block.Volu
 	if found {
 		handles.end(f)
 		return f, nil
+	}
+	if f.header.Level != Whole { // it got its name when it was whole
+		return nil, f.name(damaged("a footer, as of every file that was thinned", info.Size()-footerSize))
 	}
 	if err := f.scan(info.Size(), true); err != nil {
 		return nil, f.name(err)
@@ -234,6 +240,11 @@ func (f *file) readPayload(r *frameRef) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.codec == codecZstd {
+		if b, err = f.handles.pack.unpack(b, int(r.rawLen)); err != nil {
+			return nil, damaged("payload that decompresses", r.payloadAt())
+		}
+	}
 	if r.codec == codecS2 {
 		n, err := s2.DecodedLen(b)
 		if err != nil || n != int(r.rawLen) {
@@ -269,7 +280,7 @@ func (f *file) seal() error {
 	}
 	stored := f.vault.seal(random[:], index)
 	ft := footer{Nonce: random, ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw}
-	err := vfs.WriteVec(f.f, [][]byte{stored, ft.encode(f.seed)}, f.end)
+	err := vfs.WriteVec(f.f, [][]byte{stored, ft.encode(f.seed, f.header.version())}, f.end)
 	if err == nil {
 		err = vfs.DataSync(f.f)
 	}
@@ -339,10 +350,13 @@ func (f *file) parseIndex(b []byte, ft *footer) (frames []frameRef, metas []byte
 		return nil, nil, damaged("an index as long as its table", ft.IndexOff)
 	}
 	frames = make([]frameRef, ft.Frames)
-	at, raw, meta := int64(headerSize), uint32(0), uint64(0)
+	at, raw, meta, codecs := int64(headerSize), uint32(0), uint64(0), codecS2
+	if f.header.Level != Whole {
+		codecs = codecZstd
+	}
 	for i := range frames {
 		r := parseFrameRef(b[i*tableEntry:])
-		if r.off != at || r.raw != raw || r.rawLen > maxFrameRaw || r.stored > maxFrameRaw+tagSize || r.metaRaw > maxFrameMeta || r.metaLen > maxFrameMeta+tagSize || r.codec > codecS2 {
+		if r.off != at || r.raw != raw || r.rawLen > maxFrameRaw || r.stored > maxFrameRaw+tagSize || r.metaRaw > maxFrameMeta || r.metaLen > maxFrameMeta+tagSize || r.codec > codecs {
 			return nil, nil, damaged("frames that follow one another", ft.IndexOff+int64(i)*tableEntry)
 		}
 		at, raw, meta = r.payloadAt()+int64(r.stored), raw+r.rawLen, meta+uint64(r.metaRaw)
@@ -392,7 +406,8 @@ func (f *file) each(visit func(*Record) error) error {
 	if err != nil {
 		return err
 	}
-	m, end := metaReader{file: f.header.ID}, uint32(0)
+	m, end := metaReader{file: f.header.ID, thinned: f.header.Level != Whole}, uint32(0)
+	m.rec.Thinned = m.thinned
 	for i := range frames {
 		r := &frames[i]
 		if m.raw != r.raw {

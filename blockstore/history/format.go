@@ -18,6 +18,9 @@ const (
 	boundHeader = 96 // bytes of the header that keys are derived from
 
 	formatVersion = 1
+	// thinnedVersion is that of a file that does not have every record: a program that knows only the other would make moments of it that never were. boundThinned is boundHeader of it.
+	thinnedVersion = 2
+	boundThinned   = 128
 
 	headerMagic = "HNXHIST\n"
 	footerMagic = "HNXHISE\n"
@@ -55,12 +58,35 @@ type Header struct {
 	Salt    [32]byte
 	After   uint64 // every record of the file has a higher sequence number
 	Created int64  // ns since the epoch
+
+	// Of a file that was thinned; zero in others.
+
+	Level   Level
+	Through uint32 // it stands for the files from ID to this one
+	// FirstPoint and LastPoint bound the sequence numbers of the points that are left in it; zero: there is none.
+	FirstPoint, LastPoint uint64
+}
+
+// version is that of the format of the file.
+func (h *Header) version() uint32 {
+	if h.Level == Whole {
+		return formatVersion
+	}
+	return thinnedVersion
+}
+
+// bound is how many bytes of the header keys are derived from.
+func (h *Header) bound() int {
+	if h.Level == Whole {
+		return boundHeader
+	}
+	return boundThinned
 }
 
 func (h *Header) encode() (b []byte, seed uint32) {
 	b = make([]byte, headerSize)
 	copy(b, headerMagic)
-	le.PutUint32(b[8:], formatVersion)
+	le.PutUint32(b[8:], h.version())
 	le.PutUint32(b[12:], headerSize)
 	copy(b[16:], h.StoreID[:])
 	le.PutUint64(b[32:], uint64(h.Volume))
@@ -69,6 +95,10 @@ func (h *Header) encode() (b []byte, seed uint32) {
 	copy(b[48:], h.Salt[:])
 	le.PutUint64(b[80:], h.After)
 	le.PutUint64(b[88:], uint64(h.Created))
+	le.PutUint32(b[96:], uint32(h.Level))
+	le.PutUint32(b[100:], h.Through)
+	le.PutUint64(b[104:], h.FirstPoint)
+	le.PutUint64(b[112:], h.LastPoint)
 	seed = crc32.Checksum(b[:headerSize-4], castagnoli)
 	le.PutUint32(b[headerSize-4:], seed)
 	return b, seed
@@ -83,10 +113,20 @@ func ParseHeader(b []byte) (h Header, seed uint32, err error) {
 	if crc32.Checksum(b[:headerSize-4], castagnoli) != seed {
 		return h, 0, damaged("header checksum", headerSize-4)
 	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
+	reserved := 96
+	switch v := le.Uint32(b[8:]); v {
+	case formatVersion:
+	case thinnedVersion:
+		reserved = 120
+		h.Level, h.Through = Level(le.Uint32(b[96:])), le.Uint32(b[100:])
+		h.FirstPoint, h.LastPoint = le.Uint64(b[104:]), le.Uint64(b[112:])
+		if h.Level == Whole || h.Level > Hours || h.Through < le.Uint32(b[40:]) || h.Through > maxFileID || h.FirstPoint > h.LastPoint || h.FirstPoint == 0 && h.LastPoint > 0 {
+			return h, 0, damaged("header in bounds", 96)
+		}
+	default:
 		return h, 0, fmt.Errorf("history format %d: %w", v, block.ErrVersion)
 	}
-	if le.Uint32(b[12:]) != headerSize || !zeroes(b[96:headerSize-4]) {
+	if le.Uint32(b[12:]) != headerSize || !zeroes(b[reserved:headerSize-4]) {
 		return h, 0, damaged("header in bounds", 12)
 	}
 	copy(h.StoreID[:], b[16:])
@@ -201,10 +241,10 @@ type footer struct {
 	Nonce    [12]byte // of the index, random; zero where nothing is encrypted
 }
 
-func (f *footer) encode(seed uint32) []byte {
+func (f *footer) encode(seed, version uint32) []byte {
 	b := make([]byte, footerSize)
 	copy(b, footerMagic)
-	le.PutUint32(b[8:], formatVersion)
+	le.PutUint32(b[8:], version)
 	le.PutUint32(b[12:], f.ID)
 	le.PutUint32(b[16:], f.Frames)
 	le.PutUint32(b[20:], f.Raw)
@@ -228,7 +268,7 @@ func parseFooter(b []byte, h *Header, seed uint32, size int64) (f footer, err er
 	if crc32.Update(seed, castagnoli, b[:footerSize-4]) != le.Uint32(b[footerSize-4:]) {
 		return f, damaged("footer checksum", at+footerSize-4)
 	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
+	if v := le.Uint32(b[8:]); v != h.version() {
 		return f, fmt.Errorf("history footer format %d: %w", v, block.ErrVersion)
 	}
 	f = footer{ID: le.Uint32(b[12:]), Frames: le.Uint32(b[16:]), Raw: le.Uint32(b[20:]), LastSeq: le.Uint64(b[24:]), LastTime: int64(le.Uint64(b[32:])),

@@ -14,7 +14,8 @@ const maxIdle = 64
 
 // handles opens files for those who read them. A volume has a file for each quarter of an hour of its window, or more: far more than a process can have open.
 type handles struct {
-	fs vfs.FS
+	fs   vfs.FS
+	pack packing
 
 	mu   sync.Mutex
 	idle []*file // open and used by nobody, the one first that was used longest ago

@@ -85,7 +85,7 @@ func compare(t *testing.T, s *Set, st *Stream, want []wrote) {
 		if r.Kind != w.Kind || r.Seq != w.Seq || r.Time != w.Time || r.MapEpoch != w.MapEpoch || r.Off != w.Off || r.Len != w.Len || r.Size != w.Size || r.Label != w.Label {
 			t.Fatalf("got %+v, want %+v", r, w.Record)
 		}
-		if !r.Kind.point() {
+		if !r.Kind.Point() {
 			if r.Pos <= last || !InHistory(r.Pos) {
 				t.Fatalf("position %x after %x", r.Pos, last)
 			}

@@ -19,6 +19,7 @@ const (
 	Rollback Kind = 22  // the content became that of a snapshot; what follows has another map epoch
 	Barrier  Kind = 240 // a flush made everything up to Seq durable
 	Mark     Kind = 241 // somebody named this moment Label
+	Kept     Kind = 242 // of a file that was thinned: what was left of a stretch without a flush
 )
 
 // MaxLabel bounds the label of a record, in bytes.
@@ -41,20 +42,23 @@ type Record struct {
 
 	// Of a record that is read.
 
+	// Thinned says that records around it may be missing: a volume was at some time what it is after a point (Kind.Point), and not after another one.
+	Thinned bool
+
 	Pos uint64 // of its first sector; of a record without payload a place in the same order
 
 	// Sums are of a Write the CRC32C of each sector: lent until the callback returns, of one that is read; of one that is appended, if they are known already.
 	Sums []uint32
 }
 
-// point reports whether the record changed nothing.
-func (k Kind) point() bool { return k == Barrier || k == Mark || k == Snapshot }
+// Point reports whether a record of the kind changes nothing, and names a moment.
+func (k Kind) Point() bool { return k == Barrier || k == Mark || k == Snapshot || k == Kept }
 
 func (k Kind) labelled() bool { return k == Mark || k == Snapshot }
 
 func (k Kind) known() bool {
 	switch k {
-	case Write, Trim, Zero, Resize, Snapshot, Rollback, Barrier, Mark:
+	case Write, Trim, Zero, Resize, Snapshot, Rollback, Barrier, Mark, Kept:
 		return true
 	}
 	return false
@@ -102,6 +106,8 @@ type metaReader struct {
 	raw  uint32 // offset of the next sector in the file's payload
 	end  uint32 // of the frame's payload
 	void uint64 // records without payload since the last sector
+
+	thinned bool // the file is
 }
 
 // next decodes the next record, or reports that what is there is none.
@@ -120,7 +126,7 @@ func (m *metaReader) next() bool {
 	epoch, ok2 := m.uvarint(math.MaxUint32)
 	off, ok3 := m.uvarint(block.MaxVolumeSize)
 	length, ok4 := m.uvarint(block.MaxVolumeSize)
-	if !ok1 || !ok2 || !ok3 || !ok4 || !r.Kind.known() {
+	if !ok1 || !ok2 || !ok3 || !ok4 || !r.Kind.known() || r.Kind == Kept && !m.thinned {
 		return false
 	}
 	r.Seq, r.Time, r.MapEpoch, r.Off, r.Len = r.Seq+seq, r.Time+delta, uint32(epoch), off, length
@@ -160,7 +166,7 @@ func (m *metaReader) body() bool {
 		}
 		r.Label, m.rest = string(m.rest[:n]), m.rest[n:]
 	}
-	if !r.Kind.point() {
+	if !r.Kind.Point() {
 		m.void++
 	}
 	if m.void >= maxVoid {

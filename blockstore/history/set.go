@@ -99,11 +99,17 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 		}
 	}
 	for _, name := range names {
+		path := s.opts.FS.PathJoin(s.dirOf(volume), name)
 		id, ok := parseFileName(name)
+		if n := len(st.files); !ok && isThinning(name) || ok && n > 0 && id <= st.files[n-1].header.Through {
+			if err := s.opts.FS.Remove(path); err != nil { // of a file that was not whole when a death came, or one that another stands for
+				return err
+			}
+			continue
+		}
 		if !ok {
 			continue
 		}
-		path := s.opts.FS.PathJoin(s.dirOf(volume), name)
 		if empty, err := s.neverBegun(path); err != nil {
 			return err
 		} else if empty {
@@ -211,7 +217,7 @@ func (s *Set) removeFiles(volume block.VolumeID) error {
 		return nil
 	}
 	for _, name := range names {
-		if _, ok := parseFileName(name); ok {
+		if _, ok := parseFileName(name); ok || isThinning(name) {
 			err = errors.Join(err, s.opts.FS.Remove(s.opts.FS.PathJoin(s.dirOf(volume), name)))
 		}
 	}
@@ -240,9 +246,11 @@ func (s *Set) Close() (err error) {
 	}
 	s.mu.Unlock()
 	for _, st := range streams {
+		defer st.stopThinning()()
 		err = errors.Join(err, st.Roll(), st.sealSpent())
 		st.closeFiles()
 	}
+	s.handles.pack.close()
 	return err
 }
 

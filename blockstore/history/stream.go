@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/s2"
 
@@ -18,6 +19,10 @@ type Stream struct {
 	s      *Set
 	volume block.VolumeID
 
+	thinning sync.Mutex  // held by one who thins; before mu
+	gone     atomic.Bool // it was removed, or is being closed: who thins it stops
+	single   bool        // of what a thinned file is written with: it has one file
+
 	mu    sync.Mutex
 	files []*file // oldest first; the last one may be open
 
@@ -26,6 +31,7 @@ type Stream struct {
 	payload []byte
 	sums    []uint32
 	void    int    // changes without payload since the last sector, in the open file
+	unsure  bool   // whether the names of files that were replaced are durable is not known
 	part    bool   // the last record goes on
 	whole   uint64 // last record that is whole, in the frame or before it
 	packed  []byte // scratch
@@ -89,7 +95,7 @@ func (st *Stream) Append(r *Record) error {
 	switch {
 	case r.Kind == Write:
 		st.void = 0
-	case !r.Kind.point():
+	case !r.Kind.Point():
 		st.void++
 	}
 	if st.part = r.Part; !r.Part {
@@ -107,7 +113,7 @@ func (st *Stream) makeRoom(r *Record) error {
 	}
 	f := st.open()
 	full := f != nil && (f.end >= maxFileStored || f.indexSize() >= maxIndexFull || int64(f.raw) > MaxFileRaw-longestRecord || st.void >= maxVoid-2)
-	if full && !st.part { // no record lies in two files
+	if full && !st.part && !st.single { // no record lies in two files
 		if err := st.rollLocked(); err != nil {
 			return err
 		}
@@ -157,7 +163,13 @@ func (st *Stream) writeFrame() error {
 	}
 	h := frameHeader{Ordinal: f.count, Records: st.meta.n, MetaRaw: uint32(len(st.meta.b)), PayloadRaw: uint32(len(st.payload)), LastSeq: st.whole, LastTime: max(f.lastTime, st.meta.time)}
 	body := st.payload
-	if len(body) > 0 && !dedup.Incompressible(body) {
+	switch {
+	case len(body) == 0 || dedup.Incompressible(body):
+	case f.header.Level != Whole: // it is read seldom, and for long
+		if st.packed = st.s.handles.pack.pack(st.packed[:0], body); len(st.packed) > 0 && len(st.packed) < len(body)-len(body)/20 {
+			body, h.Codec = st.packed, codecZstd
+		}
+	default:
 		if st.packed = s2.Encode(st.packed[:cap(st.packed)], body); len(st.packed) < len(body)-len(body)/20 {
 			body, h.Codec = st.packed, codecS2
 		}
@@ -351,6 +363,7 @@ func (st *Stream) remove() (err error) {
 	if st.InUse() {
 		return fmt.Errorf("history of volume %d: somebody reads it: %w", st.volume, block.ErrInUse)
 	}
+	defer st.stopThinning()()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, f := range st.files {

@@ -22,14 +22,24 @@ type momentView struct {
 	Volume string    `json:"volume"`
 	At     time.Time `json:"at"`
 	Seq    uint64    `json:"seq"`
+
+	Thinned bool `json:"thinned"` // it is the newest point that is left at or before what was asked for
 }
 
 func viewMoment(m client.HistoryMoment) momentView {
-	v := momentView{Volume: m.Volume, At: m.At, Seq: m.Seq}
+	v := momentView{Volume: m.Volume, At: m.At, Seq: m.Seq, Thinned: m.Thinned}
 	if m.Attachment != nil {
 		v.URI = m.Attachment.Uri
 	}
 	return v
+}
+
+// tellMoment says which moment it is, and whether it is an earlier one than was asked for.
+func (a *app) tellMoment(v momentView) {
+	a.note("%s is record %d of %s", v.Volume, v.Seq, v.At.Format(time.RFC3339Nano))
+	if v.Thinned {
+		a.note("history is thinned there: that is the newest point that is left at or before the moment (`hv-backup cdp points` lists them)")
+	}
 }
 
 // hvd returns a client of the daemon.
@@ -42,9 +52,9 @@ func newCDP(a *app) *cobra.Command {
 		Use:   "cdp",
 		Short: "Go back to any write of a volume that keeps history",
 		Long: `Go back to any write of a volume that keeps history. "hv-storage-fabric volume history set VOLUME --window 1h" has hvd keep it; from then on what the volume was after each write of that
-window can be attached, or restored to another volume. No repository is needed.`,
+window can be attached, or restored to another volume. No repository is needed. "cdp policy set" keeps points for longer.`,
 	})
-	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a), newCDPFindOnset(a))
+	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a), newCDPPolicy(a), newCDPFindOnset(a))
 	return c
 }
 
@@ -55,7 +65,8 @@ func newCDPPoints(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "points VOLUME",
 		Short: "List the moments of a volume that have a name: flushes, snapshots, marks",
-		Long: `List the newest moments of a volume that have a name, the newest last: what its guest flushed, snapshots, marks, resizes and rollbacks. Every other write is a moment, too: by its time, or by the number of a record.
+		Long: `List the newest moments of a volume that have a name, the newest last: what its guest flushed, snapshots, marks, resizes and rollbacks. Every other write is a moment, too: by its time, or by the number of a record;
+where history is thinned ("cdp policy"), only these are.
 With --after NUMBER the first behind that one are listed instead, 0 begins with the oldest there is; --limit bounds the page, and the number of its last moment is where the next one goes on.`,
 		Example: `  hv-backup cdp points web1
   hv-backup cdp points web1 --limit 1
@@ -133,7 +144,10 @@ func (a *app) tellPoints(h client.History, points []client.HistoryPoint, limit i
 	if h.FirstSeq == 0 {
 		a.say("volume %s has no moment yet", h.Volume)
 	} else {
-		a.say("every write of volume %s from record %d (%s) on", h.Volume, h.FirstSeq, h.First.Format(time.RFC3339Nano))
+		if h.WholeSeq > h.FirstSeq {
+			a.say("points of volume %s from record %d (%s) on", h.Volume, h.FirstSeq, h.First.Format(time.RFC3339Nano))
+		}
+		a.say("every write of volume %s from record %d (%s) on", h.Volume, h.WholeSeq, h.Whole.Format(time.RFC3339Nano))
 	}
 	if h.Stopped {
 		a.say("nothing is kept at the moment: %s", h.LastGap)
@@ -157,7 +171,8 @@ func newCDPAttach(a *app) *cobra.Command {
 		Use:   "attach VOLUME --at MOMENT",
 		Short: "Export a volume as it was at a moment, over NBD, and print its URI",
 		Long: `Export a volume as it was after a write of its past, and print the URI. It is read-only, there at once whatever the age of the moment, and until "cdp detach"; meanwhile history does not let go what it
-needs. With --writable a volume of its own is made of the moment (as "cdp restore" does, which takes as long as writing what was written since the automatic root before it), attached, and stays until it is deleted.`,
+needs. Where history is thinned, the newest point that is left at or before the moment is exported, and named.
+With --writable a volume of its own is made of the moment (as "cdp restore" does, which takes as long as writing what was written since the automatic root before it), attached, and stays until it is deleted.`,
 		Example: `  hv-backup cdp attach web1 --at "5m ago"
   hv-backup cdp attach web1 --at 2026-11-29T06:00:00.5Z -o json
   hv-backup cdp attach web1 --at before-upgrade --writable --as web1-check`,
@@ -192,7 +207,7 @@ needs. With --writable a volume of its own is made of the moment (as "cdp restor
 				moment = reply.AttachHistory
 			}
 			v := viewMoment(moment)
-			a.note("%s is record %d of %s", v.Volume, v.Seq, v.At.Format(time.RFC3339Nano))
+			a.tellMoment(v)
 			return a.show(v, func() { a.say("%s", v.URI) })
 		},
 	}
@@ -249,6 +264,9 @@ under its name when it is whole and durable; an interrupt leaves nothing of it.`
 				return err
 			}
 			v := viewMoment(reply.RestoreHistory)
+			if v.Thinned {
+				a.tellMoment(v)
+			}
 			return a.show(v, func() {
 				a.say("volume %s is %s at record %d of %s", v.Volume, args[0], v.Seq, v.At.Format(time.RFC3339Nano))
 			})

@@ -1,0 +1,168 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
+)
+
+const (
+	thinTick = time.Second
+	// thinRest is how long nothing is thinned after an error, as of a disk that is full.
+	thinRest = time.Minute
+	// idleEvery is after how many passes roots are looked at, even if nothing was thinned: a log that was full kept some.
+	idleEvery = 60
+)
+
+// thinner makes history less dense as it grows old, as the policies of volumes say, and gives up roots that no moment stands on any more. It works beside guests within the budget of garbage collection (gcBudget), rests while that is paused or history is
+// held, and takes no lock that a guest, an attach or the copy of the log waits for while it reads or writes payload.
+//
+// Locks: busy before historian.work, which is held for the removal of roots only.
+type thinner struct {
+	s      *Store
+	wake   chan struct{}
+	busy   sync.Mutex // held over a pass
+	budget gcBudget   // of busy
+	files  atomic.Uint64
+	freed  atomic.Int64 // bytes
+	rounds int          // of busy
+	step   func(history.ThinStep)
+}
+
+func newThinner(s *Store) *thinner {
+	t := &thinner{s: s, wake: make(chan struct{}, 1)}
+	t.budget.s = s
+	return t
+}
+
+// run works until ctx ends.
+func (t *thinner) run(ctx context.Context) {
+	tick := time.NewTicker(thinTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.wake:
+		case <-tick.C:
+		}
+		for ctx.Err() == nil {
+			more, err := t.pass(ctx)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, block.ErrClosed) {
+				t.s.report("thin history", err)
+				sleep(ctx, thinRest)
+			}
+			if err != nil || !more {
+				break
+			}
+		}
+	}
+}
+
+// pass thins a stretch of each volume that has one which is due, and reports whether there was any.
+func (t *thinner) pass(ctx context.Context) (more bool, err error) {
+	t.busy.Lock()
+	defer t.busy.Unlock()
+	h := t.s.historian
+	for _, vh := range h.all() {
+		if vh.v == nil || vh.v.gone.Load() || h.held.Load() || t.s.collector.paused() || ctx.Err() != nil {
+			continue
+		}
+		did, e := t.thin(ctx, vh)
+		more, err = more || did, errors.Join(err, e)
+	}
+	t.rounds++
+	return more, err
+}
+
+// policyOf is the policy of a history as it is set.
+func (h *historian) policyOf(vh *volumeHistory) HistoryPolicy {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return vh.policy
+}
+
+// thin thins a stretch of a volume, and gives up the roots that nothing stands on since.
+func (t *thinner) thin(ctx context.Context, vh *volumeHistory) (bool, error) {
+	h, p := t.s.historian, t.s.historian.policyOf(vh)
+	stream := vh.stream
+	if stream == nil {
+		return false, nil
+	}
+	roots := h.rootsOf(vh.v)
+	did, err := false, error(nil)
+	if p.Thins() {
+		th := &history.Thinning{Step: t.step}
+		for _, n := range roots {
+			th.Roots = append(th.Roots, history.Root{Seq: n.closed, Time: n.created})
+		}
+		now := t.s.opts.Now().UnixNano()
+		if err := t.sealIdle(vh, roots, now-int64(p.whole())); err != nil {
+			return false, err
+		}
+		th.Level = func(newest int64) history.Level { return p.level(time.Duration(now - newest)) }
+		th.Pace = func(n int) error {
+			if h.held.Load() || t.s.collector.paused() {
+				return block.ErrInUse
+			}
+			return t.budget.wait(ctx, n)
+		}
+		var done history.Thinned
+		if done, did, err = stream.Thin(th); errors.Is(err, block.ErrInUse) {
+			err = nil // somebody reads it, or garbage collection was paused meanwhile
+		}
+		t.files.Add(uint64(done.Files))
+		t.freed.Add(done.Before - done.After)
+	}
+	if err != nil || !did && t.rounds%idleEvery != 0 {
+		return did, err
+	}
+	return did, t.dropIdle(vh, stream, roots)
+}
+
+// sealIdle ends the file that is being filled of a volume that nobody has written to since its last root, before a time: it would else stay whole.
+func (t *thinner) sealIdle(vh *volumeHistory, roots []*node, before int64) error {
+	if len(roots) == 0 || roots[len(roots)-1].created > before || vh.stream.LastSeq() >= roots[len(roots)-1].closed {
+		return nil
+	}
+	t.s.historian.work.Lock()
+	defer t.s.historian.work.Unlock()
+	return vh.stream.Roll()
+}
+
+// dropIdle gives up roots that no moment stands on, but for the newest, and the oldest: with that history begins, so that every moment of the window is one at or behind a point.
+func (t *thinner) dropIdle(vh *volumeHistory, stream *history.Stream, roots []*node) (err error) {
+	h := t.s.historian
+	since := vh.sinceNow(h)
+	begun := false
+	for i := 0; i+1 < len(roots); i++ {
+		n := roots[i]
+		if first := n.closed >= since && !begun; first {
+			begun = true
+			continue
+		}
+		if n.closed < since || !stream.Idle(n.closed, roots[i+1].closed) {
+			continue
+		}
+		h.work.Lock()
+		e := h.dropRoot(n)
+		h.work.Unlock()
+		if e != nil && !errors.Is(e, block.ErrInUse) && !errors.Is(e, errLogFull) && !errors.Is(e, block.ErrClosed) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// kick lets the thinner look now.
+func (t *thinner) kick() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
