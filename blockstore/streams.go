@@ -119,3 +119,16 @@ func (s *Store) fetchPieces(slots []overlay.Slot) {
 func (s *Store) afterStream(c *candidate) bool {
 	return c.streamed() || s.log.Streamed(journal.Pos(c.info.OldestPos))
 }
+
+// mayStream reports whether the log may have records of streams. The first makes older programs refuse the store.
+func (s *Store) mayStream() bool {
+	if s.streaming.Load() {
+		return true
+	}
+	if err := s.needFeature(incompatStreams); err != nil {
+		s.report("streams", err)
+		return false
+	}
+	s.streaming.Store(true)
+	return true
+}

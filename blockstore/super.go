@@ -37,6 +37,8 @@ const (
 	incompatEncrypted = 1 << 2
 	// incompatSnapshots says that the log may have the records, and rows of nodes the flags, of snapshots that were renamed, protected, or taken together or by a schedule.
 	incompatSnapshots = 1 << 3
+	// incompatStreams says that the log may have writes of streams, whose payload begins at a page.
+	incompatStreams = 1 << 4
 	// roCompatHistory says that volumes have history, or had: a program that does not know it would release the log before it is copied.
 	roCompatHistory = 1 << 0
 	// roCompatBitmaps says that volumes have bitmaps, or had: a program that does not know them would change maps without a word to them.

@@ -194,7 +194,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 		return nil
 	}
 	longest := longestWrite(batch)
-	if !try && v.streams(longest, bytes) {
+	if !try && v.streams(longest, bytes) && v.s.mayStream() {
 		for i := range recs {
 			recs[i].Flags = journal.FlagStream
 		}

@@ -33,8 +33,11 @@ const (
 // superSnapshots is the incompat feature: the log may have the records, and rows of nodes the flags, of snapshots that were renamed, protected, or taken together or by a schedule.
 const superSnapshots = 1 << 3
 
+// superStreams is the incompat feature: the log may have writes of kind 4.
+const superStreams = 1 << 4
+
 var recordNames = map[uint8]string{
-	kindWrite: "write", kindTrim: "trim", kindZeroRec: "zero",
+	kindWrite: "write", kindStream: "write of a stream", kindTrim: "trim", kindZeroRec: "zero",
 	opCreate: "create", opDelete: "delete", opRename: "rename", opResize: "resize", opSnapshot: "snapshot", opDeleteSnapshot: "delete-snapshot", opRollback: "rollback", opClone: "clone",
 	opRenameSnapshot: "rename-snapshot", opProtectSnapshot: "protect-snapshot", opUnprotectSnapshot: "unprotect-snapshot", opSnapshotSet: "snapshot-set", opNumber: "number",
 	opAddBitmap: "add-bitmap", opRemoveBitmap: "remove-bitmap", opClearBitmap: "clear-bitmap",

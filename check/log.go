@@ -160,7 +160,8 @@ func (r *run) readLogFile(lf *logFile, lastTime int64) error {
 // checkRecord checks what a record says by itself and of volumes.
 func (r *run) checkRecord(lf *logFile, rec *logRecord) {
 	if rec.Kind < firstControl {
-		r.expect(rec.Flags == 0 || rec.Kind == kindWrite && rec.Flags == flagMoved, lf.path, rec.At+6, "no flags, or that of a write that repeats what was there", fmt.Sprintf("%04x", rec.Flags))
+		r.expect(rec.Flags == 0 || rec.Kind == kindWrite && rec.Flags == flagMoved || rec.Kind == kindStream && rec.Flags == flagStream, lf.path, rec.At+6, "no flags, or that of a write that repeats what was there", fmt.Sprintf("%04x", rec.Flags))
+		r.expect(rec.Kind != kindStream || r.super.Incompat&superStreams != 0, lf.path, rec.At+4, "no such record without the feature in the superblock", fmt.Sprint("kind ", rec.Kind))
 		r.expect(rec.Off+rec.Len >= rec.Off && rec.Off+rec.Len <= block.MaxVolumeSize, lf.path, rec.At+32, "a range below 8 EiB", fmt.Sprintf("%d+%d", rec.Off, rec.Len))
 		return
 	}

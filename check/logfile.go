@@ -23,8 +23,10 @@ const (
 	kindWrite     = 1
 	kindTrim      = 2
 	kindZeroRec   = 3
+	kindStream    = 4
 	firstControl  = 16
-	flagMoved     = 1 << 0 // of a write: it repeats what the volume held already
+	flagStream    = 1 << 15 // of kind 4, and of no other data
+	flagMoved     = 1 << 0  // of a write: it repeats what the volume held already
 	logFileMagic  = "HNXLOGF\n"
 	logFootMagic  = "HNXLOGE\n"
 	logRecordMark = "HNLR"
@@ -167,8 +169,8 @@ func parseRecord(b []byte, seed uint32, sealed bool) (*logRecord, error) {
 
 func (r *logRecord) shapeOK() bool {
 	switch {
-	case r.Kind == kindWrite:
-		return 0 < r.Len && r.Len <= maxWrite && r.Len%block.Size == 0 && r.Off%block.Size == 0 && uint64(r.PayloadLen) == r.Len && r.sectors == r.PayloadLen/block.Size && r.payloadSum == 0
+	case r.Kind == kindWrite || r.Kind == kindStream:
+		return (r.Kind == kindStream) == (r.Flags&flagStream != 0) && 0 < r.Len && r.Len <= maxWrite && r.Len%block.Size == 0 && r.Off%block.Size == 0 && uint64(r.PayloadLen) == r.Len && r.sectors == r.PayloadLen/block.Size && r.payloadSum == 0
 	case r.Kind == kindTrim || r.Kind == kindZeroRec:
 		return r.PayloadLen == 0 && r.sectors == 0 && r.payloadSum == 0
 	case r.Kind >= firstControl:
@@ -177,9 +179,16 @@ func (r *logRecord) shapeOK() bool {
 	return false
 }
 
-// size is the length of the record in the file.
-func (r *logRecord) size() int64 {
-	return recordHeader + int64(r.sectors)*descSize + int64(r.PayloadLen)
+// size is the length in the file of the record, whose header lies at r.At.
+func (r *logRecord) size() int64 { return r.payloadAt() - r.At + int64(r.PayloadLen) }
+
+// payloadAt is where the payload begins.
+func (r *logRecord) payloadAt() int64 {
+	at := r.At + recordHeader + int64(r.sectors)*descSize
+	if r.Kind == kindStream {
+		return (at + logPage - 1) &^ (logPage - 1)
+	}
+	return at
 }
 
 // window reads a file through a buffer. What lies past the end of the file reads as zeroes.

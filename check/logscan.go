@@ -208,7 +208,7 @@ func (lf *logFile) sectors(w *window, rec *logRecord, head *[recordHeader]byte, 
 		}
 		rec.sums = append(rec.sums, binary.LittleEndian.Uint32(d))
 	}
-	at += int64(rec.sectors) * descSize
+	at = rec.payloadAt()
 	for i, sum := range rec.sums {
 		p, err := w.get(at+int64(i)*block.Size, block.Size)
 		if err != nil {
