@@ -188,15 +188,13 @@ func (g *spaceGate) checkDisk() error {
 }
 
 func (g *spaceGate) setState(state SpaceState) {
+	g.s.log.KeepSpares(state == SpaceOK)
 	old := SpaceState(g.state.Swap(int32(state)))
 	if old == state {
 		return
 	}
 	if f := g.s.opts.Events.SpaceState; f != nil {
 		f(state, g.free.Load())
-	}
-	if state != SpaceOK {
-		g.s.log.DropSpares()
 	}
 	if old == SpaceFull {
 		g.released()

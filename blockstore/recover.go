@@ -83,6 +83,9 @@ func (s *Store) recover() (RecoveryInfo, error) {
 	if err != nil {
 		return info, fmt.Errorf("replay the log: %w", err)
 	}
+	if s.log.Usage().Stream > 0 {
+		s.streamedTo(s.log.NextPos())
+	}
 	info.Duration = s.opts.Now().Sub(began)
 	if s.restored {
 		if err := s.log.Replace(s.path("log"), s.path("log")); err != nil && !errors.Is(err, block.ErrInvalid) {

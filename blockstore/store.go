@@ -31,24 +31,26 @@ type Store struct {
 	domain dedup.DomainKey
 	keys   *frameKeys // of a store that is encrypted; else nil
 
-	log       *journal.Log
-	streamed  atomic.Int64 // when a stream was written to last, in ns since 1970
-	streaming atomic.Bool  // the superblock says that there may be streams
-	db        *pebble.DB
-	tiers     *tiers.Set
-	stripes   *stripe.Backend // the tier, where the store has several disks; else nil
-	budget    *overlay.Budget
-	maps      *extentmap.Map
-	pages     *extentmap.Cache
-	chunks    *chunkReader
-	segments  segmentTable
-	aheads    aheads
-	space     *spaceGate
-	packer    packer                                   // of destage
-	mover     packer                                   // of what survives in segments that are emptied, of the warm class
-	cold      packer                                   // of the cold class
-	cooling   atomic.Pointer[map[block.SegmentID]bool] // cooling.from of the pass that is under way: what it will take anyhow is not reclaimed
-	coolMu    sync.Mutex                               // held by the one pass that fills cold segments
+	log         *journal.Log
+	streamed    atomic.Int64  // when a stream was written to last, in ns since 1970
+	streaming   atomic.Bool   // the superblock says that there may be streams
+	streamRetry atomic.Int64  // when the superblock is tried again, in ns since 1970
+	streamEnd   atomic.Uint64 // position behind the last record of a stream
+	db          *pebble.DB
+	tiers       *tiers.Set
+	stripes     *stripe.Backend // the tier, where the store has several disks; else nil
+	budget      *overlay.Budget
+	maps        *extentmap.Map
+	pages       *extentmap.Cache
+	chunks      *chunkReader
+	segments    segmentTable
+	aheads      aheads
+	space       *spaceGate
+	packer      packer                                   // of destage
+	mover       packer                                   // of what survives in segments that are emptied, of the warm class
+	cold        packer                                   // of the cold class
+	cooling     atomic.Pointer[map[block.SegmentID]bool] // cooling.from of the pass that is under way: what it will take anyhow is not reclaimed
+	coolMu      sync.Mutex                               // held by the one pass that fills cold segments
 
 	// ops is held by one control operation at a time (create, snapshot, rollback, …): log order is then the order of effects.
 	ops sync.Mutex

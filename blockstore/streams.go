@@ -68,9 +68,11 @@ func (s *Store) streamDue(u journal.Usage) bool {
 
 // boundStreams keeps the streams' room within what the file system can spare.
 func (s *Store) boundStreams() {
-	if usage, err := s.diskUsage(); err == nil {
-		s.opts.StreamBytes = min(s.opts.StreamBytes, int64(usage.TotalBytes/streamShare))
+	usage, err := s.diskUsage()
+	if err != nil {
+		usage.TotalBytes = 0
 	}
+	s.opts.StreamBytes = min(s.opts.StreamBytes, int64(usage.TotalBytes/streamShare))
 }
 
 // streamSlot is what a block takes in an overlay where a stream went, in bytes.
@@ -115,9 +117,19 @@ func (s *Store) fetchPieces(slots []overlay.Slot) {
 	}
 }
 
-// afterStream reports whether a region has something of a stream: what is left of it frees no room of the log's cap when it is rewritten, and holds the files behind it.
+// streamedTo notes how far the log went when a stream was written to last.
+func (s *Store) streamedTo(end journal.Pos) {
+	for {
+		old := s.streamEnd.Load()
+		if old >= uint64(end) || s.streamEnd.CompareAndSwap(old, uint64(end)) {
+			return
+		}
+	}
+}
+
+// afterStream reports whether a region has something of a stream, or lies in front of one that is still there: what is left of it frees no room of the log's cap when it is rewritten, and holds the files behind it.
 func (s *Store) afterStream(c *candidate) bool {
-	return c.streamed() || s.log.Streamed(journal.Pos(c.info.OldestPos))
+	return c.info.OldestPos < s.streamEnd.Load() && (c.streamed() || s.log.Streamed(journal.Pos(c.info.OldestPos)))
 }
 
 // mayStream reports whether the log may have records of streams. The first makes older programs refuse the store.
@@ -125,7 +137,12 @@ func (s *Store) mayStream() bool {
 	if s.streaming.Load() {
 		return true
 	}
+	now := time.Now().UnixNano()
+	if now < s.streamRetry.Load() {
+		return false
+	}
 	if err := s.needFeature(incompatStreams); err != nil {
+		s.streamRetry.Store(now + int64(time.Minute))
 		s.report("streams", err)
 		return false
 	}

@@ -157,3 +157,24 @@ func TestRewrittenStreamGoesDown(t *testing.T) {
 	settleTest(t, s)
 	expect(t, d, 0, data)
 }
+
+// Once a stream has gone down, heat decides again: what is written to the file that its last records lie in is not taken for it.
+func TestAfterStreamsHeatDecides(t *testing.T) {
+	opts := streamOptions(t, t.TempDir())
+	opts.LogFileBytes = 8 << 20
+	s := openTest(t, opts)
+	d := createTest(t, s, "v", 64<<20)
+	data := guestData(rand.New(rand.NewPCG(11, 2)), 36<<20)
+	writeStream(t, d, data)
+	settleTest(t, s)
+	if u := s.log.Usage(); u.Stream == 0 {
+		t.Fatalf("nothing of the stream is in the file that is being filled: %+v", u)
+	}
+	for i := range 100 {
+		writeTest(t, d, uint64(48<<20+i*block.Size), data[:block.Size])
+		time.Sleep(20 * time.Millisecond) // the pace of a guest that rests, over several ticks of destage
+	}
+	if left := s.undestaged(); left != 100*block.Size {
+		t.Errorf("%d B are in the log alone, of %d B that were written for the first time and are young", left, 100*block.Size)
+	}
+}

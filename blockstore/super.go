@@ -198,8 +198,10 @@ func writeSuper(fs vfs.FS, dir string, s *superblock) error {
 func (s *Store) updateSuper(change func(*superblock)) error {
 	s.superMu.Lock()
 	defer s.superMu.Unlock()
+	compat, roCompat, incompat := s.super.Compat, s.super.ROCompat, s.super.Incompat
 	change(s.super)
 	if err := writeSuper(s.fs, s.opts.Dir, s.super); err != nil {
+		s.super.Compat, s.super.ROCompat, s.super.Incompat = compat, roCompat, incompat // nothing may rely on what is not there
 		return err
 	}
 	s.copySuper(s.super)

@@ -194,7 +194,8 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 		return nil
 	}
 	longest := longestWrite(batch)
-	if !try && v.streams(longest, bytes) && v.s.mayStream() {
+	stream := !try && v.streams(longest, bytes) && v.s.mayStream()
+	if stream {
 		for i := range recs {
 			recs[i].Flags = journal.FlagStream
 		}
@@ -214,6 +215,10 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	v.s.noteAsked(recs[len(recs)-1].Seq)
 	v.wrote(recs[len(recs)-1].Seq, bytes)
 	v.stream.wrote(&v.s.opts, longest, bytes)
+	if stream {
+		last := &recs[len(recs)-1]
+		v.s.streamedTo(last.Pos + journal.Pos(last.Len))
+	}
 	layer := v.head.Load().layer
 	for i := range recs {
 		r := &recs[i]

@@ -199,9 +199,7 @@ func (l *Log) writeBatch(recs []Record, now int64) error {
 	if recs[0].Flags&FlagStream != 0 {
 		err = l.writeAround(f, saved.end)
 	} else {
-		if pad := roundUp(f.end) - f.end; pad > 0 {
-			a.vec = append(a.vec, zeroPage[:pad])
-		}
+		a.pad(f)
 		err = l.writeThrough(f, saved.end)
 	}
 	clear(a.vec) // the payload is the caller's again
@@ -215,9 +213,16 @@ func (l *Log) writeBatch(recs []Record, now int64) error {
 		}
 		return l.fail(err)
 	}
-	l.streamLive.Add(f.stream - saved.stream)
 	l.publish(f, f.end-saved.end)
+	l.streamLive.Add(f.stream - saved.stream) // behind it, so that no more streams are counted than there are live bytes
 	return nil
+}
+
+// pad clears the rest of the last page.
+func (a *appender) pad(f *logFile) {
+	if pad := roundUp(f.end) - f.end; pad > 0 {
+		a.vec = append(a.vec, zeroPage[:pad])
+	}
 }
 
 // endSpent ends an encrypted file in which a write has failed, before the log goes on in the next: what that write may have left must be no record. No offset is sealed twice.

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -103,6 +104,14 @@ func (l *Log) appendGathered(batch []*gathered) {
 		q.recs = append(q.recs, g.recs...)
 	}
 	err := l.appendPrepared(q.recs, batch[0].limit, true, true)
+	if len(batch) > 1 && errors.Is(err, block.ErrNoSpace) {
+		clear(q.recs)
+		for _, g := range batch { // what is too much together may fit one by one
+			g.err = l.appendPrepared(g.recs, g.limit, true, true)
+			g.done <- struct{}{}
+		}
+		return
+	}
 	at := 0
 	for _, g := range batch {
 		at += copy(g.recs, q.recs[at:at+len(g.recs)])

@@ -37,6 +37,7 @@ type Log struct {
 	pace syncPace
 
 	streamLive atomic.Int64 // bytes of records with FlagStream in live files
+	tight      atomic.Bool  // no files are kept for the next stream
 
 	syncs    atomic.Uint64 // group commits
 	durable  atomic.Uint64 // copy of st.durableSeq for the appender
@@ -204,6 +205,9 @@ func (l *Log) Close() error {
 	}
 	l.app.Unlock()
 	close(l.quit)
+	l.st.Lock()
+	l.st.wake.Broadcast()
+	l.st.Unlock()
 	l.loops.Wait()
 	l.fillers.Wait()
 

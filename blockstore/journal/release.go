@@ -82,7 +82,7 @@ const sparesRest = 5 * time.Minute
 
 // sparesMost is how many spare files are kept.
 func (l *Log) sparesMost() int {
-	if l.streamsRest() {
+	if l.tight.Load() || l.streamsRest() {
 		return maxSpares
 	}
 	return maxSpares + int(l.opts.StreamBytes*3/4/l.opts.FileSize)
@@ -93,10 +93,11 @@ func (l *Log) streamsRest() bool {
 	return time.Now().UnixNano()-l.app.bypass.last.Load() >= int64(sparesRest)
 }
 
-// DropSpares removes files that are kept for the next stream, since the disk is short of room. It does not wait.
-func (l *Log) DropSpares() {
-	l.app.bypass.last.Store(0)
-	l.kick(l.prepKick)
+// KeepSpares says whether files may be kept for the next stream: not while the disk is short of room. It does not wait.
+func (l *Log) KeepSpares(keep bool) {
+	if !l.tight.Swap(!keep) && !keep {
+		l.kick(l.prepKick)
+	}
 }
 
 // tooManySpares reports whether files are kept that will have to go.

@@ -75,6 +75,9 @@ func (l *Log) awaitNextLocked() error {
 		if err := l.failed(); err != nil {
 			return err
 		}
+		if l.closed.Load() { // nobody prepares a file any more
+			return fmt.Errorf("log: %w", block.ErrClosed)
+		}
 		if err := st.prepErr; err != nil {
 			st.prepErr = nil
 			l.kick(l.prepKick)

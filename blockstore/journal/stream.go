@@ -35,7 +35,7 @@ func (l *Log) StreamRoom() int64 { return l.opts.StreamBytes - l.streamLive.Load
 
 // charged is how much of so many live bytes counts against Options.CapBytes, if so many of them are streams'.
 func (l *Log) charged(live, stream int64) int64 {
-	return live - min(stream, l.opts.StreamBytes)
+	return max(0, live-min(stream, l.opts.StreamBytes))
 }
 
 // bypass writes long batches around the page cache. It belongs to the appender.
@@ -62,11 +62,12 @@ func (b *bypass) partial(f *logFile, end int64) []byte {
 func (l *Log) writeAround(f *logFile, off int64) error {
 	b := &l.app.bypass
 	f.streamed.Store(true)
-	b.last.Store(time.Now().UnixNano())
 	direct := l.directOf(f)
 	if direct == nil {
+		l.app.pad(f)
 		return l.writeThrough(f, off)
 	}
+	b.last.Store(time.Now().UnixNano())
 	if b.writer == nil {
 		b.writer = vfs.NewDirectWriter()
 	}
@@ -79,6 +80,7 @@ func (l *Log) writeAround(f *logFile, off int64) error {
 	err := b.writer.WriteVec(direct, b.tail[:off%pageSize], l.app.vec, off, b.tail[:])
 	if errors.Is(err, syscall.EINVAL) {
 		b.off.Store(true)
+		l.app.pad(f)
 		return l.write(f, l.app.vec, off) // all of it, as it was before
 	}
 	if err == nil {
@@ -98,11 +100,7 @@ func (l *Log) directOf(f *logFile) *vfs.Direct {
 	if l.dirs != nil || l.app.bypass.off.Load() {
 		return nil
 	}
-	direct := f.around()
-	if direct == nil {
-		l.app.bypass.off.Store(true)
-	}
-	return direct
+	return f.around()
 }
 
 // writeThrough writes a.vec behind the end of the active file, through the page cache. A page that was begun around the cache is written as a whole, so that the kernel need not read it first.

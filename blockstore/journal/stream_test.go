@@ -240,7 +240,7 @@ func TestSparesOfStreams(t *testing.T) {
 	if u := l.Usage(); u.Spare < 20 || u.Spare > 4+24+1 {
 		t.Fatalf("%d spare files: %+v", u.Spare, u)
 	}
-	l.DropSpares()
+	l.KeepSpares(false)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		names, err := filepath.Glob(filepath.Join(dir, "*"+fileSuffix))
 		if err != nil {
