@@ -133,7 +133,8 @@ func TestUniqueQuotaIsKept(t *testing.T) {
 	if written < limit*8/10 || written > limit {
 		t.Errorf("%d B of noise were written under a bound of %d", written, limit)
 	}
-	if use := surveyTest(t, s, "v"); use.bytes() > limit || use.bytes() < limit*8/10 {
+	// Noise does not get smaller: what is stored may be more than what was written, by the headers of frames, which depend on how destage fell.
+	if use := surveyTest(t, s, "v"); use.bytes() > limit+limit/128 || use.bytes() < limit*8/10 {
 		t.Errorf("it holds %+v", use)
 	}
 	err := tryAll(d, 0, noise(6, 4<<20))
