@@ -96,14 +96,17 @@ func (t *thinner) thin(ctx context.Context, vh *volumeHistory) (bool, error) {
 	}
 	roots := h.rootsOf(vh.v)
 	did, err := false, error(nil)
+	now := t.s.opts.Now().UnixNano()
+	if p.Thins() {
+		if err := t.sealIdle(ctx, vh, roots, now-int64(p.whole())); err != nil {
+			return false, err
+		}
+	}
+	roots = copiedRoots(roots, h.copied())
 	if p.Thins() {
 		th := &history.Thinning{Step: t.step}
 		for _, n := range roots {
 			th.Roots = append(th.Roots, history.Root{Seq: n.closed, Time: n.created})
-		}
-		now := t.s.opts.Now().UnixNano()
-		if err := t.sealIdle(vh, roots, now-int64(p.whole())); err != nil {
-			return false, err
 		}
 		th.Level = func(newest int64) history.Level { return p.level(time.Duration(now - newest)) }
 		th.Pace = func(n int) error {
@@ -125,13 +128,46 @@ func (t *thinner) thin(ctx context.Context, vh *volumeHistory) (bool, error) {
 	return did, t.dropIdle(vh, stream, roots)
 }
 
-// sealIdle ends the file that is being filled of a volume that nobody has written to since its last root, before a time: it would else stay whole.
-func (t *thinner) sealIdle(vh *volumeHistory, roots []*node, before int64) error {
-	if len(roots) == 0 || roots[len(roots)-1].created > before || vh.stream.LastSeq() >= roots[len(roots)-1].closed {
+// copied is up to which record of the log all are in history.
+func (h *historian) copied() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.mu.seq
+}
+
+// copiedRoots are the roots, of all, before which nothing of the volume is in the log only. A root is there as soon as it is made, but what lies before a later one may not have been copied yet: what was copied would be thinned as if that were all.
+func copiedRoots(roots []*node, copied uint64) []*node {
+	for n := len(roots); n > 0; n-- {
+		if roots[n-1].closed <= copied {
+			return roots[:n]
+		}
+	}
+	return nil
+}
+
+// sealIdle ends the file that is being filled of a volume that nobody has written to since its last root, before a time: it would else stay whole. What is in the log only is copied first: no guest may fill the file that it is in for long.
+func (t *thinner) sealIdle(ctx context.Context, vh *volumeHistory, roots []*node, before int64) error {
+	if len(roots) == 0 || roots[len(roots)-1].created > before {
 		return nil
 	}
-	t.s.historian.work.Lock()
-	defer t.s.historian.work.Unlock()
+	h, last := t.s.historian, roots[len(roots)-1].closed
+	if h.copied() < last {
+		if err := h.s.log.SyncThrough(ctx, last); err != nil {
+			return err
+		}
+		durable, _ := h.s.log.Durable()
+		h.work.Lock()
+		err := h.harvest(ctx, durable, true)
+		h.work.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	h.work.Lock()
+	defer h.work.Unlock()
+	if h.copied() < last || vh.stream.LastSeq() >= last {
+		return nil
+	}
 	return vh.stream.Roll()
 }
 

@@ -36,7 +36,7 @@ type Root struct {
 
 // Thinning says how a stream is thinned.
 type Thinning struct {
-	// Roots are all that there are, oldest first. What lies between the last one and the end stays whole.
+	// Roots are all that there are up to the last one, oldest first; everything before that was appended. What lies between the last one and the end stays whole.
 	Roots []Root
 	// Level is how much is left of a stretch whose newest part is of that time, ns since the epoch.
 	Level func(newest int64) Level

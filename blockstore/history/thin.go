@@ -30,8 +30,8 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	st.mu.Lock()
 	files := append([]*file(nil), st.files...)
 	for i, f := range files {
-		if !f.sealed { // of that and what follows nothing is thinned
-			files = files[:i]
+		if !f.sealed { // of that and what follows nothing is thinned, nor before a root that it may have records before, which need what comes before them
+			files, t = files[:i], t.before(f.header.After)
 			break
 		}
 	}
@@ -53,6 +53,13 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 		err = fmt.Errorf("thin the history of volume %d: %w", st.volume, err)
 	}
 	return done, done.Files > 0, err
+}
+
+// before is the same with the roots up to a record only.
+func (t *Thinning) before(seq uint64) *Thinning {
+	short := *t
+	short.Roots = t.Roots[:t.stretch(seq)]
+	return &short
 }
 
 // rootAfter is the index of the first root that does not lie before seq, or the number of roots.
