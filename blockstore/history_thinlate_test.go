@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
 )
 
 // put writes a block, and lets a second go by.
@@ -90,5 +91,79 @@ func TestHistoryThinLate(t *testing.T) {
 			d.must(errors.Join(dev.Flush(context.Background()), dev.Close()))
 			d.every(v, "after a late flush")
 		})
+	}
+}
+
+// A pass of the thinner ends before HoldHistory returns, and stops when the policy keeps more or the disk is nearly full.
+func TestHistoryThinStops(t *testing.T) {
+	ctx := context.Background()
+	opts := testOptions(t, vfs.Default, t.TempDir())
+	opts.LogFileBytes = 256 << 10
+	d := newDay(t, 12, opts)
+	d.add("a", 256<<10)
+	v := d.vols[0]
+	for range 300 {
+		d.guest(v)
+		d.clock.Add(d.rng.Int64N(int64(time.Minute)))
+		d.must(d.s.historian.step(ctx))
+	}
+	d.clock.Add(int64(dayPolicy.Every + time.Minute))
+	th := d.s.thinner
+	d.s.historian.work.Lock() // it would give up history
+	th.busy.Lock()
+	d.s.space.state.Store(int32(SpaceCritical))
+	d.s.historian.held.Store(false)
+	th.busy.Unlock()
+	if more, err := th.pass(ctx); more || err != nil || th.files.Load() > 0 {
+		t.Fatalf("thinned while the disk is nearly full: %v, %v", more, err)
+	}
+	th.busy.Lock() // until the hook is there nobody passes
+	d.must(d.s.space.checkDisk())
+	d.s.historian.work.Unlock()
+	wide, hit := dayPolicy, 0
+	wide.Every, wide.Flushes, wide.Minutes = wide.Window, 0, 0
+	th.step = func(step history.ThinStep) {
+		if step == history.BeforeRename && hit == 0 {
+			hit++
+			d.must(d.s.SetHistory(ctx, "a", wide))
+		}
+	}
+	files := th.files.Load()
+	th.busy.Unlock()
+	for range 10 {
+		_, err := th.pass(ctx)
+		d.must(err)
+	}
+	if hit != 1 || th.files.Load() != files {
+		t.Fatalf("%d files were thinned by a policy that was replaced meanwhile, %d hits", th.files.Load()-files, hit)
+	}
+	th.busy.Lock()
+	held, returned := make(chan struct{}), false
+	th.step = func(step history.ThinStep) {
+		if step == history.BeforeWrite && hit == 1 {
+			hit++
+			go func() {
+				d.s.HoldHistory(true)
+				close(held)
+			}()
+			for !d.s.historian.held.Load() {
+				time.Sleep(time.Millisecond)
+			}
+			select {
+			case <-held:
+				returned = true
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	th.busy.Unlock()
+	d.must(d.s.SetHistory(ctx, "a", dayPolicy))
+	_, err := th.pass(ctx)
+	d.must(err)
+	<-held
+	th.busy.Lock()
+	defer th.busy.Unlock()
+	if hit != 2 || returned || th.files.Load() != files {
+		t.Errorf("%d files were thinned after history was held, %d hits, held during a pass %v", th.files.Load()-files, hit, returned)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 const (
 	thinTick = time.Second
-	// thinRest is how long nothing is thinned after an error, as of a disk that is full.
+	// thinRest is how long nothing of a volume is thinned after an error, as of a disk that is full.
 	thinRest = time.Minute
 	// idleEvery is after how many passes roots are looked at, even if nothing was thinned: a log that was full kept some.
 	idleEvery = 60
@@ -22,20 +22,21 @@ const (
 // thinner makes history less dense as it grows old, as the policies of volumes say, and gives up roots that no moment stands on any more. It works beside guests within the budget of garbage collection (gcBudget), rests while that is paused or history is
 // held, and takes no lock that a guest, an attach or the copy of the log waits for while it reads or writes payload.
 //
-// Locks: busy before historian.work, which is held for the removal of roots only.
+// Locks: busy before historian.work, which is held for the removal of roots, and to end the file of an idle volume.
 type thinner struct {
 	s      *Store
 	wake   chan struct{}
 	busy   sync.Mutex // held over a pass
 	budget gcBudget   // of busy
 	files  atomic.Uint64
-	freed  atomic.Int64 // bytes
-	rounds int          // of busy
+	freed  atomic.Int64                 // bytes
+	rounds int                          // of busy
+	rests  map[block.VolumeID]time.Time // of busy: of volumes that had an error, until when
 	step   func(history.ThinStep)
 }
 
 func newThinner(s *Store) *thinner {
-	t := &thinner{s: s, wake: make(chan struct{}, 1)}
+	t := &thinner{s: s, wake: make(chan struct{}, 1), rests: map[block.VolumeID]time.Time{}}
 	t.budget.s = s
 	return t
 }
@@ -55,29 +56,49 @@ func (t *thinner) run(ctx context.Context) {
 			more, err := t.pass(ctx)
 			if err != nil && ctx.Err() == nil && !errors.Is(err, block.ErrClosed) {
 				t.s.report("thin history", err)
-				sleep(ctx, thinRest)
 			}
-			if err != nil || !more {
+			if !more {
 				break
 			}
 		}
 	}
 }
 
-// pass thins a stretch of each volume that has one which is due, and reports whether there was any.
+// pass thins a stretch of each volume that has one which is due, and reports whether there was any. It needs room before it gives any back, so nothing is thinned while the disk is short of it. A volume that had an error rests.
 func (t *thinner) pass(ctx context.Context) (more bool, err error) {
 	t.busy.Lock()
 	defer t.busy.Unlock()
 	h := t.s.historian
+	if SpaceState(t.s.space.state.Load()) >= SpaceCritical {
+		return false, nil
+	}
 	for _, vh := range h.all() {
+		if time.Now().Before(t.rests[vh.id]) {
+			continue
+		}
+		delete(t.rests, vh.id)
 		if vh.v == nil || vh.v.gone.Load() || h.held.Load() || t.s.collector.paused() || ctx.Err() != nil {
 			continue
 		}
 		did, e := t.thin(ctx, vh)
+		if e != nil {
+			t.rests[vh.id] = time.Now().Add(thinRest)
+			did = false
+		}
 		more, err = more || did, errors.Join(err, e)
 	}
 	t.rounds++
 	return more, err
+}
+
+// room reports whether so many bytes may be written and leave the disk below its second mark.
+func (t *thinner) room(bytes int64) bool {
+	usage, err := t.s.diskUsage()
+	if err != nil {
+		return true // what cannot be known the writes will tell
+	}
+	mark := usage.TotalBytes / 100 * uint64(t.s.opts.Marks.space().critical)
+	return t.s.space.free.Load() > bytes && (usage.TotalBytes == 0 || usage.UsedBytes+uint64(bytes) < mark)
 }
 
 // policyOf is the policy of a history as it is set.
@@ -110,14 +131,18 @@ func (t *thinner) thin(ctx context.Context, vh *volumeHistory) (bool, error) {
 		}
 		th.Level = func(newest int64) history.Level { return p.level(time.Duration(now - newest)) }
 		th.Pace = func(n int) error {
-			if h.held.Load() || t.s.collector.paused() {
+			if err := t.budget.wait(ctx, n); err != nil {
+				return err
+			}
+			if h.held.Load() || t.s.collector.paused() || h.policyOf(vh) != p { // the next pass goes by the new policy
 				return block.ErrInUse
 			}
-			return t.budget.wait(ctx, n)
+			return nil
 		}
+		th.Room = t.room
 		var done history.Thinned
-		if done, did, err = stream.Thin(th); errors.Is(err, block.ErrInUse) {
-			err = nil // somebody reads it, or garbage collection was paused meanwhile
+		if done, did, err = stream.Thin(th); errors.Is(err, block.ErrInUse) && !errors.Is(err, block.ErrCorrupt) {
+			err = nil // somebody reads it, garbage collection was paused meanwhile, or the policy is another
 		}
 		t.files.Add(uint64(done.Files))
 		t.freed.Add(done.Before - done.After)
@@ -184,6 +209,9 @@ func (t *thinner) dropIdle(vh *volumeHistory, stream *history.Stream, roots []*n
 		}
 		if n.closed < since || !stream.Idle(n.closed, roots[i+1].closed) {
 			continue
+		}
+		if h.held.Load() {
+			return err
 		}
 		h.work.Lock()
 		e := h.dropRoot(n)

@@ -42,6 +42,8 @@ type Thinning struct {
 	Level func(newest int64) Level
 	// Pace is called before so many bytes are read or written, and ends the work with an error. It may wait.
 	Pace func(bytes int) error
+	// Room, if not nil, reports whether so many bytes may be written before any are freed; what is larger stays as it is, for the next call.
+	Room func(bytes int64) bool
 	// Step, if not nil, is called before each step that is durable; tests stop there.
 	Step func(ThinStep)
 }
