@@ -89,7 +89,18 @@ func TestHistoryThinLate(t *testing.T) {
 			dev, err := d.s.OpenDevice("a", "") // a flush long after the last write names no moment of what is thinned
 			d.must(err)
 			d.must(errors.Join(dev.Flush(context.Background()), dev.Close()))
+			d.put(v, false) // it is copied with the next write
 			d.every(v, "after a late flush")
+			points, err := d.s.HistoryPoints(context.Background(), "a", PointQuery{Limit: MaxPoints})
+			d.must(err)
+			for _, point := range points {
+				p, err := d.s.OpenPoint(context.Background(), "a", Moment{Seq: point.Seq})
+				d.must(err)
+				if seq, _, _ := p.Moment(); seq != point.Seq || p.Thinned() {
+					t.Errorf("the %s of record %d of %s is listed, and is record %d", point.Kind, point.Seq, point.At, seq)
+				}
+				d.must(p.Close())
+			}
 		})
 	}
 }
