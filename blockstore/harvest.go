@@ -29,7 +29,7 @@ func (h *historian) harvestFile(ctx context.Context, seq uint64, tail bool) (mor
 	h.mu.Lock()
 	next, after, saved := h.mu.nextFile, h.mu.seq, h.mu.saved
 	h.mu.Unlock()
-	p := &copying{h: h, volumes: map[block.VolumeID]*volumeHistory{}, cuts: map[block.VolumeID][]uint64{}}
+	p := &copying{h: h, volumes: map[block.VolumeID]*volumeHistory{}, cuts: map[block.VolumeID][]uint64{}, settled: map[block.VolumeID]uint64{}}
 	for _, vh := range h.all() {
 		if vh.v == nil || vh.stream == nil {
 			continue // it is gone, and its history with the next step
@@ -37,6 +37,9 @@ func (h *historian) harvestFile(ctx context.Context, seq uint64, tail bool) (mor
 		p.volumes[vh.id] = vh
 		for _, n := range h.rootsOf(vh.v) {
 			p.cuts[vh.id] = append(p.cuts[vh.id], n.closed)
+			if n.closed <= after {
+				p.settled[vh.id] = n.closed
+			}
 		}
 	}
 	done := after
@@ -87,6 +90,7 @@ type copying struct {
 	h       *historian
 	volumes map[block.VolumeID]*volumeHistory
 	cuts    map[block.VolumeID][]uint64 // roots that records come behind, oldest first: files end there, and go with them
+	settled map[block.VolumeID]uint64   // the last root before which all was copied earlier: what lies before it may be thinned already
 	any     bool
 }
 
@@ -225,7 +229,7 @@ func historyRecord(r *journal.Replayed) (rec history.Record, ok bool, err error)
 // barriers writes down the flushes of a volume up to seq.
 func (p *copying) barriers(vh *volumeHistory, seq uint64) error {
 	for _, b := range vh.barriers.take(seq) {
-		if b.seq <= vh.since || b.seq < vh.stream.LastSeq() {
+		if b.seq <= vh.since || b.seq < vh.stream.LastSeq() || b.seq < p.settled[vh.id] { // behind the root the volume is the same
 			continue
 		}
 		p.any = true

@@ -495,6 +495,9 @@ func (s *Store) HoldHistory(hold bool) {
 	h.work.Lock() // a pass that is under way ends
 	//lint:ignore SA2001 the lock is only waited for
 	h.work.Unlock()
+	s.thinner.busy.Lock() // and one of the thinner; not under work, which that takes
+	//lint:ignore SA2001 the lock is only waited for
+	s.thinner.busy.Unlock()
 }
 
 // close ends history with the store.

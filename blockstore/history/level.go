@@ -36,12 +36,14 @@ type Root struct {
 
 // Thinning says how a stream is thinned.
 type Thinning struct {
-	// Roots are all that there are, oldest first. What lies between the last one and the end stays whole.
+	// Roots are all that there are up to the last one, oldest first; everything before that was appended. What lies between the last one and the end stays whole.
 	Roots []Root
 	// Level is how much is left of a stretch whose newest part is of that time, ns since the epoch.
 	Level func(newest int64) Level
 	// Pace is called before so many bytes are read or written, and ends the work with an error. It may wait.
 	Pace func(bytes int) error
+	// Room, if not nil, reports whether so many bytes may be written before any are freed; what is larger stays as it is, for the next call.
+	Room func(bytes int64) bool
 	// Step, if not nil, is called before each step that is durable; tests stop there.
 	Step func(ThinStep)
 }

@@ -39,6 +39,9 @@ func (st *Stream) replace(t *Thinning, old []*file, p *thinPlan) (done Thinned, 
 	err = st.writeThinned(t, f, first, last, p)
 	if err == nil {
 		t.step(BeforeRename)
+		err = t.Pace(0) // it may have to stop since
+	}
+	if err == nil {
 		late, err = st.swap(t, f, path, old)
 	}
 	if err != nil {

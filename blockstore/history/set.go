@@ -120,6 +120,7 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 			return err
 		}
 		st.files = append(st.files, f)
+		s.mu.nextID = max(s.mu.nextID, f.header.Through+1) // a new file must not be one that this one stands for
 		// Below it may be: what of a write was there after all that had failed before a gap.
 		if n := len(st.files); n > 1 && f.header.After > st.files[n-2].lastSeq {
 			return f.name(damaged(fmt.Sprintf("the file that has the records from %d to %d", st.files[n-2].lastSeq, f.header.After), 80))

@@ -12,6 +12,9 @@ import (
 // errBusy says that somebody reads what would be replaced, or that it is gone meanwhile.
 var errBusy = fmt.Errorf("somebody reads it, or it is gone: %w", block.ErrInUse)
 
+// errNoRoom says that the disk has no room for what would be written.
+var errNoRoom = fmt.Errorf("the disk is short of room: %w", block.ErrNoSpace)
+
 // errStopped says that the stream was removed or closed.
 var errStopped = fmt.Errorf("its history ends: %w", block.ErrClosed)
 
@@ -30,8 +33,8 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	st.mu.Lock()
 	files := append([]*file(nil), st.files...)
 	for i, f := range files {
-		if !f.sealed { // of that and what follows nothing is thinned
-			files = files[:i]
+		if !f.sealed { // of that and what follows nothing is thinned, nor before a root that it may have records before, which need what comes before them
+			files, t = files[:i], t.before(f.header.After)
 			break
 		}
 	}
@@ -46,13 +49,20 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 		more, err = st.joinEmpty(t)
 		done.add(more)
 	}
-	if errors.Is(err, errBusy) || errors.Is(err, errDropped) {
+	if later := errors.Is(err, errBusy) || errors.Is(err, errDropped) || errors.Is(err, errNoRoom); later && !errors.Is(err, block.ErrCorrupt) {
 		return done, done.Files > 0, nil
 	}
 	if err != nil {
 		err = fmt.Errorf("thin the history of volume %d: %w", st.volume, err)
 	}
 	return done, done.Files > 0, err
+}
+
+// before is the same with the roots up to a record only.
+func (t *Thinning) before(seq uint64) *Thinning {
+	short := *t
+	short.Roots = t.Roots[:t.stretch(seq)]
+	return &short
 }
 
 // rootAfter is the index of the first root that does not lie before seq, or the number of roots.
@@ -103,7 +113,10 @@ func (f *file) pinned() bool {
 // thinStretch thins files[first:end].
 func (st *Stream) thinStretch(t *Thinning, files []*file, first, end int) (done Thinned, err error) {
 	w := newThinner(st, t)
-	if err := w.lookAhead(files[end:], files[end-1]); err != nil {
+	var corrupt error // what is damaged stays, and is told of once
+	if bad, err := w.lookAhead(files[end:], files[end-1]); errors.Is(err, block.ErrCorrupt) {
+		corrupt = errors.Join(corrupt, bad.told(err))
+	} else if err != nil {
 		return done, err
 	}
 	after, root := end, t.Roots[t.rootAfter(files[end-1].lastSeq)].Seq
@@ -117,10 +130,16 @@ func (st *Stream) thinStretch(t *Thinning, files []*file, first, end int) (done 
 		}
 		want := t.want(f)
 		if i >= end || want <= f.header.Level || f.stuck || f.pinned() {
-			if err := w.pass(f); err != nil {
-				return done, err
+			if err := w.pass(f); errors.Is(err, block.ErrCorrupt) {
+				corrupt = errors.Join(corrupt, f.told(err))
+				w.blind(f)
+			} else if err != nil {
+				return done, errors.Join(corrupt, err)
 			}
 			continue
+		}
+		if t.Room != nil && !t.Room(f.end) {
+			return done, errors.Join(corrupt, errNoRoom)
 		}
 		p, err := w.plan(f, want)
 		if err == nil {
@@ -128,12 +147,23 @@ func (st *Stream) thinStretch(t *Thinning, files []*file, first, end int) (done 
 			one, err = st.replace(t, []*file{f}, p)
 			done.add(one)
 		}
+		if errors.Is(err, block.ErrCorrupt) {
+			err = f.told(err) // and the next call goes around it
+		}
 		if err != nil {
-			f.stuck = f.stuck || errors.Is(err, block.ErrCorrupt)
-			return done, err
+			return done, errors.Join(corrupt, err)
 		}
 	}
-	return done, nil
+	return done, corrupt
+}
+
+// told takes note that a file is damaged, and returns the error if it was not known.
+func (f *file) told(err error) error {
+	if f.stuck {
+		return nil
+	}
+	f.stuck = true
+	return err
 }
 
 // joinEmpty makes one of files that follow each other in which nothing is left, so that a month of idle quarters of an hour is not thousands of files.

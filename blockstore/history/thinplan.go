@@ -56,8 +56,8 @@ type glance struct {
 	off, len uint64
 }
 
-// lookAhead finds the nearest later flush and record, as far as they may fall into the last stretch of time of a file.
-func (w *thinner) lookAhead(later []*file, f *file) error {
+// lookAhead finds the nearest later flush and record, as far as they may fall into the last stretch of time of a file. Where one cannot be read, which is returned, those of it are not known: more is left then.
+func (w *thinner) lookAhead(later []*file, f *file) (bad *file, err error) {
 	limit := f.lastTime + Hours.width()
 	for _, g := range later {
 		err := g.each(func(r *Record) error {
@@ -77,13 +77,13 @@ func (w *thinner) lookAhead(later []*file, f *file) error {
 			return nil
 		})
 		if errors.Is(err, errEnough) {
-			return nil
+			return nil, nil
 		}
 		if err != nil {
-			return err
+			return g, err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // enter takes note of the stretch that a record lies in.
@@ -98,6 +98,13 @@ func (w *thinner) enter(stretch int) {
 func (w *thinner) point() {
 	w.open = true
 	clear(w.covered)
+}
+
+// blind goes over a file that cannot be read: all that comes before it is needed, and no point of it stands for an earlier one.
+func (w *thinner) blind(f *file) {
+	w.enter(w.t.stretch(f.header.After))
+	w.point()
+	w.laterFlush, w.laterAny = -1, -1
 }
 
 // pass goes over a file that stays as it is.
