@@ -279,6 +279,9 @@ func (k *machineRestore) finish(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, libvirtTime)
 	defer cancel()
+	if err := k.stillFree(ctx, text); err != nil {
+		return err
+	}
 	domain, err := k.conn.Define(ctx, text)
 	if err != nil {
 		return err
@@ -289,6 +292,28 @@ func (k *machineRestore) finish(ctx context.Context) error {
 			return fmt.Errorf("the machine is restored and defined: %w", err)
 		}
 		k.plan.Started = true
+	}
+	return nil
+}
+
+// stillFree refuses a definition that would replace a domain: libvirt gives one that has its name and UUID another definition.
+func (k *machineRestore) stillFree(ctx context.Context, text string) error {
+	d, err := hypervisor.Parse(text)
+	if err != nil {
+		return err
+	}
+	if d.Name != k.plan.Domain || !strings.EqualFold(d.UUID, k.plan.UUID) {
+		return fmt.Errorf("the changed definition is not of domain %q with UUID %s: %w", k.plan.Domain, k.plan.UUID, block.ErrCorrupt)
+	}
+	for _, look := range []func() (libvirt.Domain, error){
+		func() (libvirt.Domain, error) { return k.conn.Find(ctx, d.Name) },
+		func() (libvirt.Domain, error) { return k.conn.FindUUID(ctx, d.UUID) },
+	} {
+		if there, err := look(); err == nil {
+			return fmt.Errorf("domain %q (%s) was defined meanwhile; restore beside it with --to-domain NAME, or undefine it first: %w", there.Name, there.UUID, block.ErrExists)
+		} else if !errors.Is(err, block.ErrNotFound) {
+			return err
+		}
 	}
 	return nil
 }
