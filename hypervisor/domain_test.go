@@ -22,6 +22,7 @@ const definition = `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/do
       <source protocol='nbd' name='web1'>
         <host transport='unix' socket='/run/old.sock'/>
         <reconnect delay='30'/>
+        <encryption format='luks'><secret type='passphrase' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></encryption>
       </source>
       <backingStore type='file'><source file='/elsewhere'/></backingStore>
       <target dev='vda' bus='virtio'/>
@@ -84,8 +85,8 @@ func TestChange(t *testing.T) {
 		{"<genid>6f0c2f3e-1111-4222-8333-444455556667", "<genid>88888888-1111-4222-8333-444455556666"},
 		{"<entry name='uuid'>6f0c2f3e-1111-4222-8333-444455556666", "<entry name='uuid'>99999999-1111-4222-8333-444455556666"},
 		{">/var/lib/libvirt/qemu/nvram/web1_VARS.fd<", ">/n/web2.fd<"},
-		{"<source protocol='nbd' name='web1'>\n        <host transport='unix' socket='/run/old.sock'/>\n        <reconnect delay='30'/>\n      </source>",
-			"<source protocol='nbd' name='web2'><host transport='unix' socket='/run/n&#39;w.sock'/><reconnect delay='30'/></source>"},
+		{"<source protocol='nbd' name='web1'>\n        <host transport='unix' socket='/run/old.sock'/>\n        <reconnect delay='30'/>\n        <encryption format='luks'><secret type='passphrase' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></encryption>\n      </source>",
+			"<source protocol='nbd' name='web2'><host transport='unix' socket='/run/n&#39;w.sock'/><reconnect delay='30'/><encryption format='luks'><secret type='passphrase' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></encryption></source>"},
 		{"<source protocol='nbd' name='data'><host name='127.0.0.1' port='10809'/></source>", "<source protocol='nbd' name='data2'><host transport='unix' socket='/run/d.sock'/></source>"},
 		{"<source file='/seed.iso'/>", "<source file='/seed2.iso'></source>"},
 		{"<mac address='52:54:00:00:00:01'/>", "<mac address='52:54:00:00:00:11'/>"},

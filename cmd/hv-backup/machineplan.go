@@ -30,6 +30,8 @@ func (k *machineRestore) planFiles() error {
 		k.change.NVRAM = k.plan.NVRAM
 		if f := k.m.File(machine.NVRAMFile); f != nil {
 			k.files = append(k.files, plannedFile{path: k.plan.NVRAM, dir: k.place.NVRAMDir(), owner: k.nvramOwner(), file: *f})
+		} else if _, err := os.Lstat(k.plan.NVRAM); err == nil && !k.adopt && !k.resumed {
+			return fmt.Errorf("%s holds the variables of some machine's firmware, and the backup has none: remove it, use it as it is with --existing, or give --to-domain another name: %w", k.plan.NVRAM, block.ErrExists)
 		}
 	}
 	if tpm := k.m.TPMFiles(); len(tpm) > 0 {
