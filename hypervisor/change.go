@@ -52,8 +52,8 @@ type diskEdit struct {
 	childBegin int
 }
 
-// keptOfSource are the elements of a disk's source that are about this host, not about where the disk is.
-var keptOfSource = []string{"reconnect", "seclabel", "slices"}
+// keptOfSource are the elements of a disk's source that are about this host, or about what is in the disk, not about where it is.
+var keptOfSource = []string{"reconnect", "seclabel", "slices", "encryption"}
 
 // Apply returns a definition with changes. What it gets must be one that Parse takes.
 func (c Change) Apply(text string) (string, error) {

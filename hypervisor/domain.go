@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -17,6 +18,7 @@ const MaxXML = 4 << 20
 const (
 	maxDevices = 4096
 	maxText    = 4096 // bytes of a name or a path
+	maxDepth   = 256  // elements in each other, as many as libvirt's parser takes
 )
 
 // Domain is what is known of a machine by its definition.
@@ -134,6 +136,9 @@ func Parse(text string) (*Domain, error) {
 	if len(text) > MaxXML {
 		return nil, corrupt("more than %d B", MaxXML)
 	}
+	if err := unambiguous(text); err != nil {
+		return nil, err
+	}
 	var x domainXML
 	if err := xml.Unmarshal([]byte(text), &x); err != nil {
 		return nil, corrupt("no XML of a domain") // the error could quote a password
@@ -142,10 +147,10 @@ func Parse(text string) (*Domain, error) {
 	if len(x.Disks)+len(x.Interfaces)+len(x.Channels)+len(x.TPMs) > maxDevices {
 		return nil, corrupt("more than %d devices", maxDevices)
 	}
-	if x.Name == "" || len(x.Name) > maxText || strings.ContainsAny(x.Name, "/\n") {
+	if x.Name == "" || len(x.Name) > maxText || strings.Contains(x.Name, "/") || strings.ContainsFunc(x.Name, unicode.IsControl) {
 		return nil, corrupt("no name, or one that is none")
 	}
-	if _, err := uuid.Parse(x.UUID); err != nil {
+	if _, err := uuid.Parse(x.UUID); err != nil || len(x.UUID) != len(uuid.Nil.String()) {
 		return nil, corrupt("no UUID")
 	}
 	if x.NVRAM != nil {

@@ -22,6 +22,7 @@ const definition = `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/do
       <source protocol='nbd' name='web1'>
         <host transport='unix' socket='/run/old.sock'/>
         <reconnect delay='30'/>
+        <encryption format='luks'><secret type='passphrase' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></encryption>
       </source>
       <backingStore type='file'><source file='/elsewhere'/></backingStore>
       <target dev='vda' bus='virtio'/>
@@ -84,8 +85,8 @@ func TestChange(t *testing.T) {
 		{"<genid>6f0c2f3e-1111-4222-8333-444455556667", "<genid>88888888-1111-4222-8333-444455556666"},
 		{"<entry name='uuid'>6f0c2f3e-1111-4222-8333-444455556666", "<entry name='uuid'>99999999-1111-4222-8333-444455556666"},
 		{">/var/lib/libvirt/qemu/nvram/web1_VARS.fd<", ">/n/web2.fd<"},
-		{"<source protocol='nbd' name='web1'>\n        <host transport='unix' socket='/run/old.sock'/>\n        <reconnect delay='30'/>\n      </source>",
-			"<source protocol='nbd' name='web2'><host transport='unix' socket='/run/n&#39;w.sock'/><reconnect delay='30'/></source>"},
+		{"<source protocol='nbd' name='web1'>\n        <host transport='unix' socket='/run/old.sock'/>\n        <reconnect delay='30'/>\n        <encryption format='luks'><secret type='passphrase' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></encryption>\n      </source>",
+			"<source protocol='nbd' name='web2'><host transport='unix' socket='/run/n&#39;w.sock'/><reconnect delay='30'/><encryption format='luks'><secret type='passphrase' uuid='6f0c2f3e-1111-4222-8333-444455556666'/></encryption></source>"},
 		{"<source protocol='nbd' name='data'><host name='127.0.0.1' port='10809'/></source>", "<source protocol='nbd' name='data2'><host transport='unix' socket='/run/d.sock'/></source>"},
 		{"<source file='/seed.iso'/>", "<source file='/seed2.iso'></source>"},
 		{"<mac address='52:54:00:00:00:01'/>", "<mac address='52:54:00:00:00:11'/>"},
@@ -127,20 +128,37 @@ func TestChangeNVRAM(t *testing.T) {
 func TestHostileDefinitions(t *testing.T) {
 	with := func(from, to string) string { return strings.Replace(definition, from, to, 1) }
 	for name, text := range map[string]string{
-		"nothing":          "",
-		"no XML":           "passwd",
-		"another document": "<network><name>passwd</name></network>",
-		"cut":              definition[:len(definition)/2],
-		"long":             definition + strings.Repeat(" ", MaxXML),
-		"deep":             strings.Repeat("<domain>", 200_000),
-		"an entity":        "<!DOCTYPE d [<!ENTITY e 'passwd'>]>" + with("web&amp;1", "&e;"),
-		"no name":          with("web&amp;1", ""),
-		"a path":           with("web&amp;1", "../passwd"),
-		"no UUID":          with("<uuid>6f0c2f3e-1111-4222-8333-444455556666", "<uuid>passwd"),
-		"two vda":          with("dev='vdb'", "dev='vda'"),
-		"a target up":      with("dev='vdb'", "dev='..'"),
-		"a long path":      with("/seed.iso", strings.Repeat("/passwd", 1000)),
-		"many disks":       with("<devices>", "<devices>"+strings.Repeat("<disk/>", 5000)),
+		"nothing":                "",
+		"no XML":                 "passwd",
+		"another document":       "<network><name>passwd</name></network>",
+		"cut":                    definition[:len(definition)/2],
+		"long":                   definition + strings.Repeat(" ", MaxXML),
+		"deep":                   strings.Repeat("<domain>", 200_000),
+		"an entity":              "<!DOCTYPE d [<!ENTITY e 'passwd'>]>" + with("web&amp;1", "&e;"),
+		"no name":                with("web&amp;1", ""),
+		"a path":                 with("web&amp;1", "../passwd"),
+		"no UUID":                with("<uuid>6f0c2f3e-1111-4222-8333-444455556666", "<uuid>passwd"),
+		"two vda":                with("dev='vdb'", "dev='vda'"),
+		"a target up":            with("dev='vdb'", "dev='..'"),
+		"a long path":            with("/seed.iso", strings.Repeat("/passwd", 1000)),
+		"a later name":           with("<os>", "<name>passwd</name><os>"),
+		"an earlier name":        with("<name>", "<name>passwd</name><name>"),
+		"a name of a namespace":  with("<os>", "<qemu:name>passwd</qemu:name><os>"),
+		"a name of nowhere":      with("<os>", "<a:name xmlns:a=''>passwd</a:name><os>"),
+		"only one of them":       strings.ReplaceAll(with("<name>web", "<qemu:name>web"), "1</name>", "1</qemu:name>"),
+		"a name in a namespace":  with("<name>", "<name xmlns='urn:passwd'>"),
+		"a default namespace":    with("<domain ", "<domain xmlns='urn:passwd' "),
+		"a name in the name":     with("<name>web", "<name><x>passwd</x>web"),
+		"a name with controls":   with("web&amp;1", "web&#x9b;passwd"),
+		"a later UUID":           with("<os>", "<uuid>6f0c2f3e-1111-4222-8333-444455556667</uuid><os>"),
+		"a UUID of a namespace":  with("<os>", "<qemu:uuid>6f0c2f3e-1111-4222-8333-444455556667</qemu:uuid><os>"),
+		"another form of a UUID": with("<uuid>6f0c2f3e-1111-4222-8333-444455556666<", "<uuid>{6f0c2f3e-1111-4222-8333-444455556666}<"),
+		"two NVRAMs":             with("</os>", "<nvram type='block'/></os>"),
+		"two domains":            definition + definition,
+		"declared attributes":    "<!DOCTYPE domain [<!ATTLIST source file CDATA '/passwd'>]>" + definition,
+		"elements in elements":   with("<metadata>", "<metadata>"+strings.Repeat("<a>", 255)+strings.Repeat("</a>", 255)),
+		"long elements":          with("<metadata>", "<metadata><"+strings.Repeat("a", 5000)+"/>"),
+		"many disks":             with("<devices>", "<devices>"+strings.Repeat("<disk/>", 5000)),
 	} {
 		_, err := Parse(text)
 		if !errors.Is(err, block.ErrCorrupt) || strings.Contains(err.Error(), "passwd") {

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -9,7 +12,9 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/machine"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/hypervisor"
+	"github.com/hyper-nixos/hyper-nixos/hypervisor/libvirt"
 )
 
 func manifestOf(name, kind, source string, hour int) *repository.Manifest {
@@ -96,6 +101,71 @@ func TestFindExports(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%+v is %q, want %q", c.disk, got, c.want)
+		}
+	}
+}
+
+// A volume that is there is not taken for the machine's if it cannot be.
+func TestAdoptable(t *testing.T) {
+	k, p := &machineRestore{}, &restorePart{Volume: "v", Was: "v", Size: 7}
+	for _, c := range []struct {
+		v    client.Volume
+		want error
+	}{
+		{client.Volume{SizeBytes: 7}, nil},
+		{client.Volume{SizeBytes: 7, Attachment: &client.Attachment{}}, nil},
+		{client.Volume{SizeBytes: 7, Attachment: &client.Attachment{Connections: 1}}, block.ErrExists},
+		{client.Volume{SizeBytes: 8}, block.ErrInvalid},
+	} {
+		if err := k.adoptable(p, &c.v); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v, want %v", c.v, err, c.want)
+		}
+	}
+}
+
+// A machine beside the one it was is not started on disks of that one.
+func TestCheckStart(t *testing.T) {
+	const head = "<domain><name>web1</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid><devices><disk type='network'><source protocol='nbd' name='a'/><target dev='vda'/></disk><disk type='file' device='cdrom'><source file='/s'/><target dev='sda'/></disk>"
+	for disk, refused := range map[string]bool{
+		"": false, "<disk type='file' device='cdrom'><source file='/x'/><target dev='sdb'/></disk>": false, "<disk type='file' device='floppy'><target dev='fda'/></disk>": false,
+		"<disk type='file'><source file='/x'/><target dev='vdb'/></disk>":                  true,
+		"<disk type='block' device='lun'><source dev='/dev/x'/><target dev='vdb'/></disk>": true,
+		"<disk type='network'><source protocol='rbd' name='b'/><target dev='vdb'/></disk>": true,
+	} {
+		for _, name := range []string{"web1", "web2"} {
+			k := &machineRestore{start: true, plan: plannedMachine{Domain: name}, m: &machine.Machine{Name: "web1", Disks: []machine.Disk{{Target: "vda"}}, XML: head + disk + "</devices></domain>"}}
+			if err := k.checkStart(); (err != nil) != (refused && name == "web2") {
+				t.Errorf("%s with %s: %v", name, disk, err)
+			}
+			if k.start = false; k.checkStart() != nil {
+				t.Errorf("%s with %s is refused without a start", name, disk)
+			}
+		}
+	}
+}
+
+// Variables of firmware that are there are not taken for those of a machine whose backup has none.
+func TestStaleNVRAM(t *testing.T) {
+	env := map[string]string{"XDG_CONFIG_HOME": t.TempDir()}
+	place, err := libvirt.Find("qemu:///session", func(name string) string { return env[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(place.NVRAMDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(place.NVRAMDir(), "web1_VARS.fd"), []byte("other"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := &machine.Machine{Name: "web1", XML: "<domain><name>web1</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid><os><nvram>/old/web1_VARS.fd</nvram></os></domain>"}
+	for _, c := range []struct {
+		name  string
+		adopt bool
+		want  error
+	}{{"web1", false, block.ErrExists}, {"web1", true, nil}, {"web2", false, nil}} {
+		k := &machineRestore{m: m, place: place, adopt: c.adopt, plan: plannedMachine{Domain: c.name}}
+		if err := k.planFiles(); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v", c, err)
 		}
 	}
 }

@@ -110,8 +110,13 @@ func (k *machineRun) addTPM(m *machineAt) *machine.Part {
 	return partOf(owner, err)
 }
 
-// readSmall reads a regular file of at most that many bytes.
+// readSmall reads a regular file of at most that many bytes. Nothing else is opened: that of a device may do something.
 func readSmall(path string, most int64) (f machine.File, owner string, err error) {
+	if info, err := os.Stat(path); err != nil {
+		return f, "", err
+	} else if !info.Mode().IsRegular() {
+		return f, "", fmt.Errorf("%s is no file: %w", path, block.ErrInvalid)
+	}
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return f, "", err

@@ -37,6 +37,7 @@ type machineRestore struct {
 	adopt    bool // volumes and files that are there are used as they are
 	start    bool
 	dryRun   bool
+	brought  map[string]bool // volumes that this run has restored by themselves
 
 	r     *repository.Repository
 	api   *client.Client
@@ -99,6 +100,7 @@ func (k *machineRestore) restoreMachine(ctx context.Context, from *repository.Ma
 	k.plan = plannedMachine{Backup: from.Name, Consistency: from.Consistency, Left: k.m.Left, Live: k.live, DryRun: k.dryRun}
 	for _, step := range []func() error{
 		func() error { return k.findBackups(from, all) },
+		k.checkStart,
 		func() error { return k.lookAtVolumes(ctx) },
 		func() error { return k.lookAtDomains(ctx) },
 		k.planFiles,
@@ -191,6 +193,9 @@ func (k *machineRestore) lookAtVolumes(ctx context.Context) error {
 		restoring := reply.Volume.Restoring
 		p.exists, p.whole = true, restoring == nil
 		if k.adopt && p.whole {
+			if err := k.adoptable(p, &reply.Volume); err != nil {
+				return err
+			}
 			continue
 		}
 		if k.live && restoring != nil && restoring.Backup == p.from.Name && restoring.Repository == k.r.ID() {
@@ -206,6 +211,35 @@ func (k *machineRestore) lookAtVolumes(ctx context.Context) error {
 		return nil
 	}
 	return taken
+}
+
+// adoptable refuses a volume that is there, and cannot be the machine's: it may be another one's of that name.
+func (k *machineRestore) adoptable(p *restorePart, v *client.Volume) error {
+	if v.SizeBytes != p.Size {
+		return fmt.Errorf("volume %q has %d B and the machine's had %d B, so it is another one: give --volume %s=OTHER, or delete it: %w", p.Volume, v.SizeBytes, p.Size, p.Was, block.ErrInvalid)
+	}
+	if v.Attachment != nil && v.Attachment.Connections > 0 {
+		return fmt.Errorf("volume %q is in use by somebody who is connected to it: end that first, or give --volume %s=OTHER: %w", p.Volume, p.Was, block.ErrExists)
+	}
+	return nil
+}
+
+// checkStart refuses to start a machine beside the one it was while both write the same disks: those that were in no backup are in the definition as they were.
+func (k *machineRestore) checkStart() error {
+	if !k.start || k.plan.Domain == k.m.Name {
+		return nil
+	}
+	d, err := hypervisor.Parse(k.m.XML)
+	if err != nil {
+		return err
+	}
+	for _, disk := range d.Disks {
+		ours := slices.ContainsFunc(k.m.Disks, func(in machine.Disk) bool { return in.Target == disk.Target })
+		if !ours && disk.Device != "cdrom" && (disk.Path != "" || disk.Kind != "file") && !slices.ContainsFunc(k.m.Media, func(in machine.Medium) bool { return in.Target == disk.Target }) {
+			return fmt.Errorf("disk %s (%s) was not in the backup, so %s would write to that of %s: restore without --start, and give it another disk or none before you start it: %w", disk.Target, disk.Where(), k.plan.Domain, k.m.Name, block.ErrInvalid)
+		}
+	}
+	return nil
 }
 
 // lookAtDomains decides under which name and UUID the machine comes back.
@@ -279,6 +313,9 @@ func (k *machineRestore) finish(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, libvirtTime)
 	defer cancel()
+	if err := k.stillFree(ctx, text); err != nil {
+		return err
+	}
 	domain, err := k.conn.Define(ctx, text)
 	if err != nil {
 		return err
@@ -293,19 +330,51 @@ func (k *machineRestore) finish(ctx context.Context) error {
 	return nil
 }
 
+// stillFree refuses a definition that would replace a domain: libvirt gives one that has its name and UUID another definition.
+func (k *machineRestore) stillFree(ctx context.Context, text string) error {
+	d, err := hypervisor.Parse(text)
+	if err != nil {
+		return err
+	}
+	if d.Name != k.plan.Domain || !strings.EqualFold(d.UUID, k.plan.UUID) {
+		return fmt.Errorf("the changed definition is not of domain %q with UUID %s: %w", k.plan.Domain, k.plan.UUID, block.ErrCorrupt)
+	}
+	for _, look := range []func() (libvirt.Domain, error){
+		func() (libvirt.Domain, error) { return k.conn.Find(ctx, d.Name) },
+		func() (libvirt.Domain, error) { return k.conn.FindUUID(ctx, d.UUID) },
+	} {
+		if there, err := look(); err == nil {
+			return fmt.Errorf("domain %q (%s) was defined meanwhile; restore beside it with --to-domain NAME, or undefine it first: %w", there.Name, there.UUID, block.ErrExists)
+		} else if !errors.Is(err, block.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
 // attach exports a volume as it was exported.
 func (k *machineRestore) attach(ctx context.Context, p *restorePart) error {
 	reply, err := client.GetVolume(ctx, k.api, p.Volume)
 	if err != nil {
 		return err
 	}
+	adopted := k.adopt && p.exists && p.whole
+	if adopted {
+		if err := k.adoptable(p, &reply.Volume); err != nil {
+			return err
+		}
+	}
 	if at := reply.Volume.Attachment; at != nil {
 		p.Socket = at.Socket
 		return nil
 	}
 	input := client.AttachVolumeInput{Name: p.Volume, SocketPerVolume: p.Disk.OwnSocket, ReadOnly: p.Disk.ReadOnly}
+	owner, mode := p.Disk.Owner, p.Disk.Mode
+	if adopted && !k.brought[p.Volume] { // whom the backup gives what it did not bring is not up to it
+		owner, mode = "", ""
+	}
 	if p.Disk.OwnSocket || k.owner != "" {
-		input.SocketPerVolume, input.Owner, input.Mode = true, cmp.Or(k.owner, p.Disk.Owner), p.Disk.Mode
+		input.SocketPerVolume, input.Owner, input.Mode = true, cmp.Or(k.owner, owner), mode
 	}
 	attached, err := client.AttachVolume(ctx, k.api, input)
 	if err != nil {

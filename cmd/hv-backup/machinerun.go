@@ -300,8 +300,12 @@ func (k *machineRun) atRest(ctx context.Context, domains []libvirt.Domain, took 
 		return nil, err
 	}
 	rests, err := k.conn.AtRest(ctx, domains, took)
-	if end := guard.end(); end != nil {
-		k.a.note("hv-backup: the guard of frozen guests: %v", end) // they go on all the same
+	end := guard.end
+	if slices.ContainsFunc(rests, func(r libvirt.Rest) bool { return errors.Is(r.Err, libvirt.ErrFrozen) }) {
+		end = guard.leave // it tries on
+	}
+	if err := end(); err != nil {
+		k.a.note("hv-backup: the guard of frozen guests: %v", err) // they go on all the same
 	}
 	return rests, err
 }

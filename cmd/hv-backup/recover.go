@@ -33,6 +33,7 @@ type recovering struct {
 	domains bool
 	connect string
 	all     []*repository.Manifest // that there are
+	brought map[string]bool        // volumes that have come back now
 }
 
 func newRecover(a *app) *cobra.Command {
@@ -89,7 +90,7 @@ func (k *recovering) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.all = all
+	k.all, k.brought = all, make(map[string]bool)
 	var failed error
 	for _, one := range plan {
 		if ctx.Err() != nil {
@@ -183,7 +184,7 @@ func (k *recovering) restoreMachine(ctx context.Context, r *repository.Repositor
 		one.State, one.Why = "left", "a machine: give --domains, or `restore "+one.Backup+" --to-domain`"
 		return nil
 	}
-	restore := &machineRestore{a: k.a, r: r, connect: k.connect, dryRun: k.dryRun, adopt: true}
+	restore := &machineRestore{a: k.a, r: r, connect: k.connect, dryRun: k.dryRun, adopt: true, brought: k.brought}
 	err := restore.restoreMachine(ctx, one.m, k.all)
 	switch {
 	case errors.Is(err, block.ErrExists):
@@ -208,7 +209,7 @@ func (k *recovering) restore(ctx context.Context, r *repository.Repository, one 
 			return nil
 		}
 		if err == nil {
-			one.State = "restored"
+			one.State, k.brought[one.Source] = "restored", true
 		}
 		return err
 	case machine.Kind:

@@ -8,19 +8,25 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/hypervisor/libvirt"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 )
 
 const (
-	guardTime  = 2 * time.Minute // after which the guard thaws guests although its parent lives: longer than any freeze
-	guardReady = 'r'             // what the guard says when it watches
-	guardDone  = 'd'             // what it is told when nothing is frozen any more
+	guardTime    = 2 * time.Minute // after which the guard thaws guests although its parent lives: longer than any freeze
+	guardTries   = 2 * time.Minute // in which it tries to, libvirtd may restart
+	guardDial    = 20 * time.Second
+	guardPause   = time.Second
+	guardAtLeast = time.Minute // for thawing where libvirtd came back late
+	guardReady   = 'r'         // what the guard says when it watches
+	guardDone    = 'd'         // what it is told when nothing is frozen any more
 )
 
 // thawGuard is a process of its own that thaws guests if this one is killed while they are frozen.
@@ -64,6 +70,9 @@ func (g *thawGuard) end() error {
 	return errors.Join(err, g.in.Close(), g.cmd.Wait())
 }
 
+// leave lets the guard thaw on, without waiting for it.
+func (g *thawGuard) leave() error { return errors.Join(g.in.Close(), g.cmd.Process.Release()) }
+
 // newThawGuard is the command that a guard runs. People have no use for it.
 func newThawGuard(a *app) *cobra.Command {
 	var connect string
@@ -80,25 +89,60 @@ func newThawGuard(a *app) *cobra.Command {
 			if told(a.in) {
 				return nil
 			}
-			ctx := context.WithoutCancel(c.Context())
-			conn, _, err := a.libvirt(ctx, connect)
-			if err != nil {
-				return fmt.Errorf("guests may still be frozen: %w", err)
-			}
-			defer conn.Close()
-			var all error
-			for _, id := range args {
-				d, err := conn.FindUUID(ctx, id)
-				if err == nil {
-					err = conn.Thaw(ctx, d)
-				}
-				all = errors.Join(all, err)
-			}
-			return all
+			return a.thawAll(context.WithoutCancel(c.Context()), connect, args)
 		},
 	}
 	c.Flags().StringVar(&connect, "connect", "", connectHelp)
 	return c
+}
+
+// thawAll thaws the guests of domains, each with a connection of its own, so that one that does not answer keeps no other waiting.
+func (a *app) thawAll(ctx context.Context, uri string, ids []string) error {
+	ctx, cancel := context.WithTimeout(ctx, guardTries)
+	defer cancel()
+	errs := make([]error, len(ids))
+	var all sync.WaitGroup
+	for i, id := range ids {
+		all.Go(func() {
+			for {
+				again := false
+				if again, errs[i] = a.thawOne(ctx, uri, id); !again {
+					return
+				}
+				select {
+				case <-ctx.Done():
+					errs[i] = fmt.Errorf("domain %s: %w: %w", id, libvirt.ErrFrozen, errs[i])
+					return
+				case <-time.After(guardPause):
+				}
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// thawOne thaws the guest of a domain, and says whether to try again.
+func (a *app) thawOne(ctx context.Context, uri, id string) (again bool, err error) {
+	dialing, cancel := context.WithTimeout(ctx, guardDial)
+	defer cancel()
+	conn, _, err := a.libvirt(dialing, uri)
+	if errors.Is(err, block.ErrInvalid) {
+		return false, err
+	}
+	if err != nil {
+		return true, err
+	}
+	defer conn.Close()
+	d, err := conn.FindUUID(dialing, id)
+	if errors.Is(err, block.ErrNotFound) || errors.Is(err, block.ErrInvalid) {
+		return false, nil // it has ended, and is no more
+	}
+	if err != nil {
+		return true, err
+	}
+	end, _ := ctx.Deadline()
+	return false, conn.Thaw(ctx, d, time.Until(end)+guardAtLeast)
 }
 
 // told waits until the parent says that all is well, which is true, or is gone, or takes too long.

@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/digitalocean/go-libvirt"
@@ -113,10 +112,4 @@ func (c *Conn) Start(ctx context.Context, d Domain) error {
 		return fmt.Errorf("start domain %q: %w", d.Name, err)
 	}
 	return nil
-}
-
-// gone reports whether an error says that a domain has ended, or does not run: then nothing of it is frozen.
-func gone(err error) bool {
-	said := (*Error)(nil)
-	return errors.As(err, &said) && (said.Code == libvirt.ErrNoDomain || said.Code == libvirt.ErrOperationInvalid)
 }

@@ -19,7 +19,7 @@ func TestPlain(t *testing.T) {
 	}
 	var b strings.Builder
 	Table(&b, func(string) string { return "" }, []string{"NAME"}, [][]string{{"x\x1b]0;title\x07\ny"}})
-	Pairs(&b, [][2]string{{"name", "x\x1b[1m\ny"}})
+	Pairs(&b, [][2]string{{"na\x1b[1mme", "x\x1b[1m\ny"}})
 	if strings.ContainsAny(b.String(), "\x1b\x07") || strings.Count(b.String(), "\n") != 3 {
 		t.Errorf("printed %q", b.String())
 	}

@@ -85,11 +85,11 @@ func tableLine(row []string, widths []int) string {
 func Pairs(w io.Writer, list [][2]string) {
 	width := 0
 	for _, p := range list {
-		width = max(width, utf8.RuneCountInString(p[0]))
+		width = max(width, utf8.RuneCountInString(cell(p[0])))
 	}
 	for _, p := range list {
 		if p[1] != "" {
-			fmt.Fprintf(w, "%-*s  %s\n", width, p[0], cell(p[1]))
+			fmt.Fprintf(w, "%-*s  %s\n", width, cell(p[0]), cell(p[1]))
 		}
 	}
 }
