@@ -68,6 +68,8 @@ type trial struct {
 		matched  bool
 		match    string // the line that matches, until it is told
 		hopeless bool
+		why      string // it is, until it is told
+		last     string // the line that says so
 	}
 }
 
@@ -230,16 +232,37 @@ func (t *trial) hear(lines []line) {
 			}
 			continue
 		}
-		if t.mu.hopeless {
-			continue
+		if t.mu.hopeless && t.mu.why == "" {
+			continue // and was told
 		}
 		for _, h := range hopeless {
-			if h.sign.MatchString(l.text) {
-				t.mu.hopeless = true
-				t.found <- news{hopeless: fmt.Sprintf("%s: %q", h.why, l.text)}
-				break
+			if t.mu.why == "" && h.sign.MatchString(l.text) {
+				t.mu.why = h.why
 			}
 		}
+		if t.mu.why == "" {
+			continue
+		}
+		if t.mu.last = l.text; !t.mu.hopeless && !l.whole {
+			time.AfterFunc(restTime, t.tellHopeless)
+		}
+		if t.mu.hopeless = true; l.whole {
+			t.tellHopelessLocked()
+		}
+	}
+}
+
+// tellHopeless tells why it will not come up, if that was not told.
+func (t *trial) tellHopeless() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tellHopelessLocked()
+}
+
+func (t *trial) tellHopelessLocked() {
+	if t.mu.why != "" {
+		t.found <- news{hopeless: fmt.Sprintf("%s: %q", t.mu.why, t.mu.last)}
+		t.mu.why = ""
 	}
 }
 
