@@ -44,10 +44,10 @@ func (g *streamGauge) wrote(o *Options, longest int, bytes int64) {
 	g.bytes.Add(bytes)
 }
 
-// streams reports whether a batch of so many bytes goes on with a stream for which there is room.
-func (v *Volume) streams(longest int, bytes int64) bool {
+// streams reports whether a batch of so many bytes goes on with a stream for which there is room. For small writers it is one load.
+func (v *Volume) streams(batch []block.Write, bytes int64) bool {
 	o, g := &v.s.opts, &v.stream
-	return longest >= o.streamWrite && g.bytes.Load() >= o.streamFrom && v.s.log.StreamRoom() >= bytes && time.Now().UnixNano()-g.last.Load() < int64(streamRest)
+	return g.bytes.Load() >= o.streamFrom && longestWrite(batch) >= o.streamWrite && v.s.log.StreamRoom() >= bytes && time.Now().UnixNano()-g.last.Load() < int64(streamRest)
 }
 
 // longestWrite is the length of the longest write of a batch.

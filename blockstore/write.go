@@ -43,13 +43,16 @@ func batchBytes(batch []block.Write) (n int64) {
 // tryWrite applies a batch without waiting, or returns ErrWouldBlock having applied nothing: when a write covers part of a block, when the volume is durable, when the
 // store asks writers to slow down.
 func (v *Volume) tryWrite(batch []block.Write) error {
-	if !aligned(batch) || WriteMode(v.mode.Load()) == ModeDurable || v.streams(longestWrite(batch), batchBytes(batch)) {
-		return block.ErrWouldBlock // a stream waits for the device, while the next requests can be received
+	if !aligned(batch) || WriteMode(v.mode.Load()) == ModeDurable {
+		return block.ErrWouldBlock
 	}
 	if err := v.checkBatch(batch); err != nil {
 		return err
 	}
 	bytes := batchBytes(batch)
+	if v.streams(batch, bytes) {
+		return block.ErrWouldBlock // a stream waits for the device, while the next requests can be received
+	}
 	if !v.mayPass(true, bytes) {
 		return block.ErrWouldBlock
 	}
@@ -193,8 +196,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	if len(recs) == 0 {
 		return nil
 	}
-	longest := longestWrite(batch)
-	stream := !try && v.streams(longest, bytes) && v.s.mayStream()
+	stream := !try && v.streams(batch, bytes) && v.s.mayStream()
 	if stream {
 		for i := range recs {
 			recs[i].Flags = journal.FlagStream
@@ -214,7 +216,7 @@ func (v *Volume) append(batch []block.Write, own *rmwRange, try bool) error {
 	v.s.at(afterAppend)
 	v.s.noteAsked(recs[len(recs)-1].Seq)
 	v.wrote(recs[len(recs)-1].Seq, bytes)
-	v.stream.wrote(&v.s.opts, longest, bytes)
+	v.stream.wrote(&v.s.opts, longestWrite(batch), bytes)
 	if stream {
 		last := &recs[len(recs)-1]
 		v.s.streamedTo(last.Pos + journal.Pos(last.Len))

@@ -263,7 +263,10 @@ func (l *Log) encode(recs []Record, now int64) {
 		heads = heads[len(head):]
 		if f.vault == nil {
 			encodeRecord(head, &h, r.Payload, r.Sums, f)
-			a.vec = append(append(a.vec, head, h.gap(f.end)), r.Payload...)
+			if a.vec = append(a.vec, head); h.stream() {
+				a.vec = append(a.vec, h.gap(f.end))
+			}
+			a.vec = append(a.vec, r.Payload...)
 		} else {
 			a.sealRecord(head, &h, r, f)
 		}
