@@ -154,7 +154,7 @@ func (d *day) attach(v *dayVolume, at int64) (took time.Duration, thinned bool) 
 		d.t.Fatalf("%s of %v ago is of %s, later than %s", v.name, age, when, time.Unix(0, at))
 	}
 	d.same(p, v, seq, fmt.Sprintf("%s of %v ago", v.name, age))
-	thinned = at < info.Whole.UnixNano()
+	thinned = info.WholeSeq > info.FirstSeq && v.changeAt(at) <= info.WholeSeq // until the next write, the last that was thinned is what is asked for
 	if p.Thinned() && !thinned {
 		d.t.Fatalf("%s of %v ago is whole, and says that it is not", v.name, age)
 	}
@@ -164,15 +164,20 @@ func (d *day) attach(v *dayVolume, at int64) (took time.Duration, thinned bool) 
 	return took, thinned
 }
 
+// changeAt is the last change at or before a time; 0: there is none.
+func (v *dayVolume) changeAt(at int64) (seq uint64) {
+	for _, c := range v.changes {
+		if c.at <= at {
+			seq = c.seq
+		}
+	}
+	return seq
+}
+
 // least is the last point at or before a time that the policy keeps, whatever has been thinned so far.
 func (d *day) least(v *dayVolume, at int64, age time.Duration, thinned bool) (seq uint64) {
 	if !thinned {
-		for _, c := range v.changes {
-			if c.at <= at {
-				seq = c.seq
-			}
-		}
-		return seq
+		return v.changeAt(at)
 	}
 	width := int64(1)
 	switch slack := 40 * time.Minute; { // a file is thinned as a whole: with the youngest that is in it

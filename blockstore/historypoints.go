@@ -99,7 +99,7 @@ type HistoryInfo struct {
 	Gaps     uint64 // since the store was opened
 	LastGap  string // why; empty: none
 	Stopped  bool   // nothing is kept at the moment
-	// WholeSeq and Whole are the end of what was thinned: of what lies before, points can be had (HistoryPoints), and every write behind it. They are those of First where nothing was thinned.
+	// WholeSeq and Whole are the end of what was thinned: of what lies before, points can be had (HistoryPoints), and every write behind it; a time between it and the next write may be that of an earlier point. They are those of First where nothing was thinned.
 	WholeSeq uint64
 	Whole    time.Time
 }
