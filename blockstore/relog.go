@@ -35,6 +35,7 @@ type relogger struct {
 	data [][]byte
 	runs []overlay.Run
 	sums []uint32
+	held [relogBatch]uint32 // sums of recs
 }
 
 func newRelogger(s *Store) relogger {
@@ -155,7 +156,9 @@ func (r *relogger) append(n *node, part []overlay.Slot) (bool, error) {
 			continue // rewritten meanwhile
 		}
 		r.data = append(r.data, r.buf[i*block.Size:(i+1)*block.Size])
-		r.recs = append(r.recs, journal.Record{Kind: journal.Write, Flags: flagMoved, Volume: v.id, MapEpoch: v.mapEpoch, Off: b * block.Size, Len: block.Size})
+		k := len(r.recs)
+		r.held[k] = slot.Sum // it was just read by it; computed anew, it would vouch for whatever memory has made of the bytes since
+		r.recs = append(r.recs, journal.Record{Kind: journal.Write, Flags: flagMoved, Volume: v.id, MapEpoch: v.mapEpoch, Off: b * block.Size, Len: block.Size, Sums: r.held[k : k+1 : k+1], Summed: true})
 	}
 	if len(r.recs) == 0 {
 		return true, nil

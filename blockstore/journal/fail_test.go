@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -210,6 +211,7 @@ func TestInvalidRecords(t *testing.T) {
 		{Kind: 0}, {Kind: 4}, {Kind: 15},
 		{Kind: Write}, {Kind: Write, Len: sectorSize}, {Kind: Write, Len: sectorSize, Off: 512, Payload: sector},
 		{Kind: Write, Len: 512, Payload: [][]byte{make([]byte, 512)}}, {Kind: Write, Len: 2 * sectorSize, Payload: sector},
+		{Kind: Write, Len: sectorSize, Payload: sector, Summed: true}, {Kind: Write, Len: sectorSize, Payload: sector, Sums: make([]uint32, 2), Summed: true},
 		{Kind: Trim, Payload: sector}, {Kind: Zero, Payload: sector},
 		{Kind: FirstControl, Payload: [][]byte{make([]byte, MaxControl+1)}},
 		{Kind: FirstControl, Payload: [][]byte{make([]byte, 64<<10)}}, // more than a file of this log
@@ -226,6 +228,28 @@ func TestInvalidRecords(t *testing.T) {
 	}
 	if seq, _ := l.Last(); seq != 0 {
 		t.Fatalf("%d records appended", seq)
+	}
+}
+
+// TestSummed appends with the caller's sums: what they fit is read back, and what they do not fit is found, as they are what the payload was verified by before.
+func TestSummed(t *testing.T) {
+	l, _ := openAll(t, plainOptions(vfs.NewCrashableMem(), "log", 1))
+	defer l.Close()
+	sector := fill(sectorSize, 3)
+	sum := checksum(sector)
+	recs := []Record{
+		{Kind: Write, Len: sectorSize, Payload: [][]byte{sector}, Sums: []uint32{sum}, Summed: true},
+		{Kind: Write, Len: sectorSize, Payload: [][]byte{sector}, Sums: []uint32{sum ^ 1}, Summed: true},
+	}
+	if err := l.Append(recs); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, sectorSize)
+	if err := l.ReadAt(got, recs[0].Pos, recs[0].Sums); err != nil || !bytes.Equal(got, sector) {
+		t.Errorf("read back: %v", err)
+	}
+	if err := l.ReadAt(got, recs[1].Pos, recs[1].Sums); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("a payload that never fitted its sum: %v", err)
 	}
 }
 

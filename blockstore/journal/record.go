@@ -72,6 +72,8 @@ type Record struct {
 	Pos  Pos    // of the first payload sector, or of the header when there is no payload
 	// Sums holds the CRC32C of each 4 KiB sector of a Write. Its capacity is reused, so a caller that keeps Records allocates nothing.
 	Sums []uint32
+	// Summed says that the caller has set Sums, and has just found that the payload fits them: they are not computed again.
+	Summed bool
 
 	payloadLen int
 	payloadSum uint32 // CRC32C of a control payload
@@ -97,13 +99,21 @@ func (r *Record) prepare() error {
 	for _, p := range r.Payload {
 		r.payloadLen += len(p)
 	}
-	r.Sums, r.payloadSum = r.Sums[:0], 0
+	r.payloadSum = 0
+	if !r.Summed || r.Kind != Write {
+		r.Sums = r.Sums[:0]
+	}
 	switch {
 	case r.Kind == Write:
 		if r.Off%block.Size != 0 || r.Len%block.Size != 0 || r.Len == 0 || r.Len > MaxWrite || uint64(r.payloadLen) != r.Len {
 			return fmt.Errorf("append write of %d bytes at %d with %d bytes of payload: %w", r.Len, r.Off, r.payloadLen, block.ErrInvalid)
 		}
-		r.Sums = appendSums(r.Sums, r.Payload)
+		if !r.Summed {
+			r.Sums = appendSums(r.Sums, r.Payload)
+		}
+		if uint64(len(r.Sums)) != r.Len/block.Size {
+			return fmt.Errorf("append write of %d bytes at %d with %d sums: %w", r.Len, r.Off, len(r.Sums), block.ErrInvalid)
+		}
 	case r.Kind == Trim || r.Kind == Zero:
 		if r.payloadLen != 0 {
 			return fmt.Errorf("append record of kind %d with payload: %w", r.Kind, block.ErrInvalid)
