@@ -113,11 +113,12 @@ func attribute(t xml.StartElement, name string) string {
 // enter comes to an element that begins at from.
 func (w *changer) enter(t xml.StartElement, from int) {
 	end := int(w.d.InputOffset())
-	name, space := rawName(t.Name), ""
-	if n := len(w.space); n > 0 {
+	name := rawName(t.Name)
+	space, ok := declared(t)
+	if n := len(w.space); !ok && n > 0 {
 		space = w.space[n-1]
 	}
-	if space = spaceOf(t, space); space != "" && t.Name.Space == "" {
+	if space != "" && t.Name.Space == "" {
 		name = ":" + name // of no path below
 	}
 	w.path, w.space, w.start = append(w.path, name), append(w.space, space), append(w.start, end)

@@ -29,12 +29,12 @@ func (p plain) Token() (xml.Token, error) {
 	}
 }
 
-// spaceOf is the namespace in which an element's name is that has no prefix, and those of the elements in it: around is that of the elements around.
-func spaceOf(t xml.StartElement, around string) string {
+// declared is the namespace that an element declares for names without a prefix, its own and those in it; "" takes that of the elements around back.
+func declared(t xml.StartElement) (space string, ok bool) {
 	for _, a := range t.Attr {
 		if a.Name.Space == "" && a.Name.Local == "xmlns" {
-			return a.Value
+			return a.Value, true
 		}
 	}
-	return around
+	return "", false
 }

@@ -69,5 +69,6 @@ func unambiguous(text string) error {
 
 // namespaced reports whether an element is in a namespace of its own, or declares one for what has no prefix.
 func namespaced(t xml.StartElement) bool {
-	return t.Name.Space != "" || spaceOf(t, "none is declared") != "none is declared"
+	_, ok := declared(t)
+	return ok || t.Name.Space != ""
 }
