@@ -60,6 +60,19 @@ func TestHistoryDryRun(t *testing.T) {
 			t.Errorf("cdp policy %q: %+v, want %d and %q", c.args, got, c.code, c.says)
 		}
 	}
+	var gone struct {
+		Deleted, Attached bool
+		Snapshots         int
+		History           *historyLoss
+	}
+	d.run("snapshot", "create", "v@s")
+	d.json(&gone, "volume", "delete", "v", "--dry-run")
+	if gone.Deleted || !gone.Attached || gone.Snapshots != 1 || gone.History == nil || !gone.History.Ends || gone.History.Labelled != 2 {
+		t.Errorf("with the volume would go %+v", gone)
+	}
+	if got := d.try("volume", "delete", "v", "--dry-run"); !strings.Contains(got.stdout, "1 snapshot") || !strings.Contains(got.stdout, "all history of volume v would go") || d.try("volume", "show", "v").code != 0 {
+		t.Errorf("with the volume would go %+v", got)
+	}
 	var open moment
 	d.cdpJSON(&open, "attach", "v", "--at", "one")
 	if got := d.cdp("policy", "clear", "v", "--dry-run"); got.code != 4 || !strings.Contains(got.stderr, "detach") {
