@@ -89,15 +89,15 @@ func TestDomains(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, change := range map[string]func(*Policy){
-		"volumes":               func(p *Policy) { p.Volumes = []string{"web1"} },
-		"a group":               func(p *Policy) { p.Group = "shop" },
-		"nothing":               func(p *Policy) { p.Domains = nil },
-		"a domain of no name":   func(p *Policy) { p.Domains = []string{""} },
-		"a name with controls":  func(p *Policy) { p.Domains[0] = "a\nb" },
-		"too many":              func(p *Policy) { p.Domains = slices.Repeat([]string{"a,b"}, maxVolumes+1) },
-		"agents":                func(p *Policy) { p.GuestAgents = []string{"web1=/run/a"} },
-		"a test of a volume":    func(p *Policy) { p.TestGuests = []string{"web1-data"} },
-		"libvirt, for volumes":  func(p *Policy) { *p = *nightly(); p.Connect = "qemu:///system" },
+		"volumes":                func(p *Policy) { p.Volumes = []string{"web1"} },
+		"a group":                func(p *Policy) { p.Group = "shop" },
+		"nothing":                func(p *Policy) { p.Domains = nil },
+		"a domain of no name":    func(p *Policy) { p.Domains = []string{""} },
+		"a name with controls":   func(p *Policy) { p.Domains[0] = "a\nb" },
+		"too many":               func(p *Policy) { p.Domains = slices.Repeat([]string{"a,b"}, maxVolumes+1) },
+		"agents":                 func(p *Policy) { p.GuestAgents = []string{"web1=/run/a"} },
+		"a test of a volume":     func(p *Policy) { p.TestGuests = []string{"web1-data"} },
+		"libvirt, for volumes":   func(p *Policy) { *p = *nightly(); p.Connect = "qemu:///system" },
 		"a URI that is too long": func(p *Policy) { p.Connect = strings.Repeat("x", maxText+1) },
 	} {
 		p := good()

@@ -128,12 +128,12 @@ func TestCheckStart(t *testing.T) {
 	const head = "<domain><name>web1</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid><devices><disk type='network'><source protocol='nbd' name='a'/><target dev='vda'/></disk><disk type='file' device='cdrom'><source file='/s'/><target dev='sda'/></disk>"
 	for disk, refused := range map[string]bool{
 		"": false, "<disk type='file' device='cdrom'><source file='/x'/><target dev='sdb'/></disk>": false, "<disk type='file' device='floppy'><target dev='fda'/></disk>": false,
-		"<disk type='file' device='floppy'><source file='/f'/><target dev='fda'/></disk>":  true,
+		"<disk type='file' device='floppy'><source file='/f'/><target dev='fda'/></disk>":     true,
 		"<disk type='block' device='floppy'><source dev='/dev/f'/><target dev='fda'/></disk>": true,
-		"<disk type='file' device='floppy'><source file='/f'/><target dev='fdb'/></disk>":  false, // is in the backup
-		"<disk type='file'><source file='/x'/><target dev='vdb'/></disk>":                  true,
-		"<disk type='block' device='lun'><source dev='/dev/x'/><target dev='vdb'/></disk>": true,
-		"<disk type='network'><source protocol='rbd' name='b'/><target dev='vdb'/></disk>": true,
+		"<disk type='file' device='floppy'><source file='/f'/><target dev='fdb'/></disk>":     false, // is in the backup
+		"<disk type='file'><source file='/x'/><target dev='vdb'/></disk>":                     true,
+		"<disk type='block' device='lun'><source dev='/dev/x'/><target dev='vdb'/></disk>":    true,
+		"<disk type='network'><source protocol='rbd' name='b'/><target dev='vdb'/></disk>":    true,
 	} {
 		for _, name := range []string{"web1", "web2"} {
 			k := &machineRestore{start: true, plan: plannedMachine{Domain: name}, m: &machine.Machine{Name: "web1", Disks: []machine.Disk{{Target: "vda"}}, Media: []machine.Medium{{Target: "fdb", Path: "/f"}}, XML: head + disk + "</devices></domain>"}}

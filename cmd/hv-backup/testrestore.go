@@ -38,7 +38,7 @@ type restoreTest struct {
 
 // tested is what came of a restore test, with -o json.
 type tested struct {
-	Backups  []string `json:"backups"` // the first is booted
+	Backups  []string `json:"backups"`           // the first is booted
 	Machine  string   `json:"machine,omitempty"` // the backup of the machine whose disks they are
 	Passed   bool     `json:"passed"`
 	Error    string   `json:"error,omitempty"`
