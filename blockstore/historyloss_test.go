@@ -103,7 +103,7 @@ func TestHistoryLoss(t *testing.T) {
 	if freed := at - got.Bytes; freed != want.Bytes {
 		t.Errorf("%d B went, want %d", freed, want.Bytes)
 	}
-	p, err := s.OpenPoint(ctx, "a", Moment{At: opts.Now()})
+	p, err := s.OpenPoint(ctx, "a", Moment{At: opts.Now().Add(-20 * time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}
