@@ -76,8 +76,11 @@ func historyPolicy(windowSeconds float64, budgetBytes uint64, everySeconds, flus
 	if windowSeconds == 0 && (everySeconds > 0 || flushesSeconds > 0 || minutesSeconds > 0) { // none would give all of it up
 		return p, fmt.Errorf("ages without a window, which is how far back history goes: %w", block.ErrInvalid)
 	}
-	if windowSeconds == 0 {
+	switch {
+	case windowSeconds == 0:
 		p = blockstore.HistoryPolicy{}
+	case p.None(): // less than a nanosecond
+		return p, fmt.Errorf("window of %v seconds, which is none: %w", windowSeconds, block.ErrInvalid)
 	}
 	return p, nil
 }
