@@ -53,6 +53,15 @@ func (m mutation) ClearVolumeQuota(ctx context.Context, name string) (generated.
 }
 
 func (m mutation) SetVolumeHistory(ctx context.Context, name string, windowSeconds float64, budgetBytes uint64, everySeconds, flushesSeconds, minutesSeconds float64) (*control.History, error) {
+	p, err := historyPolicy(windowSeconds, budgetBytes, everySeconds, flushesSeconds, minutesSeconds)
+	if err != nil {
+		return nil, err
+	}
+	return m.control.SetHistory(ctx, name, p)
+}
+
+// historyPolicy is the policy that those values mean; without a window, none.
+func historyPolicy(windowSeconds float64, budgetBytes uint64, everySeconds, flushesSeconds, minutesSeconds float64) (blockstore.HistoryPolicy, error) {
 	p := blockstore.HistoryPolicy{BudgetBytes: budgetBytes}
 	for _, age := range []struct {
 		of      string
@@ -60,17 +69,20 @@ func (m mutation) SetVolumeHistory(ctx context.Context, name string, windowSecon
 		to      *time.Duration
 	}{{"window", windowSeconds, &p.Window}, {"every write", everySeconds, &p.Every}, {"flushes", flushesSeconds, &p.Flushes}, {"minutes", minutesSeconds, &p.Minutes}} {
 		if !(age.seconds >= 0 && age.seconds <= blockstore.MaxHistoryWindow.Seconds()) {
-			return nil, fmt.Errorf("%s of %v seconds: want 0 to %v: %w", age.of, age.seconds, blockstore.MaxHistoryWindow.Seconds(), block.ErrInvalid)
+			return p, fmt.Errorf("%s of %v seconds: want 0 to %v: %w", age.of, age.seconds, blockstore.MaxHistoryWindow.Seconds(), block.ErrInvalid)
 		}
 		*age.to = time.Duration(age.seconds * float64(time.Second))
 	}
 	if windowSeconds == 0 && (everySeconds > 0 || flushesSeconds > 0 || minutesSeconds > 0) { // none would give all of it up
-		return nil, fmt.Errorf("ages without a window, which is how far back history goes: %w", block.ErrInvalid)
+		return p, fmt.Errorf("ages without a window, which is how far back history goes: %w", block.ErrInvalid)
 	}
-	if windowSeconds == 0 {
+	switch {
+	case windowSeconds == 0:
 		p = blockstore.HistoryPolicy{}
+	case p.None(): // less than a nanosecond
+		return p, fmt.Errorf("window of %v seconds, which is none: %w", windowSeconds, block.ErrInvalid)
 	}
-	return m.control.SetHistory(ctx, name, p)
+	return p, nil
 }
 
 func (m mutation) MarkHistory(ctx context.Context, volume, label string) (control.HistoryPoint, error) {

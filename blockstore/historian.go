@@ -383,7 +383,7 @@ func (h *historian) durableLast(ctx context.Context) (uint64, error) {
 // end gives up all history of a volume. One that somebody reads stays until it is not any more. h.work is held.
 func (h *historian) end(vh *volumeHistory) error {
 	if vh.stream != nil && vh.stream.InUse() {
-		return fmt.Errorf("somebody reads it; detach that first: %w", block.ErrInUse)
+		return errHistoryRead
 	}
 	if err := h.forget(vh); err != nil { // before the files go, or the next open would miss them
 		return err

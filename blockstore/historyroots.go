@@ -165,9 +165,12 @@ func (h *historian) dropOrphans() (err error) {
 
 // budgetOf is what the history of a volume may take now, in bytes: less while the disk is near full.
 func (h *historian) budgetOf(vh *volumeHistory) int64 {
-	h.mu.Lock()
-	budget := int64(vh.policy.BudgetBytes)
-	h.mu.Unlock()
+	return h.budgetFor(h.policyOf(vh))
+}
+
+// budgetFor is budgetOf under another policy.
+func (h *historian) budgetFor(p HistoryPolicy) int64 {
+	budget := int64(p.BudgetBytes)
 	if budget == 0 {
 		budget = 10 << 30
 		if usage, err := h.s.diskUsage(); err == nil && usage.TotalBytes > 0 {
@@ -233,14 +236,7 @@ func (h *historian) tooMuch(vh *volumeHistory, budget int64) bool {
 
 // oldestWanted is the index of the root that the oldest moment of the window stands on.
 func (h *historian) oldestWanted(vh *volumeHistory, roots []*node) int {
-	h.mu.Lock()
-	cut := h.s.opts.Now().Add(-vh.policy.Window).UnixNano()
-	h.mu.Unlock()
-	oldest := 0
-	for oldest+1 < len(roots) && roots[oldest+1].created <= cut {
-		oldest++
-	}
-	return oldest
+	return oldestBefore(roots, h.s.opts.Now().Add(-h.policyOf(vh).Window))
 }
 
 // firstUsed is the index of the first root that a moment is open on; that of none is the number of roots.

@@ -116,6 +116,8 @@ type Engine interface {
 	History(volume string) (blockstore.HistoryInfo, error)
 	// HistoryPoints lists moments that have a name, a page at a time.
 	HistoryPoints(ctx context.Context, volume string, q blockstore.PointQuery) ([]blockstore.Point, error)
+	// HistoryLoss tells what SetHistory would give up; ErrNotFound if the volume has no history, ErrInUse where SetHistory is.
+	HistoryLoss(ctx context.Context, volume string, policy blockstore.HistoryPolicy) (blockstore.HistoryLoss, error)
 	// MarkHistory names the present moment of a volume, durably.
 	MarkHistory(ctx context.Context, volume, label string) (blockstore.Point, error)
 	// HistoryActivity tells what was written to a volume in its history, in stretches of a length.

@@ -485,6 +485,10 @@ func (e *fakeEngine) HistoryPoints(_ context.Context, volume string, _ blockstor
 	return nil, noHistory(volume)
 }
 
+func (e *fakeEngine) HistoryLoss(_ context.Context, volume string, _ blockstore.HistoryPolicy) (blockstore.HistoryLoss, error) {
+	return blockstore.HistoryLoss{}, noHistory(volume)
+}
+
 func (e *fakeEngine) MarkHistory(_ context.Context, volume, label string) (blockstore.Point, error) {
 	if e.restoring != nil {
 		return blockstore.Point{Kind: "mark", Label: label}, nil

@@ -115,6 +115,21 @@ func (c *Control) HistoryActivity(ctx context.Context, name string, stretch time
 	return c.engine.HistoryActivity(ctx, name, stretch)
 }
 
+// HistoryLoss tells what SetHistory with a policy would give up of a volume's history, and changes nothing. Where there is none, nothing.
+func (c *Control) HistoryLoss(ctx context.Context, name string, policy blockstore.HistoryPolicy) (blockstore.HistoryLoss, error) {
+	if _, err := c.visible(name); err != nil {
+		return blockstore.HistoryLoss{}, err
+	}
+	if err := policy.Validate(); err != nil {
+		return blockstore.HistoryLoss{}, fmt.Errorf("history of volume %q: %w", name, err)
+	}
+	l, err := c.engine.HistoryLoss(ctx, name, policy)
+	if errors.Is(err, block.ErrNotFound) {
+		return blockstore.HistoryLoss{}, nil
+	}
+	return l, err
+}
+
 // MarkHistory names the present moment of a volume.
 func (c *Control) MarkHistory(ctx context.Context, name, label string) (HistoryPoint, error) {
 	if _, err := c.visible(name); err != nil {

@@ -37,6 +37,7 @@ type tested struct {
 	Backups               []string
 	Passed                bool
 	Error, Console, Agent string
+	Machine               string
 	Seconds               float64
 	Tail, Damage          []string
 }

@@ -38,6 +38,7 @@ type changer struct {
 	text  string
 	d     *xml.Decoder
 	path  []string // names of the elements around, those of other namespaces with a prefix
+	space []string // the namespaces of names without a prefix in each
 	start []int    // where the content of each begins
 	edits []edit
 	disk  diskEdit
@@ -112,7 +113,15 @@ func attribute(t xml.StartElement, name string) string {
 // enter comes to an element that begins at from.
 func (w *changer) enter(t xml.StartElement, from int) {
 	end := int(w.d.InputOffset())
-	w.path, w.start = append(w.path, rawName(t.Name)), append(w.start, end)
+	name := rawName(t.Name)
+	space, ok := declared(t)
+	if n := len(w.space); !ok && n > 0 {
+		space = w.space[n-1]
+	}
+	if space != "" && t.Name.Space == "" {
+		name = ":" + name // of no path below
+	}
+	w.path, w.space, w.start = append(w.path, name), append(w.space, space), append(w.start, end)
 	switch strings.Join(w.path, "/") {
 	case "domain/devices/interface/mac":
 		if to := w.MACs[attribute(t, "address")]; to != "" {
@@ -170,7 +179,7 @@ func (w *changer) leave(from int) {
 	if w.within("domain/devices/disk/source") && slices.Contains(keptOfSource, w.path[len(w.path)-1]) {
 		w.disk.kept += w.text[w.disk.childBegin:end]
 	}
-	w.path, w.start = w.path[:len(w.path)-1], w.start[:len(w.start)-1]
+	w.path, w.space, w.start = w.path[:len(w.path)-1], w.space[:len(w.space)-1], w.start[:len(w.start)-1]
 }
 
 // selfClosed reports whether the tag that ends there is an element of its own.

@@ -3,6 +3,7 @@ package hypervisor
 import (
 	"encoding/xml"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -29,6 +30,7 @@ type Domain struct {
 	MACs  []string
 	Disks []Disk
 	NVRAM NVRAM
+	UEFI  bool   // its firmware is UEFI, not a BIOS
 	TPM   string // of its first emulated TPM: "1.2" or "2.0", "default" where none is given; "" without one
 	Agent Agent
 }
@@ -49,6 +51,8 @@ type Disk struct {
 	Target string // what the definition calls it, such as vda: unique in it
 	Device string // disk, cdrom, lun or floppy
 	Kind   string // file, block, network, volume, …
+	Bus    string // virtio, sata, scsi, …; "": libvirt chooses
+	Boot   uint   // its place in the order in which the machine tries to boot, from 1 on; 0: none of its own
 
 	Path string // of kind file or block; empty for an empty drive
 
@@ -86,11 +90,17 @@ type domainXML struct {
 	Type    string   `xml:"type,attr"`
 	Name    string   `xml:"name"`
 	UUID    string   `xml:"uuid"`
-	NVRAM   *struct {
-		Type   string    `xml:"type,attr"`
-		Path   string    `xml:",chardata"`
-		Source sourceXML `xml:"source"`
-	} `xml:"os>nvram"`
+	OS      struct {
+		Firmware string `xml:"firmware,attr"`
+		Loader   struct {
+			Type string `xml:"type,attr"`
+		} `xml:"loader"`
+		NVRAM *struct {
+			Type   string    `xml:"type,attr"`
+			Path   string    `xml:",chardata"`
+			Source sourceXML `xml:"source"`
+		} `xml:"nvram"`
+	} `xml:"os"`
 	Interfaces []struct {
 		MAC struct {
 			Address string `xml:"address,attr"`
@@ -102,7 +112,11 @@ type domainXML struct {
 		Source sourceXML `xml:"source"`
 		Target struct {
 			Dev string `xml:"dev,attr"`
+			Bus string `xml:"bus,attr"`
 		} `xml:"target"`
+		Boot struct {
+			Order string `xml:"order,attr"`
+		} `xml:"boot"`
 	} `xml:"devices>disk"`
 	TPMs []struct {
 		Backend struct {
@@ -140,7 +154,7 @@ func Parse(text string) (*Domain, error) {
 		return nil, err
 	}
 	var x domainXML
-	if err := xml.Unmarshal([]byte(text), &x); err != nil {
+	if err := xml.NewTokenDecoder(plain{xml.NewDecoder(strings.NewReader(text))}).Decode(&x); err != nil {
 		return nil, corrupt("no XML of a domain") // the error could quote a password
 	}
 	d := &Domain{Type: x.Type, Name: x.Name, UUID: x.UUID}
@@ -153,15 +167,16 @@ func Parse(text string) (*Domain, error) {
 	if _, err := uuid.Parse(x.UUID); err != nil || len(x.UUID) != len(uuid.Nil.String()) {
 		return nil, corrupt("no UUID")
 	}
-	if x.NVRAM != nil {
-		d.NVRAM = NVRAM{Has: true, Kind: x.NVRAM.Type, Path: strings.TrimSpace(x.NVRAM.Path)}
+	if nvram := x.OS.NVRAM; nvram != nil {
+		d.NVRAM = NVRAM{Has: true, Kind: nvram.Type, Path: strings.TrimSpace(nvram.Path)}
 		if d.NVRAM.Kind == "" {
 			d.NVRAM.Kind = "file"
 		}
 		if d.NVRAM.Path == "" && d.NVRAM.Kind == "file" {
-			d.NVRAM.Path = x.NVRAM.Source.File
+			d.NVRAM.Path = nvram.Source.File
 		}
 	}
+	d.UEFI = d.NVRAM.Has || x.OS.Firmware == "efi" || x.OS.Loader.Type == "pflash"
 	for _, i := range x.Interfaces {
 		if i.MAC.Address != "" {
 			d.MACs = append(d.MACs, i.MAC.Address)
@@ -169,12 +184,15 @@ func Parse(text string) (*Domain, error) {
 	}
 	targets := make(map[string]bool)
 	for _, disk := range x.Disks {
-		one := Disk{Target: disk.Target.Dev, Device: disk.Device, Kind: disk.Type, Path: disk.Source.File, Protocol: disk.Source.Protocol, Export: disk.Source.Name}
+		one := Disk{Target: disk.Target.Dev, Device: disk.Device, Kind: disk.Type, Bus: disk.Target.Bus, Path: disk.Source.File, Protocol: disk.Source.Protocol, Export: disk.Source.Name}
 		if one.Device == "" {
 			one.Device = "disk"
 		}
 		if one.Kind == "block" {
 			one.Path = disk.Source.Dev
+		}
+		if order, err := strconv.ParseUint(disk.Boot.Order, 10, 16); err == nil {
+			one.Boot = uint(order)
 		}
 		if len(disk.Source.Hosts) > 0 {
 			host := disk.Source.Hosts[0]
@@ -209,7 +227,7 @@ func Parse(text string) (*Domain, error) {
 // bound checks the lengths of what is used elsewhere.
 func (d *Domain) bound() error {
 	for _, disk := range d.Disks {
-		for _, text := range []string{disk.Target, disk.Device, disk.Kind, disk.Path, disk.Protocol, disk.Export, disk.Host, disk.Port, disk.Socket} {
+		for _, text := range []string{disk.Target, disk.Device, disk.Kind, disk.Bus, disk.Path, disk.Protocol, disk.Export, disk.Host, disk.Port, disk.Socket} {
 			if len(text) > maxText {
 				return corrupt("a disk with a text of more than %d B", maxText)
 			}

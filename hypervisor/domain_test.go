@@ -2,6 +2,7 @@ package hypervisor
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -48,11 +49,14 @@ func TestParse(t *testing.T) {
 	if d.Type != "kvm" || d.Name != "web&1" || d.UUID != "6f0c2f3e-1111-4222-8333-444455556666" || strings.Join(d.MACs, " ") != "52:54:00:00:00:01 52:54:00:00:00:02" || d.Agent != AgentConnected || d.TPM != "2.0" {
 		t.Errorf("%+v", d)
 	}
+	if !d.UEFI {
+		t.Error("its firmware is taken for a BIOS")
+	}
 	if d.NVRAM != (NVRAM{true, "/var/lib/libvirt/qemu/nvram/web1_VARS.fd", "file"}) {
 		t.Errorf("%+v", d.NVRAM)
 	}
 	want := []Disk{
-		{Target: "vda", Device: "disk", Kind: "network", Protocol: "nbd", Export: "web1", Transport: "unix", Socket: "/run/old.sock"},
+		{Target: "vda", Device: "disk", Kind: "network", Bus: "virtio", Protocol: "nbd", Export: "web1", Transport: "unix", Socket: "/run/old.sock"},
 		{Target: "vdb", Device: "disk", Kind: "network", Protocol: "nbd", Export: "data", Transport: "tcp", Host: "127.0.0.1", Port: "10809"},
 		{Target: "sda", Device: "cdrom", Kind: "file", Path: "/seed.iso"},
 		{Target: "sdb", Device: "cdrom", Kind: "file"},
@@ -124,6 +128,43 @@ func TestChangeNVRAM(t *testing.T) {
 	}
 }
 
+// Only what has no namespace is libvirt's: what is noted beside it, under whatever name, is no device, and stays as it is.
+func TestForeignElements(t *testing.T) {
+	const foreign = `<x:disk xmlns:x='urn:x' type='file'><source file='/passwd'/><target dev='vda'/></x:disk><disk xmlns='urn:x' type='file'><source file='/passwd'/><target dev='vdb'/></disk>
+<lease xmlns='urn:x'><disk><source file='/passwd'/><target dev='vdx'/></disk></lease><interface xmlns='urn:x'><mac address='52:54:00:00:00:01'/></interface>`
+	text := strings.Replace(definition, "<devices>", "<devices>"+foreign, 1)
+	text = strings.Replace(text, "<source protocol='nbd' name='web1'>", "<source protocol='nbd' name='web1' x:name='passwd' xmlns:x='urn:x'><x:host transport='unix' socket='/passwd'/>", 1)
+	text = strings.Replace(text, "<os>", "<os><boot xmlns='urn:x'><nvram>/passwd</nvram></boot>", 1)
+	want, err := Parse(definition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(text)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read as %+v, %v; want %+v", got, err, want)
+	}
+	changed, err := Change{MACs: map[string]string{"52:54:00:00:00:01": "52:54:00:00:00:11"}, Disks: map[string]Source{"vda": {Export: "web2", Socket: "/run/s"}, "vdb": {File: "/b"}, "vdx": {File: "/x"}}}.Apply(text)
+	if err != nil || strings.Count(changed, foreign) != 1 || !strings.Contains(changed, "name='web2'") || strings.Contains(changed, "'/x'") {
+		t.Errorf("changed to %s, %v", changed, err)
+	}
+}
+
+// The order in which a machine boots from its disks, and what its firmware is, are read; what makes no sense is none.
+func TestBoot(t *testing.T) {
+	around := func(os string) string {
+		return "<domain><name>a</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid>" + os + "<devices><disk><target dev='sda' bus='sata'/><boot order='2'/></disk><disk><target dev='sdb' bus='scsi'/><boot order='1'/></disk><disk><target dev='sdc'/><boot order='-1'/></disk></devices></domain>"
+	}
+	for os, uefi := range map[string]bool{"": false, "<os><loader>/bios.bin</loader></os>": false, "<os firmware='efi'/>": true, "<os firmware='bios'/>": false, "<os><loader type='pflash'>/code.fd</loader></os>": true, "<os><nvram/></os>": true} {
+		d, err := Parse(around(os))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.UEFI != uefi || d.Disks[0].Boot != 2 || d.Disks[0].Bus != "sata" || d.Disks[1].Boot != 1 || d.Disks[2].Boot != 0 {
+			t.Errorf("%s: %+v", os, d)
+		}
+	}
+}
+
 // What is no definition is refused, and not quoted.
 func TestHostileDefinitions(t *testing.T) {
 	with := func(from, to string) string { return strings.Replace(definition, from, to, 1) }
@@ -147,6 +188,7 @@ func TestHostileDefinitions(t *testing.T) {
 		"a name of nowhere":      with("<os>", "<a:name xmlns:a=''>passwd</a:name><os>"),
 		"only one of them":       strings.ReplaceAll(with("<name>web", "<qemu:name>web"), "1</name>", "1</qemu:name>"),
 		"a name in a namespace":  with("<name>", "<name xmlns='urn:passwd'>"),
+		"a prefix of nowhere":    with("<devices>", "<devices><a:disk xmlns:a=''><target dev='vdz'/></a:disk>"),
 		"a default namespace":    with("<domain ", "<domain xmlns='urn:passwd' "),
 		"a name in the name":     with("<name>web", "<name><x>passwd</x>web"),
 		"a name with controls":   with("web&amp;1", "web&#x9b;passwd"),

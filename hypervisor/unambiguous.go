@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -32,6 +33,9 @@ func unambiguous(text string) error {
 			}
 			path, around = path[:len(path)-1], around[:len(path)-1]
 		case xml.StartElement:
+			if slices.ContainsFunc(t.Attr, func(a xml.Attr) bool { return a.Name.Space == "xmlns" && a.Value == "" }) {
+				return corrupt("a prefix of no namespace") // who has it may be read as if it had no prefix
+			}
 			long := len(t.Name.Space) + len(t.Name.Local) + 1
 			if len(path) > 0 {
 				long += around[len(path)-1]
@@ -65,10 +69,6 @@ func unambiguous(text string) error {
 
 // namespaced reports whether an element is in a namespace of its own, or declares one for what has no prefix.
 func namespaced(t xml.StartElement) bool {
-	for _, a := range t.Attr {
-		if a.Name.Space == "" && a.Name.Local == "xmlns" {
-			return true
-		}
-	}
-	return t.Name.Space != ""
+	_, ok := declared(t)
+	return ok || t.Name.Space != ""
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,9 +19,6 @@ import (
 
 // Folder is where policies are: NAME.json, NAME.state and NAME.lock of each, for their owner alone.
 type Folder string
-
-// version is that of both files.
-const version = 1
 
 const maxFile = 8 << 20 // bytes
 
@@ -56,10 +54,14 @@ func (f Folder) Load(name string) (p *Policy, s State, err error) {
 		return nil, s, err
 	}
 	p = new(Policy)
-	if err := f.read(name+".json", policyFormat, p); errors.Is(err, fs.ErrNotExist) {
+	version, err := f.read(name+".json", policyFormat, newestVersion, p)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, s, fmt.Errorf("policy %s in %s: %w", name, f, block.ErrNotFound)
 	} else if err != nil {
 		return nil, s, err
+	}
+	if version < p.version() { // who wrote it did not know what is in it
+		return nil, s, &block.CorruptError{Source: f.path(name + ".json"), Want: fmt.Sprintf("version %d, for what it says", p.version()), Got: strconv.Itoa(version)}
 	}
 	if p.Name != name {
 		return nil, s, &block.CorruptError{Source: f.path(name + ".json"), Want: "policy " + name, Got: p.Name}
@@ -67,7 +69,7 @@ func (f Folder) Load(name string) (p *Policy, s State, err error) {
 	if err := p.Validate(); err != nil {
 		return nil, s, err
 	}
-	if err := f.read(name+".state", stateFormat, &s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := f.read(name+".state", stateFormat, firstVersion, &s); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, s, err
 	}
 	if s.Created.IsZero() { // the file is lost
@@ -88,11 +90,13 @@ func (f Folder) Save(p *Policy) error {
 	if err := os.MkdirAll(string(f), 0o700); err != nil {
 		return err
 	}
-	return f.write(p.Name+".json", policyFormat, p)
+	return f.write(p.Name+".json", policyFormat, p.version(), p)
 }
 
 // SaveState notes what came of a policy.
-func (f Folder) SaveState(name string, s State) error { return f.write(name+".state", stateFormat, s) }
+func (f Folder) SaveState(name string, s State) error {
+	return f.write(name+".state", stateFormat, firstVersion, s)
+}
 
 // Delete removes a policy. Its backups stay.
 func (f Folder) Delete(name string) error {
@@ -129,39 +133,40 @@ func (f Folder) Lock(name string) (unlock func() error, err error) {
 
 func (f Folder) path(name string) string { return filepath.Join(string(f), name) }
 
-func (f Folder) read(name, format string, into any) error {
+// read reads a file whose version is not above newest, and returns that.
+func (f Folder) read(name, format string, newest int, into any) (version int, err error) {
 	path := f.path(name)
 	r, err := os.Open(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer r.Close()
 	text, err := io.ReadAll(io.LimitReader(r, maxFile))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	corrupt := func(want, got string) error {
 		return &block.CorruptError{Source: path, Want: want, Got: got}
 	}
 	var whole file
 	if err := json.Unmarshal(text, &whole); err != nil {
-		return corrupt("JSON", err.Error())
+		return 0, corrupt("JSON", err.Error())
 	}
 	if whole.Format != format {
-		return corrupt("format "+format, whole.Format)
+		return 0, corrupt("format "+format, whole.Format)
 	}
-	if whole.Version != version {
-		return fmt.Errorf("%s has version %d, this program reads version %d: %w", path, whole.Version, version, block.ErrVersion)
+	if whole.Version < firstVersion || whole.Version > newest {
+		return 0, fmt.Errorf("%s has version %d, this program reads versions %d to %d: %w", path, whole.Version, firstVersion, newest, block.ErrVersion)
 	}
 	d := json.NewDecoder(bytes.NewReader(whole.Content))
 	d.DisallowUnknownFields() // a newer version may mean something by them
 	if err := d.Decode(into); err != nil {
-		return corrupt("known fields", err.Error())
+		return 0, corrupt("known fields", err.Error())
 	}
-	return nil
+	return whole.Version, nil
 }
 
-func (f Folder) write(name, format string, content any) error {
+func (f Folder) write(name, format string, version int, content any) error {
 	inner, err := json.Marshal(content)
 	if err != nil {
 		return err

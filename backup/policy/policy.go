@@ -17,6 +17,8 @@ type Policy struct {
 	Name         string              `json:"name"`
 	Volumes      []string            `json:"volumes,omitempty"` // or
 	Group        string              `json:"group,omitempty"`
+	Domains      []string            `json:"domains,omitempty"`     // or: whole machines of libvirt
+	Connect      string              `json:"connect,omitempty"`     // libvirt's URI; empty: as without a policy
 	Files        map[string][]string `json:"files,omitempty"`       // besides: files and folders, by what their backup is called
 	GuestAgents  []string            `json:"guestAgents,omitempty"` // VOLUME=SOCKET
 	Endpoint     string              `json:"endpoint,omitempty"`    // of hvd; empty: as without a policy
@@ -33,7 +35,7 @@ type Policy struct {
 	VerifyPercent int     `json:"verifyPercent,omitempty"`      // of the packs, to the last byte
 
 	TestEvery   Seconds  `json:"testEverySeconds,omitempty"` // boot the backups; 0: never
-	TestGuests  []string `json:"testGuests,omitempty"`       // VOLUME,VOLUME…: the disks of a guest, the first is booted from; none: each volume is a guest
+	TestGuests  []string `json:"testGuests,omitempty"`       // VOLUME,VOLUME…: the disks of a guest, the first is booted from; or a domain; none: each volume, or domain, is a guest
 	TestExpect  string   `json:"testExpect,omitempty"`       // what its console has to say, a regular expression
 	TestAgent   bool     `json:"testAgent,omitempty"`        // its agent has to answer
 	TestTimeout Seconds  `json:"testTimeoutSeconds,omitempty"`
@@ -81,10 +83,10 @@ func (p *Policy) Validate() error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("policy %s: %s: %w", p.Name, fmt.Sprintf(format, args...), block.ErrInvalid)
 	}
-	if (len(p.Volumes) == 0) == (p.Group == "") || len(p.Volumes) > maxVolumes {
-		return bad("it needs volumes, or a group")
+	if what := p.checkTargets(); what != "" {
+		return bad("%s", what)
 	}
-	texts := append([]string{p.TestExpect, p.Group, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, slices.Concat(p.Volumes, p.Identities, p.GuestAgents, p.TestGuests, p.TestQEMU)...)
+	texts := append([]string{p.TestExpect, p.Group, p.Connect, p.Endpoint, p.Repository, p.PasswordFile, p.CopyTo, p.CopyPasswordFile, p.WebhookFile, p.MailTo}, slices.Concat(p.Volumes, p.Domains, p.Identities, p.GuestAgents, p.TestGuests, p.TestQEMU)...)
 	for name, paths := range p.Files {
 		if name == "" || len(name) > 200 || len(paths) == 0 || len(paths) > maxVolumes {
 			return bad("files %q: want a name and paths", name)
@@ -122,10 +124,8 @@ func (p *Policy) Validate() error {
 		return bad("%v", err)
 	}
 	for _, guest := range p.TestGuests {
-		for _, volume := range strings.Split(guest, ",") {
-			if volume == "" || p.Group == "" && !slices.Contains(p.Volumes, volume) {
-				return bad("test of %q: want volumes of the policy, with commas between", guest)
-			}
+		if !p.knowsGuest(guest) {
+			return bad("test of %q: want volumes of the policy, with commas between, or one of its domains", guest)
 		}
 	}
 	if _, err := regexp.Compile(p.TestExpect); err != nil {

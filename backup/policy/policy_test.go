@@ -189,7 +189,7 @@ func TestBadFiles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := os.WriteFile(f.path("newer.json"), []byte(`{"format":"hyper-nixos backup policy","version":2,"content":{}}`), 0o600); err != nil {
+	if err := os.WriteFile(f.path("newer.json"), []byte(`{"format":"hyper-nixos backup policy","version":3,"content":{}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := f.Load("newer"); !errors.Is(err, block.ErrVersion) {

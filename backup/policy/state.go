@@ -25,7 +25,7 @@ type State struct {
 
 // Test is what came of a restore test. Its fields are those of the file, too.
 type Test struct {
-	Backups []string `json:"backups"` // the first was booted
+	Backups []string `json:"backups"` // the first was booted; or the one of a machine
 	Seconds float64  `json:"seconds"` // until the guest answered
 	Answer  string   `json:"answer,omitempty"`
 	Error   string   `json:"error,omitempty"` // why it did not; empty: it passed

@@ -330,6 +330,22 @@ func (st *Stream) Expire(seq uint64) (freed int64, err error) {
 	return freed, err
 }
 
+// Expirable is what Expire would give back, in bytes, if nobody read anything.
+func (st *Stream) Expirable(seq uint64) (bytes int64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		f.mu.Lock()
+		keep := !f.sealed && !f.spent || f.lastSeq > seq
+		f.mu.Unlock()
+		if keep {
+			return bytes
+		}
+		bytes += f.end
+	}
+	return bytes
+}
+
 // Held reports whether somebody reads the oldest file, so that nothing can expire.
 func (st *Stream) Held() bool {
 	st.mu.Lock()

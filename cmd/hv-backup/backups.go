@@ -18,7 +18,6 @@ import (
 // choose finds the one backup whose name begins with a prefix; "latest" is the youngest, "latest:SOURCE" the youngest of a source. A machine is called domain:NAME among sources, as a volume may have its name; where there are only machines, NAME is enough.
 func choose(all []*repository.Manifest, name string) (*repository.Manifest, error) {
 	if latest, source, ofSource := strings.Cut(name, ":"); latest == "latest" {
-		isMachine := func(m *repository.Manifest) bool { return m.Source.Kind == machine.Kind }
 		only := !slices.ContainsFunc(all, func(m *repository.Manifest) bool { return !isMachine(m) })
 		domain, ofDomain := strings.CutPrefix(source, "domain:")
 		for _, m := range slices.Backward(all) {

@@ -49,6 +49,14 @@ func (p *policies) complete(_ *cobra.Command, args []string, _ string) ([]cobra.
 	return slices.DeleteFunc(names, func(name string) bool { return slices.Contains(args, name) }), cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeOne offers policies for the one argument.
+func (p *policies) completeOne(c *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return p.complete(c, args, text)
+}
+
 // completeRun offers volumes, unless the arguments are files.
 func (a *app) completeRun(c *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	for _, flag := range []string{"file", "files"} {

@@ -128,18 +128,47 @@ func TestCheckStart(t *testing.T) {
 	const head = "<domain><name>web1</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid><devices><disk type='network'><source protocol='nbd' name='a'/><target dev='vda'/></disk><disk type='file' device='cdrom'><source file='/s'/><target dev='sda'/></disk>"
 	for disk, refused := range map[string]bool{
 		"": false, "<disk type='file' device='cdrom'><source file='/x'/><target dev='sdb'/></disk>": false, "<disk type='file' device='floppy'><target dev='fda'/></disk>": false,
-		"<disk type='file'><source file='/x'/><target dev='vdb'/></disk>":                  true,
-		"<disk type='block' device='lun'><source dev='/dev/x'/><target dev='vdb'/></disk>": true,
-		"<disk type='network'><source protocol='rbd' name='b'/><target dev='vdb'/></disk>": true,
+		"<disk type='file' device='floppy'><source file='/f'/><target dev='fda'/></disk>":     true,
+		"<disk type='block' device='floppy'><source dev='/dev/f'/><target dev='fda'/></disk>": true,
+		"<disk type='file' device='floppy'><source file='/f'/><target dev='fdb'/></disk>":     false, // is in the backup
+		"<disk type='file'><source file='/x'/><target dev='vdb'/></disk>":                     true,
+		"<disk type='block' device='lun'><source dev='/dev/x'/><target dev='vdb'/></disk>":    true,
+		"<disk type='network'><source protocol='rbd' name='b'/><target dev='vdb'/></disk>":    true,
 	} {
 		for _, name := range []string{"web1", "web2"} {
-			k := &machineRestore{start: true, plan: plannedMachine{Domain: name}, m: &machine.Machine{Name: "web1", Disks: []machine.Disk{{Target: "vda"}}, XML: head + disk + "</devices></domain>"}}
+			k := &machineRestore{start: true, plan: plannedMachine{Domain: name}, m: &machine.Machine{Name: "web1", Disks: []machine.Disk{{Target: "vda"}}, Media: []machine.Medium{{Target: "fdb", Path: "/f"}}, XML: head + disk + "</devices></domain>"}}
 			if err := k.checkStart(); (err != nil) != (refused && name == "web2") {
 				t.Errorf("%s with %s: %v", name, disk, err)
 			}
 			if k.start = false; k.checkStart() != nil {
 				t.Errorf("%s with %s is refused without a start", name, disk)
 			}
+		}
+	}
+}
+
+// A floppy of a machine beside the one it was is another one, as both write to it; a CD is the same.
+func TestFloppyBeside(t *testing.T) {
+	env := map[string]string{"XDG_CONFIG_HOME": t.TempDir(), "XDG_DATA_HOME": t.TempDir()}
+	place, err := libvirt.Find("qemu:///session", func(name string) string { return env[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	m := &machine.Machine{Name: "web1", XML: "<domain><name>web1</name><uuid>6f0c2f3e-1111-4222-8333-444455556666</uuid><devices><disk type='file' device='cdrom'><target dev='sda'/></disk><disk type='file' device='floppy'><target dev='fda'/></disk></devices></domain>"}
+	for _, target := range []string{"sda", "fda"} {
+		path := filepath.Join(dir, target+".img")
+		if err := os.WriteFile(path, []byte(target), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m.Media = append(m.Media, machine.Medium{Target: target, Path: path})
+		m.Contents = append(m.Contents, machine.File{Name: machine.MediumFile(target), Mode: 0o600, Data: []byte(target)})
+	}
+	own := filepath.Join(place.ImagesDir(), "web2-fda.img")
+	for name, want := range map[string][]string{"web1": {m.Media[0].Path, m.Media[1].Path}, "web2": {m.Media[0].Path, own}} {
+		k := &machineRestore{m: m, place: place, plan: plannedMachine{Domain: name}, change: hypervisor.Change{Disks: make(map[string]hypervisor.Source)}}
+		if err := k.planFiles(); err != nil || !slices.Equal(k.plan.Media, want) || k.change.Disks["sda"] != (hypervisor.Source{}) || (name == "web2") != (k.change.Disks["fda"].File == own) || len(k.files) != len(k.change.Disks) {
+			t.Errorf("%s reads %q and writes %+v, %v; want %q", name, k.plan.Media, k.files, err, want)
 		}
 	}
 }

@@ -57,7 +57,7 @@ func (k *machineRestore) planFiles() error {
 	for _, medium := range k.m.Media {
 		f := k.m.File(machine.MediumFile(medium.Target))
 		path := medium.Path
-		if same, err := sameContent(path, f.Data); err != nil || !same {
+		if same, err := sameContent(path, f.Data); err != nil || !same || k.writes(d, medium.Target) {
 			path = filepath.Join(k.place.ImagesDir(), k.plan.Domain+"-"+medium.Target+extension(medium.Path, ".iso"))
 			k.files = append(k.files, plannedFile{path: path, dir: k.place.ImagesDir(), owner: medium.Owner, file: *f})
 			k.change.Disks[medium.Target] = hypervisor.Source{File: path}
@@ -76,6 +76,11 @@ func (k *machineRestore) planFiles() error {
 		}
 	}
 	return nil
+}
+
+// writes reports whether a machine beside the one it was would write to what is in that drive: a floppy is no CD, so each gets one of its own.
+func (k *machineRestore) writes(d *hypervisor.Domain, target string) bool {
+	return k.plan.Domain != k.m.Name && slices.ContainsFunc(d.Disks, func(disk hypervisor.Disk) bool { return disk.Target == target && disk.Device != "cdrom" })
 }
 
 // nvramOwner is whose the variables of the firmware were, if the backup says so.

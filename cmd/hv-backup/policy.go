@@ -27,11 +27,11 @@ func newPolicy(a *app) *cobra.Command {
 	c := console.Group(&cobra.Command{
 		Use:   "policy",
 		Short: "Back up by itself: what, how often, and what to keep",
-		Long: `Back up by itself. A policy says which volumes to back up where, how often, and what to keep; a timer calls "hv-backup policy run --due" every few minutes, which does what is due (docs/hv-backup.md has
+		Long: `Back up by itself. A policy says which volumes, or whole machines, to back up where, how often, and what to keep; a timer calls "hv-backup policy run --due" every few minutes, which does what is due (docs/hv-backup.md has
 one for systemd). Policies are files in --policies, by default $HV_BACKUP_POLICIES, /var/lib/hv-backup/policies for root, ~/.local/state/hv-backup/policies for others.`,
 	})
 	c.PersistentFlags().StringVar(&p.folder, "policies", "", "folder with the policies (default $HV_BACKUP_POLICIES, else a place for root or for you)")
-	c.AddCommand(newPolicySet(p), newPolicyList(p), newPolicyDelete(p), newPolicyRun(p))
+	c.AddCommand(newPolicySet(p), newPolicyList(p), newPolicyShow(p), newPolicyDelete(p), newPolicyRun(p))
 	return c
 }
 
@@ -66,15 +66,18 @@ func newPolicySet(p *policies) *cobra.Command {
 	var testMemory units.Size
 	var withFiles []string
 	c := &cobra.Command{
-		Use:   "set NAME VOLUME...|@GROUP --every TIME",
+		Use:   "set NAME VOLUME...|@GROUP --every TIME | set NAME --domain DOMAIN[,DOMAIN...] --every TIME",
 		Short: "Make a policy, or replace it",
 		Long: `Make a policy, or replace it; what came of it until now stays known. Volumes, or a group, are backed up together every so often, at --at if it is whole days, to --repo with the keys of --password-file or
 --identity: files, as nobody is there to ask. After a backup those of the policy that no --keep flag keeps are forgotten; without one all stay. --prune-every and --verify-every look after the repository, --copy-to copies the
 policy's backups into another one. --test-restore boots the backups just made, each volume by itself or the disks of a --test-guest together, as "test-restore" does, and wants an answer.
 
+With --domain it is whole machines of libvirt, as "run --domain" backs them up, together and at the same moment: their volumes, whichever these are by then, and the rest of them. A restore test boots each machine, with its firmware, or only those of --test-guest.
+
 When a backup fails it is tried again after 5 minutes, 10, and so on, at least every hour. --webhook-file and --mail-to tell of the first failure, of a backup that is missing (half a period late), of damage, and when all is well again.`,
 		Example: `  hv-backup policy set nightly web1 db1 --every 1d --at 02:00 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune-every 1d --verify-every 1w --verify-data 5 --repo /mnt/backup/vms --password-file /etc/hv-backup/password
   hv-backup policy set web web1 web1-data --every 1d --test-restore weekly --test-guest web1,web1-data --test-expect 'nginx.*started' --repo /mnt/backup/vms --password-file /etc/hv-backup/password
+  hv-backup policy set machines --domain web1,db1 --every 1d --at 03:00 --keep-daily 14 --test-restore weekly --repo /mnt/backup/vms --password-file /etc/hv-backup/password
   hv-backup policy set shop @shop --every 1h --keep-hourly 24 --keep-daily 14 --repo s3://backups/shop --identity /etc/hv-backup/key --mail-to ops@example.org`,
 		Args:              console.Between(2, 1000, "NAME and VOLUME or @GROUP"),
 		ValidArgsFunction: p.a.completeVolumes(1, 1000),
@@ -118,7 +121,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	f.Var(&verify, "verify-every", "how often to verify the repository")
 	f.IntVar(&want.VerifyPercent, "verify-data", 0, "how many `PERCENT` of the packs to read when it is verified")
 	f.Var(&test, "test-restore", "how often to boot the backups and see whether the guests answer: weekly, daily, monthly, or a time")
-	f.StringArrayVar(&want.TestGuests, "test-guest", nil, "`VOLUME,VOLUME` that are the disks of one guest, the first is booted from; may be repeated (default each volume by itself)")
+	f.StringArrayVar(&want.TestGuests, "test-guest", nil, "`VOLUME,VOLUME` that are the disks of one guest, the first is booted from, or one of --domain; may be repeated (default each volume, or machine, by itself)")
 	f.StringVar(&want.TestExpect, "test-expect", "", "regular `EXPRESSION` that a line of the guest's serial console has to match, as for test-restore")
 	f.BoolVar(&want.TestAgent, "test-agent", false, "the guest's qemu-guest-agent has to answer")
 	f.Var(&testTimeout, "test-timeout", "how long to wait for the answer (default 5m)")
@@ -130,6 +133,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	f.StringVar(&want.WebhookFile, "webhook-file", "", "file with a URL in its first line, to which failures are told")
 	f.StringVar(&want.MailTo, "mail-to", "", "address to which sendmail sends failures")
 	_ = c.MarkFlagRequired("every")
+	p.domainFlags(c, &want)
 	return c
 }
 
@@ -170,6 +174,9 @@ func (p *policies) set(want *policy.Policy) (err error) {
 			return fmt.Errorf("%s: %w", one.flag, err)
 		}
 	}
+	if err := p.settleDomains(want); err != nil {
+		return err
+	}
 	folder, err := p.in()
 	if err != nil {
 		return err
@@ -193,13 +200,6 @@ func (p *policies) set(want *policy.Policy) (err error) {
 	})
 }
 
-func targets(p *policy.Policy) string {
-	if p.Group != "" {
-		return "@" + p.Group
-	}
-	return strings.Join(p.Volumes, " ")
-}
-
 // policyView is a policy with -o json.
 type policyView struct {
 	*policy.Policy
@@ -208,6 +208,19 @@ type policyView struct {
 	Missing bool         `json:"missing"` // the last backup is half a period older than it should be
 
 	Unreadable string `json:"unreadable,omitempty"` // why, of a policy of which nothing but the name is known
+}
+
+// trouble is what is wrong with a policy; "" if nothing is.
+func (v *policyView) trouble() string {
+	switch {
+	case v.State.Error != "":
+		return v.State.Error
+	case v.State.Damage != "":
+		return v.State.Damage
+	case v.Missing:
+		return "missing: does a timer call `hv-backup policy run --due`?"
+	}
+	return ""
 }
 
 // policyError is an error about the files of policies: damage of these is none of a repository, whose verification would be of no help.
@@ -252,13 +265,7 @@ func newPolicyList(p *policies) *cobra.Command {
 				if !s.LastDone.IsZero() {
 					last = s.LastDone.Local().Format(time.DateTime)
 				}
-				trouble := s.Error
-				switch {
-				case trouble == "" && s.Damage != "":
-					trouble = s.Damage
-				case trouble == "" && v.Missing:
-					trouble = "missing: does a timer call `hv-backup policy run --due`?"
-				}
+				trouble := v.trouble()
 				if trouble != "" {
 					bad++
 				}
@@ -281,7 +288,7 @@ func newPolicyDelete(p *policies) *cobra.Command {
 		Short:             "Delete a policy; its backups stay",
 		Example:           "  hv-backup policy delete nightly",
 		Args:              console.Exactly("NAME"),
-		ValidArgsFunction: p.complete,
+		ValidArgsFunction: p.completeOne,
 		RunE: func(c *cobra.Command, args []string) error {
 			folder, err := p.in()
 			if err != nil {

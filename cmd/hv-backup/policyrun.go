@@ -169,7 +169,7 @@ func (p *policies) do(ctx context.Context, is *policy.Policy, s *policy.State, n
 
 // backUp backs up, and returns the backups of disks.
 func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.State) (disks []doneRun, err error) {
-	args := append([]string{"run"}, strings.Fields(targets(is))...)
+	args := runArgs(is)
 	for _, agent := range is.GuestAgents {
 		args = append(args, "--guest-agent", agent)
 	}
@@ -186,7 +186,7 @@ func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.Stat
 	for _, one := range all {
 		s.Backups = append(s.Backups, one.Backup)
 		if p.a.output != "json" {
-			p.a.say("policy %s: backed up %s as %s", is.Name, one.Source, one.Backup)
+			p.a.say("policy %s: backed up %s %s as %s", is.Name, one.Kind, one.Source, one.Backup)
 		}
 	}
 	return disks, nil

@@ -27,22 +27,18 @@ func (o *oftenFlag) Set(text string) error {
 
 // test boots what a policy has just backed up. A test that fails does not keep the others from being made.
 func (p *policies) test(ctx context.Context, is *policy.Policy, disks []doneRun) (tests []policy.Test, failed error) {
-	backups := make(map[string]string) // by volume
-	guests := is.TestGuests
-	for _, d := range disks {
-		backups[d.Source] = d.Backup
-		if len(is.TestGuests) == 0 {
-			guests = append(guests, d.Source)
-		}
+	guests, backups := ofGuests(is, disks)
+	if len(is.TestGuests) > 0 {
+		guests = is.TestGuests
 	}
 	for _, guest := range guests {
 		t := policy.Test{}
 		var err error
-		for _, volume := range strings.Split(guest, ",") {
-			if backups[volume] == "" {
-				err = fmt.Errorf("test of %s: a backup of volume %s in this run: %w", guest, volume, block.ErrNotFound)
+		for _, name := range disksOf(is, guest) {
+			if backups[name] == "" {
+				err = fmt.Errorf("test of %s: a backup of %s in this run: %w", guest, name, block.ErrNotFound)
 			}
-			t.Backups = append(t.Backups, backups[volume])
+			t.Backups = append(t.Backups, backups[name])
 		}
 		if err == nil {
 			err = p.testOne(ctx, is, guest, &t)

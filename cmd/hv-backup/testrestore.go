@@ -32,11 +32,14 @@ type restoreTest struct {
 	memory  units.Size
 	scratch units.Size
 	options trial.Options // what needs no translation
+
+	busGiven bool
 }
 
 // tested is what came of a restore test, with -o json.
 type tested struct {
-	Backups  []string `json:"backups"` // the first is booted
+	Backups  []string `json:"backups"`           // the first is booted
+	Machine  string   `json:"machine,omitempty"` // the backup of the machine whose disks they are
 	Passed   bool     `json:"passed"`
 	Error    string   `json:"error,omitempty"`
 	Console  string   `json:"console,omitempty"` // the line that was waited for
@@ -55,6 +58,7 @@ func newTestRestore(a *app) *cobra.Command {
 		Short: "Boot a backup in isolation and see whether the guest answers",
 		Long: `Boot a backup in a machine of QEMU, straight from the repository, and wait until the guest answers: by a login prompt on its serial console, by a line there that matches --expect, or, with --agent, by its qemu-guest-agent; without either flag, prompt or agent
 suffices. BACKUP is a name, as many letters of it as tell it from others, latest, latest:SOURCE, or a volume, which means its youngest backup. Several are the disks of one machine, the first is booted from.
+The backup of a machine (run --domain; latest:domain:NAME) is booted from its disks, by UEFI and on the bus that its definition has; variables of its firmware, its TPM, drives and what else it has are not there, and its memory is --memory.
 
 The backup is not changed and nothing is restored: what the guest writes goes into a scratch file without a name in $TMPDIR, else /var/tmp, which goes with QEMU. The machine has no network, QEMU's sandbox is on, and as root QEMU runs as the user nobody. KVM is used where that
 user may and a trial shows that it works, else TCG, which is ten times slower and more. Arguments after -- go to QEMU, so they may also break the isolation; files that they name must be readable for that user. QEMU is ended in any case, also by an interrupt.
@@ -63,6 +67,7 @@ Exit code 0 means that the guest answered, 7 that it did not, 5 that it was give
 		Example: `  hv-backup test-restore web1 --repo /mnt/backup/vms
   hv-backup test-restore latest:db1 latest:db1-data --agent --timeout 10m --memory 2GiB -o json --repo s3://bucket/vms
   hv-backup test-restore web1 --expect 'nginx.*started' --uefi
+  hv-backup test-restore latest:domain:win1 --agent --memory 4GiB --timeout 15m
   hv-backup test-restore web1 -- -kernel vmlinuz -initrd initrd.img -append 'root=/dev/vda1 console=ttyS0'`,
 		Args: func(c *cobra.Command, args []string) error {
 			if n := c.ArgsLenAtDash(); n >= 0 {
@@ -75,6 +80,7 @@ Exit code 0 means that the guest answered, 7 that it did not, 5 that it was give
 			if n := c.ArgsLenAtDash(); n >= 0 {
 				args, t.options.Args = args[:n], args[n:]
 			}
+			t.busGiven = c.Flags().Changed("bus")
 			return t.run(c.Context(), args)
 		},
 	}
@@ -154,10 +160,22 @@ func (t *restoreTest) run(ctx context.Context, names []string) (err error) {
 		if err != nil {
 			return err
 		}
-		if m.Source.Kind == files.Kind {
+		switch {
+		case m.Source.Kind == files.Kind:
 			return console.Usagef("%s is of files, which cannot be booted", m.Name)
+		case !isMachine(m):
+			chosen = append(chosen, m)
+		case len(names) > 1:
+			return console.Usagef("%s is of a machine, which is booted by itself", m.Name)
+		default:
+			out.Machine = m.Name
+			if chosen, err = t.likeMachine(ctx, r, m, all); err != nil {
+				return fmt.Errorf("boot %s: %w", m.Name, err)
+			}
 		}
-		chosen, out.Backups = append(chosen, m), append(out.Backups, m.Name)
+	}
+	for _, m := range chosen {
+		out.Backups = append(out.Backups, m.Name)
 	}
 	if t.console != "" {
 		to := t.a.err
@@ -243,12 +261,14 @@ func (t *restoreTest) boot(ctx context.Context, r *repository.Repository, chosen
 	return nil
 }
 
-// chooseOrLatest is choose, and takes the name of a source for its youngest backup.
+// chooseOrLatest is choose, and takes the name of a source, of a volume rather than of a machine, for its youngest backup.
 func chooseOrLatest(all []*repository.Manifest, name string) (*repository.Manifest, error) {
 	m, err := choose(all, name)
 	if errors.Is(err, block.ErrNotFound) {
-		if latest, none := choose(all, "latest:"+name); none == nil {
-			return latest, nil
+		for _, of := range []string{"latest:", "latest:domain:"} {
+			if latest, none := choose(all, of+name); none == nil {
+				return latest, nil
+			}
 		}
 	}
 	return m, err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/hypervisor/libvirt"
@@ -27,6 +28,7 @@ const (
 	guardAtLeast = time.Minute // for thawing where libvirtd came back late
 	guardReady   = 'r'         // what the guard says when it watches
 	guardDone    = 'd'         // what it is told when nothing is frozen any more
+	guardLeft    = 'l'         // what it is told when its parent has said what is frozen, and ends
 )
 
 // thawGuard is a process of its own that thaws guests if this one is killed while they are frozen.
@@ -70,8 +72,11 @@ func (g *thawGuard) end() error {
 	return errors.Join(err, g.in.Close(), g.cmd.Wait())
 }
 
-// leave lets the guard thaw on, without waiting for it.
-func (g *thawGuard) leave() error { return errors.Join(g.in.Close(), g.cmd.Process.Release()) }
+// leave lets the guard thaw on, without waiting for it. Who reads what this process says need not wait for it either.
+func (g *thawGuard) leave() error {
+	_, err := g.in.Write([]byte{guardLeft})
+	return errors.Join(err, g.in.Close(), g.cmd.Process.Release())
+}
 
 // newThawGuard is the command that a guard runs. People have no use for it.
 func newThawGuard(a *app) *cobra.Command {
@@ -86,14 +91,31 @@ func newThawGuard(a *app) *cobra.Command {
 			if _, err := a.out.Write([]byte{guardReady}); err != nil {
 				return err
 			}
-			if told(a.in) {
+			switch told(a.in) {
+			case guardDone:
 				return nil
+			case guardLeft:
+				if err := letGo(); err != nil {
+					a.note("hv-backup: %v", err)
+				}
 			}
 			return a.thawAll(context.WithoutCancel(c.Context()), connect, args)
 		},
 	}
 	c.Flags().StringVar(&connect, "connect", "", connectHelp)
 	return c
+}
+
+// letGo closes what this process has of its parent's streams: what there is to say the parent has said. Who was killed has not, and his guard keeps them.
+func letGo() error {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	for _, fd := range []int{1, 2} {
+		err = errors.Join(err, unix.Dup3(int(null.Fd()), fd, 0))
+	}
+	return errors.Join(err, null.Close())
 }
 
 // thawAll thaws the guests of domains, each with a connection of its own, so that one that does not answer keeps no other waiting.
@@ -145,18 +167,18 @@ func (a *app) thawOne(ctx context.Context, uri, id string) (again bool, err erro
 	return false, conn.Thaw(ctx, d, time.Until(end)+guardAtLeast)
 }
 
-// told waits until the parent says that all is well, which is true, or is gone, or takes too long.
-func told(in io.Reader) bool {
-	result := make(chan bool, 1)
+// told waits until the parent says guardDone or guardLeft, or is gone, or takes too long, which both are 0.
+func told(in io.Reader) byte {
+	result := make(chan byte, 1)
 	go func() { // ends with the process at the latest
 		var b [1]byte
-		n, _ := io.ReadFull(in, b[:])
-		result <- n == 1 && b[0] == guardDone
+		_, _ = io.ReadFull(in, b[:])
+		result <- b[0]
 	}()
 	select {
-	case well := <-result:
-		return well
+	case word := <-result:
+		return word
 	case <-time.After(guardTime):
-		return false
+		return 0
 	}
 }

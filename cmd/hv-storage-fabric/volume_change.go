@@ -65,7 +65,7 @@ A smaller size loses what lies beyond it: that needs --shrink, and --force while
 }
 
 func newVolumeDelete(a *app) *cobra.Command {
-	var yes bool
+	var yes, dryRun bool
 	use, short := "delete NAME", "Delete a volume that is not attached, with its snapshots"
 	c := a.volumeCommand(use, short, func(c *cobra.Command, api *client.Client, name string) error {
 		reply, err := client.GetVolume(c.Context(), api, name)
@@ -73,6 +73,9 @@ func newVolumeDelete(a *app) *cobra.Command {
 			return err
 		}
 		v := reply.Volume
+		if dryRun {
+			return a.showVolumeLoss(c, api, &v)
+		}
 		question := fmt.Sprintf("Delete volume %s (%s) and its %d snapshots? Their data is lost.", v.Name, units.Size(v.SizeBytes).Human(), v.SnapshotCount)
 		if err := a.confirm(yes, question); err != nil {
 			return fmt.Errorf("delete volume %q: %w", name, err)
@@ -82,9 +85,33 @@ func newVolumeDelete(a *app) *cobra.Command {
 		}
 		return a.show(map[string]any{"name": name, "deleted": true}, func() { a.say("deleted volume %s", name) })
 	})
-	c.Example = "  hv-storage-fabric volume delete web1 --yes"
+	c.Example = "  hv-storage-fabric volume delete web1 --dry-run\n  hv-storage-fabric volume delete web1 --yes"
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "delete nothing; say what would go, history included")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return c
+}
+
+// showVolumeLoss prints what goes with a volume.
+func (a *app) showVolumeLoss(c *cobra.Command, api *client.Client, v *client.Volume) error {
+	l, err := api.HistoryLoss(c.Context(), v.Name, 0, 0, 0, 0, 0)
+	if err != nil {
+		return err
+	}
+	view := map[string]any{"name": v.Name, "deleted": false, "attached": v.Attachment != nil, "sizeBytes": v.SizeBytes, "referencedBytes": v.ReferencedBytes, "snapshots": v.SnapshotCount, "history": l}
+	if l.First == nil {
+		view["history"] = nil
+	}
+	return a.show(view, func() {
+		a.say("deleting volume %s gives up %s of data, and %s", v.Name, units.Size(v.ReferencedBytes).Human(), counted(v.SnapshotCount, "snapshot"))
+		if l.First != nil {
+			for _, line := range l.Text() {
+				a.say("%s", line)
+			}
+		}
+		if v.Attachment != nil {
+			a.say("it is attached, and refused until that ends")
+		}
+	})
 }
 
 // confirm asks on the terminal, unless yes was given. Without a terminal nobody can answer, so it refuses.

@@ -68,19 +68,28 @@ func newVolumeHistory(a *app) *cobra.Command {
 		return a.showHistory(name, &reply.History)
 	})
 	show.Example = "  hv-storage-fabric volume history show web1"
+	var dryRun bool
 	end := a.volumeCommand("clear NAME", "End the history of a volume and give up all that is there of it", func(c *cobra.Command, api *client.Client, name string) error {
+		if dryRun {
+			return a.showHistoryLoss(c, api, name, 0, 0, units.Ages{})
+		}
 		reply, err := client.SetVolumeHistory(c.Context(), api, name, 0, 0, 0, 0, 0)
 		if err != nil {
 			return err
 		}
 		return a.showHistory(name, reply.SetVolumeHistory)
 	})
-	end.Example = "  hv-storage-fabric volume history clear web1"
+	end.Long = "End the history of a volume and give up all that is there of it. Refused while a moment of it is attached. --dry-run says what that is: from when on, what it takes on disk, and how many points it has."
+	end.Example = "  hv-storage-fabric volume history clear web1 --dry-run\n  hv-storage-fabric volume history clear web1"
+	end.Flags().BoolVar(&dryRun, "dry-run", false, historyDryRun)
 	c.AddCommand(newHistorySet(a), show, end)
 	return c
 }
 
+const historyDryRun = "change nothing; say what history would go"
+
 func newHistorySet(a *app) *cobra.Command {
+	var dryRun bool
 	var window units.Span
 	var budget units.Size
 	var ages units.Ages
@@ -94,10 +103,11 @@ What is written is copied once more, in the background, before the log lets it g
 With --every, what is older than that age is thinned in the background, which gives its space back: --flushes says up to which age each flush of the guest is a moment, then --minutes and --hours, up to which each minute, and hour, has one, the last flush of
 it. Marks and snapshots stay. A moment between two that are left is the one before, and "hv-backup cdp attach" says so.
 
-A store that has, or had, history is refused by an hvd that does not know it.`,
+--dry-run says what would go of what is there, for a shorter window or ages, or a smaller budget. A store that has, or had, history is refused by an hvd that does not know it.`,
 		Example: `  hv-storage-fabric volume history set web1 --window 1h
   hv-storage-fabric volume history set db1 --window 24h --budget 50GiB
-  hv-storage-fabric volume history set db1 --every 1h --flushes 24h --minutes 7d --hours 30d --budget 50GiB`,
+  hv-storage-fabric volume history set db1 --every 1h --flushes 24h --minutes 7d --hours 30d --budget 50GiB
+  hv-storage-fabric volume history set web1 --window 10m --dry-run`,
 		Args:              exactly("NAME"),
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -117,6 +127,9 @@ A store that has, or had, history is refused by an hvd that does not know it.`,
 			if err != nil {
 				return err
 			}
+			if dryRun {
+				return a.showHistoryLoss(c, api, args[0], window, budget, ages)
+			}
 			reply, err := client.SetVolumeHistory(c.Context(), api, args[0], float64(window), uint64(budget), float64(ages.Every), float64(ages.Flushes), float64(ages.Minutes))
 			if err != nil {
 				return err
@@ -129,11 +142,25 @@ A store that has, or had, history is refused by an hvd that does not know it.`,
 	c.Flags().Var(&ages.Flushes, "flushes", "each flush up to that age")
 	c.Flags().Var(&ages.Minutes, "minutes", "a point each minute up to that age")
 	c.Flags().Var(&ages.Hours, "hours", "a point each hour up to that age")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, historyDryRun)
 	c.Flags().Var(&budget, "budget", "what it may take on disk, with "+sizeUnits+"; 0: the lesser of 10GiB and 5 % of the file system")
 	for _, name := range []string{"window", "budget", "every", "flushes", "minutes", "hours"} {
 		_ = c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 	return c
+}
+
+// showHistoryLoss prints what setting a history so would give up of it.
+func (a *app) showHistoryLoss(c *cobra.Command, api *client.Client, name string, window units.Span, budget units.Size, ages units.Ages) error {
+	l, err := api.HistoryLoss(c.Context(), name, float64(window), uint64(budget), float64(ages.Every), float64(ages.Flushes), float64(ages.Minutes))
+	if err != nil {
+		return err
+	}
+	return a.show(l, func() {
+		for _, line := range l.Text() {
+			a.say("%s", line)
+		}
+	})
 }
 
 // showHistory prints the history of a volume: an object, or null where there is none.

@@ -17,7 +17,6 @@ import (
 const (
 	magic      = "HVREPLIC"
 	version    = 1
-	headerSize = 32
 	maxMessage = 4 << 10
 
 	// MaxPiece bounds the bytes of a piece of data, and of its payload.
@@ -32,10 +31,6 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func seal(b *[headerSize]byte) {
-	binary.LittleEndian.PutUint32(b[headerSize-4:], crc32.Checksum(b[:headerSize-4], castagnoli))
-}
-
 // Writer writes a stream. Not for use by several goroutines at once.
 type Writer struct {
 	w      io.Writer
@@ -46,12 +41,8 @@ type Writer struct {
 
 // NewWriter writes the header of a stream about a volume of that size.
 func NewWriter(w io.Writer, sizeBytes uint64) (*Writer, error) {
-	var b [headerSize]byte
-	copy(b[:], magic)
-	binary.LittleEndian.PutUint32(b[8:], version)
-	binary.LittleEndian.PutUint64(b[16:], sizeBytes)
-	seal(&b)
-	_, err := w.Write(b[:])
+	h := transfer.NewHeader(magic, version, sizeBytes)
+	_, err := w.Write(h[:])
 	return &Writer{w: w, size: sizeBytes}, err
 }
 
@@ -82,14 +73,14 @@ func (w *Writer) frame(kind uint32, off, length uint64, payload []byte) error {
 	if off < w.next || off > w.size || length > w.size-off || kind == kindData && length > MaxPiece {
 		return fmt.Errorf("piece of %d B at %d of a stream that is at %d of %d: %w", length, off, w.next, w.size, block.ErrInvalid)
 	}
-	var b [headerSize]byte
+	var b transfer.Header
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], kind)
 	le.PutUint32(b[4:], uint32(len(payload)))
 	le.PutUint64(b[8:], off)
 	le.PutUint64(b[16:], length)
 	le.PutUint32(b[24:], crc32.Checksum(payload, castagnoli))
-	seal(&b)
+	b.Seal()
 	w.next = off + length
 	if _, err := w.w.Write(b[:]); err != nil || len(payload) == 0 {
 		return err
@@ -118,21 +109,14 @@ type Reader struct {
 // NewReader reads the header. The error wraps transfer.ErrCut, block.ErrVersion or block.ErrCorrupt, or is r's.
 func NewReader(r io.Reader) (*Reader, error) {
 	s := &Reader{r: r}
-	b, err := s.header()
+	h, err := s.header()
+	if err == nil {
+		s.size, err = h.Stream(magic, version, s.corrupt)
+	}
 	if err != nil {
 		return nil, err
 	}
-	le := binary.LittleEndian
-	if string(b[:8]) != magic {
-		return nil, s.corrupt("magic "+magic, fmt.Sprintf("%q", b[:8]))
-	}
-	if v := le.Uint32(b[8:]); v != version {
-		return nil, fmt.Errorf("stream has version %d, this program reads version %d: %w", v, version, block.ErrVersion)
-	}
-	if le.Uint32(b[12:]) != 0 || le.Uint32(b[24:]) != 0 {
-		return nil, s.corrupt("zero in reserved fields", "something else")
-	}
-	if s.size = le.Uint64(b[16:]); s.size == 0 || s.size > block.MaxVolumeSize || s.size%block.SectorSize != 0 {
+	if s.size == 0 || s.size > block.MaxVolumeSize || s.size%block.SectorSize != 0 {
 		return nil, s.corrupt("a size that a volume can have", fmt.Sprint(s.size))
 	}
 	return s, nil
@@ -222,15 +206,11 @@ func (s *Reader) unpack(packed []byte, length int) ([]byte, error) {
 	return data, nil
 }
 
-func (s *Reader) header() (b [headerSize]byte, err error) {
-	if err := s.fill(b[:]); err != nil {
-		return b, err
+func (s *Reader) header() (h transfer.Header, err error) {
+	if err := s.fill(h[:]); err != nil {
+		return h, err
 	}
-	want := crc32.Checksum(b[:headerSize-4], castagnoli)
-	if got := binary.LittleEndian.Uint32(b[headerSize-4:]); got != want {
-		return b, s.corrupt(fmt.Sprintf("header crc %08x", want), fmt.Sprintf("%08x", got))
-	}
-	return b, nil
+	return h, h.Check(s.corrupt)
 }
 
 func (s *Reader) fill(p []byte) error {

@@ -95,14 +95,14 @@ func TestStreamDamaged(t *testing.T) {
 // Frames with right checksums and bounds that are wrong are refused before anything is allocated for them.
 func TestStreamHostile(t *testing.T) {
 	frame := func(kind, payload uint32, off, length uint64, body []byte) []byte {
-		var b [headerSize]byte
+		var b transfer.Header
 		le := binary.LittleEndian
 		le.PutUint32(b[0:], kind)
 		le.PutUint32(b[4:], payload)
 		le.PutUint64(b[8:], off)
 		le.PutUint64(b[16:], length)
 		le.PutUint32(b[24:], crc32.Checksum(body, castagnoli))
-		seal(&b)
+		b.Seal()
 		return append(b[:], body...)
 	}
 	var head bytes.Buffer

@@ -1,16 +1,13 @@
 package transfer
 
 import (
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"math"
 )
 
 const (
-	magic      = "HVSTREAM"
-	version    = 1
-	headerSize = 32
+	magic   = "HVSTREAM"
+	version = 1
 
 	// MaxPayload bounds the payload of a data frame, in bytes.
 	MaxPayload = 4 << 20
@@ -46,9 +43,3 @@ type RemoteError struct{ Message string }
 
 // Error is the sender's own text.
 func (e *RemoteError) Error() string { return e.Message }
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func seal(b *[headerSize]byte) {
-	binary.LittleEndian.PutUint32(b[headerSize-4:], crc32.Checksum(b[:headerSize-4], castagnoli))
-}

@@ -50,12 +50,8 @@ type LiveWriter struct {
 
 // NewLiveWriter writes the header. sizeBytes is that of the content.
 func NewLiveWriter(w io.Writer, sizeBytes uint64) (*LiveWriter, error) {
-	var b [headerSize]byte
-	copy(b[:], liveMagic)
-	binary.LittleEndian.PutUint32(b[8:], liveVersion)
-	binary.LittleEndian.PutUint64(b[16:], sizeBytes)
-	seal(&b)
-	_, err := w.Write(b[:])
+	h := NewHeader(liveMagic, liveVersion, sizeBytes)
+	_, err := w.Write(h[:])
 	return &LiveWriter{w: w}, err
 }
 
@@ -76,7 +72,7 @@ func (w *LiveWriter) Failed(off, length uint64, why string) error {
 }
 
 func (w *LiveWriter) frame(k LiveKind, off, length uint64, payload []byte) error {
-	var b [headerSize]byte
+	var b Header
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], uint32(k))
 	le.PutUint32(b[4:], uint32(len(payload)))
@@ -85,7 +81,7 @@ func (w *LiveWriter) frame(k LiveKind, off, length uint64, payload []byte) error
 	if len(payload) > 0 {
 		le.PutUint32(b[24:], crc32.Checksum(payload, castagnoli))
 	}
-	seal(&b)
+	b.Seal()
 	w.b = append(append(w.b[:0], b[:]...), payload...)
 	_, err := w.w.Write(w.b)
 	return err
@@ -100,21 +96,10 @@ type LiveReader struct {
 // NewLiveReader reads the header. The error wraps ErrCut, block.ErrVersion or block.ErrCorrupt, or is r's.
 func NewLiveReader(r io.Reader) (*LiveReader, error) {
 	l := &LiveReader{s: Reader{r: r}}
-	b, err := l.s.header()
-	if err != nil {
+	var err error
+	if l.size, err = l.s.begin(liveMagic, liveVersion); err != nil {
 		return nil, err
 	}
-	le := binary.LittleEndian
-	if string(b[:8]) != liveMagic {
-		return nil, l.s.corrupt(fmt.Sprintf("magic %q", liveMagic), fmt.Sprintf("%q", b[:8]))
-	}
-	if v := le.Uint32(b[8:]); v != liveVersion {
-		return nil, fmt.Errorf("stream has version %d, this program reads version %d: %w", v, liveVersion, block.ErrVersion)
-	}
-	if le.Uint32(b[12:]) != 0 || le.Uint32(b[24:]) != 0 {
-		return nil, l.s.corrupt("zero in reserved fields", "something else")
-	}
-	l.size = le.Uint64(b[16:])
 	if l.size == 0 || l.size > block.MaxVolumeSize {
 		return nil, l.s.corrupt("a size that a volume can have", fmt.Sprint(l.size))
 	}

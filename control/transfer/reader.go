@@ -22,21 +22,10 @@ type Reader struct {
 // NewReader reads the header. The error wraps ErrCut, block.ErrVersion or block.ErrCorrupt, or is r's.
 func NewReader(r io.Reader) (*Reader, error) {
 	s := &Reader{r: r}
-	b, err := s.header()
-	if err != nil {
+	var err error
+	if s.size, err = s.begin(magic, version); err != nil {
 		return nil, err
 	}
-	le := binary.LittleEndian
-	if string(b[:8]) != magic {
-		return nil, s.corrupt("magic "+magic, fmt.Sprintf("%q", b[:8]))
-	}
-	if v := le.Uint32(b[8:]); v != version {
-		return nil, fmt.Errorf("stream has version %d, this program reads version %d: %w", v, version, block.ErrVersion)
-	}
-	if le.Uint32(b[12:]) != 0 || le.Uint32(b[24:]) != 0 {
-		return nil, s.corrupt("zero in reserved fields", "something else")
-	}
-	s.size = le.Uint64(b[16:])
 	return s, nil
 }
 
@@ -114,16 +103,20 @@ func (s *Reader) frame() (frame, error) {
 	return f, nil
 }
 
-func (s *Reader) header() ([headerSize]byte, error) {
-	var b [headerSize]byte
-	if err := s.fill(b[:]); err != nil {
-		return b, err
+// begin reads the header of a stream.
+func (s *Reader) begin(magic string, version uint32) (sizeBytes uint64, err error) {
+	h, err := s.header()
+	if err != nil {
+		return 0, err
 	}
-	want := crc32.Checksum(b[:headerSize-4], castagnoli)
-	if got := binary.LittleEndian.Uint32(b[headerSize-4:]); got != want {
-		return b, s.corrupt(fmt.Sprintf("header crc %08x", want), fmt.Sprintf("%08x", got))
+	return h.Stream(magic, version, s.corrupt)
+}
+
+func (s *Reader) header() (h Header, err error) {
+	if err := s.fill(h[:]); err != nil {
+		return h, err
 	}
-	return b, nil
+	return h, h.Check(s.corrupt)
 }
 
 func (s *Reader) payload(p []byte, f frame) error {

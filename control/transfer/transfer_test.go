@@ -122,7 +122,7 @@ func TestHolesCostNothing(t *testing.T) {
 	if err := Send(t.Context(), w, onlyOne{sparse{&reads}, &sync.Mutex{}}, 2<<40, nil); err != nil {
 		t.Fatal(err)
 	}
-	if reads != 2 || wire.Len() > headerSize*6+2*holeUnit {
+	if reads != 2 || wire.Len() > HeaderSize*6+2*holeUnit {
 		t.Errorf("%d reads, %d bytes", reads, wire.Len())
 	}
 	r, err := NewReader(&wire)

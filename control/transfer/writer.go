@@ -15,12 +15,8 @@ type Writer struct {
 
 // NewWriter writes the header. sizeBytes may be UnknownSize.
 func NewWriter(w io.Writer, sizeBytes uint64) (*Writer, error) {
-	var b [headerSize]byte
-	copy(b[:], magic)
-	binary.LittleEndian.PutUint32(b[8:], version)
-	binary.LittleEndian.PutUint64(b[16:], sizeBytes)
-	seal(&b)
-	_, err := w.Write(b[:])
+	h := NewHeader(magic, version, sizeBytes)
+	_, err := w.Write(h[:])
 	return &Writer{w: w}, err
 }
 
@@ -78,14 +74,14 @@ func (w *Writer) Fail(reason string) error {
 }
 
 func (w *Writer) frame(f frame, payload []byte) error {
-	var b [headerSize]byte
+	var b Header
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], uint32(f.kind))
 	le.PutUint32(b[4:], f.payload)
 	le.PutUint64(b[8:], f.off)
 	le.PutUint64(b[16:], f.length)
 	le.PutUint32(b[24:], f.sum)
-	seal(&b)
+	b.Seal()
 	if _, err := w.w.Write(b[:]); err != nil {
 		return err
 	}
