@@ -20,6 +20,7 @@ import (
 type Copying struct {
 	Backups  []*repository.Manifest // of the repository to copy from
 	DryRun   bool                   // only say what there is to do
+	Locked   time.Time              // the copies, and all that they need, are locked until then; zero: they are not. In whole seconds
 	Progress func(Progress)         // over all backups; may be nil; it is called by one goroutine
 }
 
@@ -43,6 +44,11 @@ type Copied struct {
 func Copy(ctx context.Context, from, to *repository.Repository, c Copying) (all []Copied, err error) {
 	if from.ID() == to.ID() {
 		return nil, fmt.Errorf("both are repository %s: %w", from.ID(), block.ErrInvalid)
+	}
+	if !c.Locked.IsZero() {
+		if err := to.CanLock(ctx); err != nil {
+			return nil, err
+		}
 	}
 	pairs, err := findPairs(ctx, from, to)
 	if err != nil {
@@ -68,7 +74,7 @@ func Copy(ctx context.Context, from, to *repository.Repository, c Copying) (all 
 	for _, m := range wanted {
 		one := &all[slices.IndexFunc(all, func(x Copied) bool { return x.From == m.Name })]
 		begun := at
-		copied, err := copyBackup(ctx, from, to, m, pairs.nearest(m), func(done, added uint64) {
+		copied, err := copyBackup(ctx, from, to, m, c.Locked, pairs.nearest(m), func(done, added uint64) {
 			if at.DoneBytes, at.NewBytes = begun.DoneBytes+done, begun.NewBytes+added; c.Progress != nil {
 				c.Progress(at)
 			}
@@ -155,7 +161,7 @@ type copyRun struct {
 // copyReaderBytes is the memory for what is read of the repository that is copied to: pages only.
 const copyReaderBytes = 16 << 20
 
-func copyBackup(ctx context.Context, from, to *repository.Repository, m *repository.Manifest, base *pair, progress func(done, added uint64)) (*repository.Manifest, error) {
+func copyBackup(ctx context.Context, from, to *repository.Repository, m *repository.Manifest, locked time.Time, base *pair, progress func(done, added uint64)) (*repository.Manifest, error) {
 	if _, err := directories(m); err != nil {
 		return nil, &sourceError{err}
 	}
@@ -179,12 +185,16 @@ func copyBackup(ctx context.Context, from, to *repository.Repository, m *reposit
 	copied := *m
 	copied.NewBytes, copied.StoredBytes, copied.Root = run.newBytes, stored.StoredBytes, run.out.root
 	copied.Frozen, copied.Parent = nil, "" // of the other repository
+	copied.LockedUntil, copied.PacksLockedUntil, copied.LockProof = locked, time.Time{}, nil
 	if err := to.SetOrigin(&copied, from.Identity(m)); err != nil {
 		return nil, err
 	}
 	var shared *repository.Manifest
 	if run.shares {
 		shared = base.to
+	}
+	if err := lock(ctx, to, w, &copied, run.shares, shared, nil); err != nil {
+		return nil, err
 	}
 	return &copied, commitBased(ctx, to, w, &copied, shared, repository.ErrMarked)
 }

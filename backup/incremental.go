@@ -36,6 +36,9 @@ func RunIncremental(ctx context.Context, r *repository.Repository, src RangeSour
 	if _, err := directories(parent); err != nil {
 		return errors.Join(ErrParent, err)
 	}
+	if err := canLock(ctx, r, m); err != nil {
+		return err
+	}
 	w, err := r.NewWriter(ctx)
 	if err != nil {
 		return err
@@ -57,6 +60,11 @@ func RunIncremental(ctx context.Context, r *repository.Repository, src RangeSour
 	if !run.shares {
 		base = nil
 	}
+	if err := lock(ctx, r, w, m, run.shares, parent, progress); errors.Is(err, repository.ErrLost) || errors.Is(err, block.ErrCorrupt) {
+		return errors.Join(ErrParent, err)
+	} else if err != nil {
+		return err
+	}
 	return commitBased(ctx, r, w, m, base, ErrParent)
 }
 
@@ -70,7 +78,7 @@ func finish(ctx context.Context, w *repository.Writer, err error) (repository.Wr
 }
 
 // commitBased stores the manifest of a backup that shares pages with another one of the repository, which were not looked up: so that one must be there before the manifest is, and after. If it was forgotten meanwhile,
-// the backup does not exist, and the error wraps gone. base may be nil.
+// the backup does not exist, and the error wraps gone. base may be nil. In the end it locks the manifest, if the backup shall be locked: until then it can be taken back.
 func commitBased(ctx context.Context, r *repository.Repository, w *repository.Writer, m, base *repository.Manifest, gone error) error {
 	based := func() error {
 		if base == nil {
@@ -91,7 +99,7 @@ func commitBased(ctx context.Context, r *repository.Repository, w *repository.Wr
 	if err := based(); err != nil {
 		return errors.Join(err, r.Forget(context.WithoutCancel(ctx), m.Name))
 	}
-	return nil
+	return r.LockManifest(ctx, m)
 }
 
 // incremental is one run.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
@@ -278,7 +279,11 @@ func (p *repair) replaced(ctx context.Context, name, as string) error {
 	if m.As = as; m.Error == "" {
 		return nil
 	}
-	if err := p.r.Forget(ctx, name); err != nil && !errors.Is(err, block.ErrNotFound) {
+	err := p.r.Forget(ctx, name)
+	var locked *backend.LockedError
+	if errors.As(err, &locked) {
+		p.warn("backup "+name, err) // it stays until then, and cannot be read
+	} else if err != nil && !errors.Is(err, block.ErrNotFound) {
 		return err
 	}
 	return nil

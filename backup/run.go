@@ -20,14 +20,19 @@ type Progress struct {
 	DoneBytes  uint64 // of the content
 	TotalBytes uint64
 	NewBytes   uint64 // of chunks that were not in the repository
+
+	Locked, ToLock int // objects, in the end, of a backup that is locked
 }
 
 // Run backs up a source: it stores what the repository does not have and then the manifest, whose sizes and root it fills in. The index must be loaded. progress, which may be
-// nil, is called by one goroutine. After an error or a cancel no backup exists, and what was stored until then need not be stored again. repository.ErrMarked: a prune has marked
+// nil, is called by one goroutine at a time. With m.LockedUntil the backup, and all that it needs, is locked until then; backend.ErrCannotLock, before anything is stored, if the place cannot do that. After an error or a cancel no backup exists, and what was stored until then need not be stored again. repository.ErrMarked: a prune has marked
 // meanwhile what the backup relies on; the index must be loaded and the backup run once more.
 func Run(ctx context.Context, r *repository.Repository, src Source, m *repository.Manifest, progress func(Progress)) error {
 	if src.Size() > MaxContent {
 		return fmt.Errorf("content of %d B, at most %d B: %w", src.Size(), uint64(MaxContent), block.ErrInvalid)
+	}
+	if err := canLock(ctx, r, m); err != nil {
+		return err
 	}
 	w, err := r.NewWriter(ctx)
 	if err != nil {
@@ -43,7 +48,10 @@ func Run(ctx context.Context, r *repository.Repository, src Source, m *repositor
 	if m.Time.IsZero() {
 		m.Time = time.Now().UTC()
 	}
-	return w.Commit(ctx, m)
+	if err := lock(ctx, r, w, m, false, nil, progress); err != nil {
+		return err
+	}
+	return commitBased(ctx, r, w, m, nil, nil)
 }
 
 // running is one run.

@@ -30,6 +30,8 @@ type Policy struct {
 	At    string          `json:"at,omitempty"` // "HH:MM", local; with whole days only
 	Keep  retention.Rules `json:"keep"`         // all zero: everything
 
+	Lock Seconds `json:"lockSeconds,omitempty"` // nobody can delete the backups that long; 0: they are not locked
+
 	PruneEvery    Seconds `json:"pruneEverySeconds,omitempty"`  // 0: never
 	VerifyEvery   Seconds `json:"verifyEverySeconds,omitempty"` // 0: never
 	VerifyPercent int     `json:"verifyPercent,omitempty"`      // of the packs, to the last byte
@@ -43,8 +45,9 @@ type Policy struct {
 	TestUEFI    bool     `json:"testUEFI,omitempty"`
 	TestQEMU    []string `json:"testQEMU,omitempty"` // further arguments
 
-	CopyTo           string `json:"copyTo,omitempty"` // another repository
-	CopyPasswordFile string `json:"copyPasswordFile,omitempty"`
+	CopyTo           string  `json:"copyTo,omitempty"` // another repository
+	CopyPasswordFile string  `json:"copyPasswordFile,omitempty"`
+	CopyLock         Seconds `json:"copyLockSeconds,omitempty"` // as Lock, for the copies
 
 	WebhookFile string `json:"webhookFile,omitempty"` // its first line is the URL
 	MailTo      string `json:"mailTo,omitempty"`
@@ -112,6 +115,10 @@ func (p *Policy) Validate() error {
 		return bad("prune, verify or test less often than every ten years, or in negative time")
 	case p.TestEvery == 0 && (len(p.TestGuests) > 0 || p.TestExpect != "" || p.TestAgent || p.TestTimeout != 0 || p.TestMemory != 0 || p.TestUEFI || len(p.TestQEMU) > 0):
 		return bad("how restores are tested, and not how often")
+	case p.Lock < 0 || p.Lock > maxEvery || p.CopyLock < 0 || p.CopyLock > maxEvery:
+		return bad("a lock of %v, and of %v for copies: want ten years at most, as nobody can take it back", p.Lock.Duration(), p.CopyLock.Duration())
+	case p.CopyLock > 0 && p.CopyTo == "":
+		return bad("a lock of copies, and no copies")
 	case p.TestTimeout < 0 || p.TestTimeout > day:
 		return bad("a test of %v: want a day at most", p.TestTimeout.Duration())
 	case p.VerifyPercent < 0 || p.VerifyPercent > 100:

@@ -215,6 +215,9 @@ func TestBadFiles(t *testing.T) {
 		"tests that expect":   func(p *Policy) { p.TestEvery, p.TestExpect = day, "(" },
 		"tests for days":      func(p *Policy) { p.TestEvery, p.TestTimeout = day, 2*day },
 		"keep":                func(p *Policy) { p.Keep.Daily = -1 },
+		"a negative lock":     func(p *Policy) { p.Lock = -1 },
+		"a lock for ever":     func(p *Policy) { p.Lock = maxEvery + 1 },
+		"a lock of no copies": func(p *Policy) { p.CopyLock = day },
 		"a header of mail":    func(p *Policy) { p.MailTo = "ops@example.org\nBcc: x@example.org" },
 		"long":                func(p *Policy) { p.Endpoint = strings.Repeat("x", maxText+1) },
 	} {

@@ -87,7 +87,7 @@ func (p *pruning) deleteBadRuns(ctx context.Context) error {
 		if err := p.fresh(); err != nil {
 			return err
 		}
-		if err := ignoreMissing(p.r.backend.Delete(ctx, key)); err != nil {
+		if _, err := p.remove(ctx, key); err != nil {
 			return err
 		}
 	}

@@ -52,6 +52,7 @@ type Index struct {
 		sync.RWMutex
 		packs      []packInfo
 		byName     map[string]uint32
+		runs       map[string][]uint32 // packs of each run, by its key
 		places     map[shortID]place
 		spares     map[shortID][]place // other places of the same chunks
 		spare      int                 // how many those are
@@ -67,7 +68,7 @@ type Index struct {
 func newIndex() *Index {
 	x := new(Index)
 	x.mu.byName, x.mu.places, x.mu.marked = make(map[string]uint32), make(map[shortID]place), make(map[string]bool)
-	x.mu.spares = make(map[shortID][]place)
+	x.mu.spares, x.mu.runs = make(map[shortID][]place), make(map[string][]uint32)
 	return x
 }
 
@@ -342,10 +343,12 @@ func (r *Repository) LoadIndex(ctx context.Context, bad func(key string, err err
 	if _, err := r.loadMarks(ctx, bad); err != nil {
 		return err
 	}
-	err := r.loadRuns(ctx, bad, func(_ string, packs []runPack) {
+	r.index.forgetRuns()
+	err := r.loadRuns(ctx, bad, func(key string, packs []runPack) {
 		for i := range packs {
 			r.index.add(packs[i].name.String(), packs[i].size, packs[i].frames)
 		}
+		r.index.listed(key, packs)
 	})
 	if err != nil {
 		return err

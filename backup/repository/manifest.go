@@ -3,6 +3,7 @@ package repository
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,10 @@ type Manifest struct {
 	Frozen      *Frozen   `json:"frozen,omitempty"`    // the state of a volume that it is of
 	Parent      string    `json:"parent,omitempty"`    // the backup from which unchanged content was taken over; for people: this one needs it no more
 	ReadBytes   uint64    `json:"readBytes,omitempty"` // of the content that were read of the source, of a backup with a parent
+
+	LockedUntil      time.Time `json:"lockedUntil,omitzero"`      // the place lets nobody delete the backup, nor what it needs, before that; in whole seconds
+	PacksLockedUntil time.Time `json:"packsLockedUntil,omitzero"` // the first lock of what it needs ends then; not of a writer's backup
+	LockProof        []byte    `json:"lockProof,omitempty"`       // seal.Keys.Vouch of that and of the content; Writer.Commit makes it
 }
 
 // Hashes are ids, in JSON one after the other in base64.
@@ -96,6 +101,8 @@ func (m *Manifest) validate() error {
 		return bad("more than 64 tags, or a long or empty one")
 	case m.Time.IsZero():
 		return bad("no time")
+	case !m.PacksLockedUntil.IsZero() && len(m.LockProof) != sha256.Size:
+		return bad("locks that nobody vouches for")
 	}
 	if m.Frozen != nil {
 		if err := m.Frozen.validate(); err != nil {
@@ -110,7 +117,7 @@ func (m *Manifest) validate() error {
 
 // commit stores a manifest and gives it its name. Everything that it refers to must be durable: the backup exists when this returns.
 func (r *Repository) commit(ctx context.Context, m *Manifest) error {
-	if err := r.vouchFrozen(m); err != nil {
+	if err := errors.Join(r.vouchFrozen(m), r.vouchLock(m)); err != nil {
 		return err
 	}
 	return r.store(ctx, m)

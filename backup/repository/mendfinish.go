@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/pack"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
@@ -93,6 +94,9 @@ func (w *Writer) CommitAgain(ctx context.Context, m *Manifest) error {
 	if m.Frozen != nil && !w.r.vouchedFrozen(m) {
 		m.Frozen = nil
 	}
+	if !w.r.vouchedLock(m) {
+		m.PacksLockedUntil, m.LockProof = time.Time{}, nil
+	}
 	if !w.r.genuine(m) {
 		if err := w.r.SetOrigin(m, w.r.Identity(m)); err != nil {
 			return err
@@ -122,7 +126,7 @@ func (m *Mending) Finish(ctx context.Context, lost int, isLost func(id block.Has
 		if err := m.fresh(); err != nil {
 			return err
 		}
-		if err := ignoreMissing(m.r.backend.Delete(ctx, key)); err != nil {
+		if err := ignoreRefused(m.r.backend.Delete(ctx, key)); err != nil {
 			return err
 		}
 	}

@@ -69,6 +69,10 @@ type Pruned struct {
 	WaitingBytes  uint64    `json:"waitingBytes"`
 	DeletableAt   time.Time `json:"deletableAt,omitzero"` // when the first of those that wait, or were marked now, may be deleted
 	YoungPacks    int       `json:"youngPacks"`           // that no backup needs, and that may belong to one under way
+	LockedPacks   int       `json:"lockedPacks"`          // that no backup needs, or only a part of, and that cannot be deleted yet
+	LockedBytes   uint64    `json:"lockedBytes"`
+	UnlockedAt    time.Time `json:"unlockedAt,omitzero"` // when the first of those locks ends
+	LockedObjects int       `json:"lockedObjects"`       // others that were to be deleted, and turned out to be locked
 	DryRun        bool      `json:"dryRun"`
 }
 
@@ -93,6 +97,9 @@ type pruning struct {
 	badRuns []string                 // that cannot be read, with Damaged
 	packs   []prunePack              // by number in the index
 	strays  map[block.Hash]prunePack // objects that the index does not know
+
+	locker backend.Locker           // nil: nothing can be locked there
+	until  map[block.Hash]time.Time // locks of packs that were asked for; zero: none
 }
 
 // Prune deletes packs that were marked a grace ago and that no backup needs, copies what is alive out of packs that are mostly dead, and marks packs that nobody needs any more.
@@ -123,6 +130,7 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (Pruned, error) 
 		return p.out, err
 	}
 	p.count(dead, moved)
+	p.countLocked()
 	if o.DryRun {
 		return p.out, nil
 	}
@@ -133,6 +141,9 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (Pruned, error) 
 func (p *pruning) look(ctx context.Context) (err error) {
 	r := p.r
 	r.index = newIndex()
+	if err := p.findLocker(ctx); err != nil {
+		return err
+	}
 	if p.now, err = p.clock(ctx); err != nil {
 		return err
 	}
@@ -197,7 +208,7 @@ func (p *pruning) clock(ctx context.Context) (time.Time, error) {
 	}
 	err = b.List(ctx, probePrefix, func(old backend.Object) error {
 		if old.Key == key || o.Created.Sub(old.Created) > 24*time.Hour {
-			return ignoreMissing(b.Delete(ctx, old.Key))
+			return ignoreRefused(b.Delete(ctx, old.Key)) // a bucket may lock all that is stored in it
 		}
 		return nil
 	})
@@ -297,7 +308,9 @@ func (p *pruning) expired(t time.Time) bool { return p.o.Alone || p.now.Sub(t) >
 // dead returns the packs without a mark that nobody needs, and that are old enough not to belong to a backup under way.
 func (p *pruning) dead(ctx context.Context) (dead []block.Hash, err error) {
 	if p.o.DryRun {
-		dead = p.unneeded(nil)
+		if dead, err = p.unlocked(ctx, p.unneeded(nil)); err != nil {
+			return nil, err
+		}
 	}
 	for judged := make(map[block.Hash]bool); !p.o.DryRun; { // what turns out to claim falsely may be dead then
 		more := p.unneeded(judged)
@@ -306,6 +319,9 @@ func (p *pruning) dead(ctx context.Context) (dead []block.Hash, err error) {
 		}
 		for _, name := range more {
 			judged[name] = true
+		}
+		if more, err = p.unlocked(ctx, more); err != nil { // until its lock ends, backups may rely on a pack
+			return nil, err
 		}
 		if more, err = p.surviving(ctx, more, PhaseCheck); err != nil {
 			return nil, err
@@ -353,8 +369,8 @@ func (p *packInfo) raw() (n uint64) {
 	return n
 }
 
-// movable returns the packs whose live chunks are to be copied: first those that are marked, which cannot be deleted before, then those that are mostly dead, the deadest first.
-func (p *pruning) movable() (numbers []uint32) {
+// movable returns the packs whose live chunks are to be copied: first those that are marked, which cannot be deleted before, then those that are mostly dead, the deadest first. Copying what is in a locked one would give back nothing.
+func (p *pruning) movable(ctx context.Context) (numbers []uint32, err error) {
 	all := p.r.index.all()
 	share := make(map[uint32]float64)
 	for number := range all {
@@ -371,22 +387,32 @@ func (p *pruning) movable() (numbers []uint32) {
 		share[uint32(number)] = live
 		numbers = append(numbers, uint32(number))
 	}
+	var asked []block.Hash
+	for _, number := range numbers {
+		if !all[number].marked {
+			asked = append(asked, all[number].hash())
+		}
+	}
+	if _, err := p.unlocked(ctx, asked); err != nil {
+		return nil, err
+	}
+	numbers = slices.DeleteFunc(numbers, func(n uint32) bool { return !all[n].marked && p.isLocked(all[n].hash()) })
 	slices.SortFunc(numbers, func(a, b uint32) int { return cmp.Or(cmp.Compare(share[a], share[b]), cmp.Compare(a, b)) })
 	budget := p.o.RepackBytes
 	for i, number := range numbers {
 		if p.packs[number].live > budget {
-			return numbers[:i]
+			return numbers[:i], nil
 		}
 		budget -= p.packs[number].live
 	}
-	return numbers
+	return numbers, nil
 }
 
 // repack copies what is alive out of packs that are mostly dead, and returns those that are to be marked. One that cannot be read stays.
 func (p *pruning) repack(ctx context.Context) (moved []block.Hash, err error) {
-	numbers := p.movable()
-	if len(numbers) == 0 {
-		return nil, nil
+	numbers, err := p.movable(ctx)
+	if err != nil || len(numbers) == 0 {
+		return nil, err
 	}
 	all := p.r.index.all()
 	var w *Writer
@@ -474,8 +500,13 @@ func (p *pruning) count(dead, moved []block.Hash) {
 		p.out.PackBytes += uint64(info.size)
 	}
 	first := time.Time{}
+	deletable := func(t time.Time) {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
 	if p.out.MarkedPacks > 0 {
-		first = p.now
+		deletable(p.now.Add(p.o.Grace))
 	}
 	for name, t := range p.since {
 		k := p.object(name)
@@ -484,12 +515,14 @@ func (p *pruning) count(dead, moved []block.Hash) {
 		}
 		p.out.WaitingPacks++
 		p.out.WaitingBytes += uint64(k.size)
-		if first.IsZero() || t.Before(first) {
-			first = t
+		t = t.Add(p.o.Grace)
+		if until := p.until[name]; until.After(t) {
+			t = until
 		}
+		deletable(t)
 	}
 	if !first.IsZero() {
-		p.out.DeletableAt = first.Add(p.o.Grace).UTC().Truncate(time.Second)
+		p.out.DeletableAt = first.UTC().Truncate(time.Second)
 	}
 }
 

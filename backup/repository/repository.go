@@ -2,12 +2,15 @@ package repository
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -170,29 +173,45 @@ type NamedSlot struct {
 // maxSlots bounds what is tried.
 const maxSlots = 64
 
-// ListSlots returns the key slots of a repository, the first 64 that are listed. One that cannot be read is left out, as another may do; if none can, that is the error. It
-// needs no key.
+// ListSlots returns the key slots of a repository, the 64 oldest by the place's time: who can store there could store any number of others, which nobody may be able to delete. One that cannot be read is left out, as another may do; if
+// none can, that is the error. It needs no key.
 func ListSlots(ctx context.Context, b backend.Backend) (slots []NamedSlot, err error) {
-	var bad error
+	var oldest []backend.Object
+	keep := func() {
+		slices.SortFunc(oldest, func(a, b backend.Object) int {
+			return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.Key, b.Key))
+		})
+		oldest = oldest[:min(len(oldest), maxSlots)]
+	}
 	err = b.List(ctx, slotPrefix, func(o backend.Object) error {
-		if len(slots) >= maxSlots {
-			return nil
+		if oldest = append(oldest, o); len(oldest) >= 4*maxSlots {
+			keep()
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	keep()
+	var bad error
+	for _, o := range oldest {
 		text, err := read(ctx, b, o.Key, seal.MaxSlot)
 		if err == nil {
 			var s *seal.Slot
 			if s, err = seal.DecodeSlot(text); err == nil {
 				slots = append(slots, NamedSlot{o.Key[len(slotPrefix):], s})
-				return nil
+				continue
 			}
 		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		bad = fmt.Errorf("%s: %w", o.Key, err)
-		return ctx.Err()
-	})
-	if err == nil && len(slots) == 0 {
-		err = bad
 	}
-	return slots, err
+	if len(slots) == 0 {
+		return nil, bad
+	}
+	return slots, nil
 }
 
 func (r *Repository) read(ctx context.Context, key string, max int64) ([]byte, error) {

@@ -20,9 +20,11 @@ const (
 // then they go, then the marks that name nothing any more. So whoever reads marks and runs, in this order, finds no pack that will go without seeing its mark. The new mark is for
 // other prunes under way, which may have read a run that lists them, and list them anew; it comes first, as this one may die once they are gone.
 func (p *pruning) deleteMarked(ctx context.Context) error {
-	doomed := p.doomed()
+	doomed, err := p.unlocked(ctx, p.doomed())
+	if err != nil {
+		return err
+	}
 	if !p.o.DryRun {
-		var err error
 		if doomed, err = p.surviving(ctx, doomed, PhaseCheck); err != nil {
 			return err
 		}
@@ -40,7 +42,12 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 	for _, name := range doomed {
 		drop[name] = true
 	}
-	if err := p.rewriteRuns(ctx, drop); err != nil {
+	locked, err := p.lockedRuns(ctx, drop)
+	if err != nil {
+		return err
+	}
+	p.leaveListed(drop, locked)
+	if err := p.rewriteRuns(ctx, drop, locked); err != nil {
 		return err
 	}
 	if err := p.deleteBadRuns(ctx); err != nil {
@@ -52,18 +59,26 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 	if err := p.r.storeMark(ctx, slices.Collect(maps.Keys(drop))); err != nil {
 		return err
 	}
-	done := uint64(0)
+	done, total := uint64(0), p.out.DeletedBytes
+	stay := make(map[block.Hash]bool)
 	for _, name := range doomed {
 		if err := p.fresh(); err != nil {
 			return err
 		}
-		if err := ignoreMissing(p.r.backend.Delete(ctx, packKey(name.String()))); err != nil {
+		size := uint64(p.object(name).size)
+		gone, err := p.remove(ctx, packKey(name.String()))
+		if err != nil {
 			return err
 		}
-		done += uint64(p.object(name).size)
-		p.o.tell(PhaseDelete, done, p.out.DeletedBytes)
+		if !gone { // a backup has locked it meanwhile
+			stay[name] = true
+			p.out.DeletedPacks--
+			p.out.DeletedBytes -= size
+		}
+		done += size
+		p.o.tell(PhaseDelete, done, total)
 	}
-	p.forget(doomed)
+	p.forget(slices.DeleteFunc(doomed, func(name block.Hash) bool { return stay[name] }))
 	return p.deleteMarks(ctx, drop)
 }
 
@@ -110,7 +125,7 @@ func (p *pruning) deleteMarks(ctx context.Context, renamed map[block.Hash]bool) 
 		if err := p.fresh(); err != nil {
 			return err
 		}
-		if err := ignoreMissing(p.r.backend.Delete(ctx, m.key)); err != nil {
+		if _, err := p.remove(ctx, m.key); err != nil {
 			return err
 		}
 	}
@@ -118,9 +133,9 @@ func (p *pruning) deleteMarks(ctx context.Context, renamed map[block.Hash]bool) 
 }
 
 // rewriteRuns replaces the runs that list packs of drop, and small ones when there are many, by others that list the rest. The new ones are durable before an old one goes; others
-// may have done the same meanwhile, so packs may be listed twice.
-func (p *pruning) rewriteRuns(ctx context.Context, drop map[block.Hash]bool) error {
-	old := p.affected(drop)
+// may have done the same meanwhile, so packs may be listed twice. Runs that are locked stay.
+func (p *pruning) rewriteRuns(ctx context.Context, drop map[block.Hash]bool, locked map[string]bool) error {
+	old := p.affected(drop, locked)
 	if len(old) == 0 {
 		return nil
 	}
@@ -168,7 +183,7 @@ func (p *pruning) rewriteRuns(ctx context.Context, drop map[block.Hash]bool) err
 		if err := p.fresh(); err != nil {
 			return err
 		}
-		if err := ignoreMissing(p.r.backend.Delete(ctx, key)); err != nil {
+		if _, err := p.remove(ctx, key); err != nil {
 			return err
 		}
 	}
@@ -198,12 +213,13 @@ func (p *pruning) trueListing(ctx context.Context, listed runPack) (runPack, boo
 	return listed, false, err
 }
 
-// affected returns the runs that are to be replaced, in order of their names.
-func (p *pruning) affected(drop map[block.Hash]bool) (keys []string) {
+// affected returns the runs that are to be replaced, but for those that are locked, in order of their names.
+func (p *pruning) affected(drop map[block.Hash]bool, locked map[string]bool) (keys []string) {
 	all := p.r.index.all()
 	var small []string
 	for key, numbers := range p.runs {
 		switch {
+		case locked[key]:
 		case slices.ContainsFunc(numbers, func(n uint32) bool { return drop[all[n].hash()] }):
 			keys = append(keys, key)
 		case len(numbers) < smallRun:

@@ -284,7 +284,12 @@ func (r *Repository) storeRun(ctx context.Context, packs []runPack) (int, error)
 	if err != nil {
 		return 0, err
 	}
-	return len(b), r.create(ctx, indexPrefix+nameOf(b), b)
+	key := indexPrefix + nameOf(b)
+	if err := r.create(ctx, key, b); err != nil {
+		return len(b), err
+	}
+	r.index.listed(key, packs)
+	return len(b), nil
 }
 
 // create stores an object whose name is the hash of its bytes: if it is there, it is the same.

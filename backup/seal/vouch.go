@@ -8,10 +8,11 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/internal/secret"
 )
 
-// Purposes keep what owners say of copies, and of states of volumes, apart from whatever else they may say. They are part of the repository format.
+// Purposes keep what owners say of copies, of states of volumes, and of locks, apart from whatever else they may say. They are part of the repository format.
 const (
 	PurposeOrigin = "hyper-nixos repository 1 origin"
 	PurposeFrozen = "hyper-nixos repository 1 frozen"
+	PurposeLock   = "hyper-nixos repository 1 locked"
 )
 
 // Vouch returns what only owners can make of the parts, which are taken as one message: HMAC-SHA256 under a key that is HKDF-SHA256 of the repository's age identity, as text, with the

@@ -119,6 +119,10 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitRefused, "`hv-backup repo key list` shows whose keys open it"
 	case errors.Is(err, seal.ErrReadKey):
 		return exitRefused, "use an owner's passphrase or identity"
+	case errors.Is(err, backend.ErrCannotLock):
+		return exitRefused, "docs/hv-backup.md says how to make a bucket in which backups can be locked; without --lock it is backed up as before"
+	case errors.Is(err, repository.ErrHidden):
+		return exitDamaged, "somebody has tried to delete or replace it: `hv-backup repo repair` brings it back"
 	case errors.Is(err, block.ErrVersion), errors.Is(err, block.ErrExists), errors.Is(err, block.ErrInUse), errors.Is(err, fs.ErrPermission):
 		return exitRefused, ""
 	case errors.Is(err, repository.ErrMarked):

@@ -106,10 +106,10 @@ func newList(a *app) *cobra.Command {
 					continue
 				}
 				list = append(list, shownBackup{Name: m.Name, Manifest: m})
-				rows = append(rows, []string{m.Name, m.Source.Name, m.Source.Kind, m.Time.Local().Format(time.DateTime), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ",")})
+				rows = append(rows, []string{m.Name, m.Source.Name, m.Source.Kind, m.Time.Local().Format(time.DateTime), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ","), lockColumn(m)})
 			}
 			return a.show(list, func() {
-				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "KIND", "TIME", "SIZE", "DATA", "ADDED", "TAGS"}, rows)
+				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "KIND", "TIME", "SIZE", "DATA", "ADDED", "TAGS", "LOCKED UNTIL"}, rows)
 			})
 		},
 	}
@@ -146,7 +146,7 @@ func newShow(a *app) *cobra.Command {
 				console.Pairs(a.out, append([][2]string{
 					{"backup", m.Name}, {"source", m.Source.Kind + " " + m.Source.Name}, {"host", m.Source.Host}, {"time", m.Time.Local().Format(time.RFC3339)}, {"consistency", m.Consistency},
 					{"size", units.Size(m.SizeBytes).Human()}, {"data", units.Size(m.NonZero).Human()}, {"new data", units.Size(m.NewBytes).Human()}, {"added", units.Size(m.StoredBytes).Human()},
-					{"tags", strings.Join(m.Tags, ", ")},
+					{"tags", strings.Join(m.Tags, ", ")}, {"locked until", lockColumn(m)},
 				}, machineRows(shown.Machine)...))
 			})
 		},

@@ -23,6 +23,7 @@ type copying struct {
 	identities   []string
 	filter       filter
 	dryRun       bool
+	lock         units.Span
 
 	unreadable int // backups of the repository to copy from
 }
@@ -49,9 +50,12 @@ Each copy exists when it is complete; it keeps time, source and tags, and gets a
 The two have different keys, and so different ids for the same data: what is copied is read, checked, hashed and sealed anew with the keys of the other one. What has not changed
 since a backup of the same source that both have is not even read. If the two cut differently (repo init --chunk), content is cut anew. It needs an owner's keys of both.
 
+With --lock nobody can delete the copies, nor what they need, for so long from now on, as for run; backups that were copied before stay as they are.
+
 --password-file and --identity are for both, unless --to-password-file or --to-identity say otherwise. For object storage with other credentials than those of --from, set
 HV_TO_AWS_ACCESS_KEY_ID and so on: if one of these is set, only they count for --to.`,
 		Example: `  hv-backup copy --from /mnt/backup/vms --to s3+https://minio.example/backups/vms
+  hv-backup copy --from /mnt/backup/vms --to s3://vault/vms --lock 30d
   hv-backup copy latest:web1 --from s3://bucket/vms --to /mnt/usb/vms --to-password-file ~/.usb-password
   hv-backup copy --source web1 --tag monthly --dry-run --from /mnt/backup/vms --to /mnt/archive/vms`,
 		Args: console.Between(0, 1000, "BACKUP"),
@@ -64,6 +68,7 @@ HV_TO_AWS_ACCESS_KEY_ID and so on: if one of these is set, only they count for -
 	flags.StringArrayVar(&k.identities, "to-identity", nil, "file with age identities for --to; may be repeated")
 	flags.StringVar(&k.filter.source, "source", "", "copy backups of this source only")
 	flags.StringArrayVar(&k.filter.tags, "tag", nil, "copy backups with this tag only; may be repeated")
+	flags.Var(&k.lock, "lock", "how long nobody can delete the copies, such as 30d (default not locked)")
 	flags.BoolVar(&k.dryRun, "dry-run", false, "only say what would be copied")
 	return c
 }
@@ -74,6 +79,10 @@ func (k *copying) run(ctx context.Context, names []string) error {
 	}
 	if len(names) > 0 && (k.filter.source != "" || len(k.filter.tags) > 0) {
 		return console.Usagef("give names, or --source and --tag, not both")
+	}
+	until, err := lockEnd(k.lock)
+	if err != nil {
+		return err
 	}
 	from, to := *k.a, k.target()
 	if k.from != "" {
@@ -87,6 +96,11 @@ func (k *copying) run(ctx context.Context, names []string) error {
 	if err != nil {
 		return fmt.Errorf("--to: %w", err)
 	}
+	if k.lock > 0 {
+		if err := target.CanLock(ctx); err != nil {
+			return fmt.Errorf("--to: %w", err)
+		}
+	}
 	if !k.dryRun {
 		if _, err := target.Adopt(ctx, k.a.warn); err != nil {
 			return fmt.Errorf("--to: %w", err)
@@ -98,7 +112,7 @@ func (k *copying) run(ctx context.Context, names []string) error {
 	}
 	began := time.Now()
 	meter := k.a.newMeter("copying", 0)
-	got, err := backup.Copy(ctx, source, target, backup.Copying{Backups: wanted, DryRun: k.dryRun, Progress: func(p backup.Progress) {
+	got, err := backup.Copy(ctx, source, target, backup.Copying{Backups: wanted, DryRun: k.dryRun, Locked: until, Progress: func(p backup.Progress) {
 		meter.Total, meter.Also = p.TotalBytes, units.Size(p.NewBytes).Human()+" new"
 		meter.At(p.DoneBytes)
 	}})

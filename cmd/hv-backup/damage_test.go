@@ -23,6 +23,7 @@ type place struct {
 	t        *testing.T
 	dir      string
 	identity string
+	env      map[string]string
 }
 
 func newPlace(t *testing.T) *place {
@@ -32,7 +33,7 @@ func newPlace(t *testing.T) *place {
 		t.Fatal(err)
 	}
 	folder := t.TempDir()
-	p := &place{t, filepath.Join(folder, "repository"), filepath.Join(folder, "identity")}
+	p := &place{t, filepath.Join(folder, "repository"), filepath.Join(folder, "identity"), nil}
 	if err := os.WriteFile(p.identity, []byte(id.String()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +45,7 @@ func newPlace(t *testing.T) *place {
 func (p *place) ends(code int, says string, args ...string) string {
 	p.t.Helper()
 	var out, told bytes.Buffer
-	a := newApp(strings.NewReader(""), &out, &told, func(string) string { return "" })
+	a := newApp(strings.NewReader(""), &out, &told, func(name string) string { return p.env[name] })
 	if got := run(context.Background(), a, append(args, "--repo", p.dir, "--identity", p.identity)); got != code || !strings.Contains(told.String(), says) {
 		p.t.Errorf("hv-backup %s ends with %d, want %d, and says %q, want %q", strings.Join(args, " "), got, code, told.String(), says)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/machine"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -34,7 +36,9 @@ func newForget(a *app) *cobra.Command {
 		Long: `Remove backups from the repository: those named (one that cannot be read by its whole name), or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
 seven days that have one, the others likewise; days begin at midnight here. --keep-tag keeps what the others would not; alone it would forget all backups without the tag, so it needs
 --all-others then. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
-comes back with ` + "`hv-backup prune`" + `.`,
+comes back with ` + "`hv-backup prune`" + `.
+
+What is locked (run --lock) cannot be forgotten before its lock ends: the --keep flags put it off, and names are refused.`,
 		Example: `  hv-backup forget 20261128t220000z-1f2e3d4c --repo /mnt/backup/vms
   hv-backup forget --keep-last 3 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run --repo /mnt/backup/vms`,
 		Args: console.Between(0, 1000, "BACKUP"),
@@ -61,6 +65,8 @@ type judgedBackup struct {
 	Source  string    `json:"source"`
 	Time    time.Time `json:"time,omitzero"`
 	Reasons []string  `json:"reasons,omitempty"`
+
+	LockedUntil time.Time `json:"lockedUntil,omitzero"`
 }
 
 func (f *forgetting) run(ctx context.Context, args []string) error {
@@ -90,20 +96,36 @@ func (f *forgetting) run(ctx context.Context, args []string) error {
 			if err != nil {
 				return err
 			}
+			if m.LockedUntil.After(time.Now()) {
+				return fmt.Errorf("%w; nothing is forgotten", &backend.LockedError{Key: "backup " + m.Name, Until: m.LockedUntil})
+			}
 			forget = append(forget, judgedBackup{Name: m.Name, Source: m.Source.Name, Time: m.Time})
 		}
 	} else {
 		forget, keep = f.judge(all)
 	}
+	if f.dryRun {
+		return f.show(forget, keep)
+	}
+	gone := []judgedBackup{}
+	var refused error
 	for _, b := range forget {
-		if f.dryRun {
-			continue
-		}
-		if err := r.Forget(ctx, b.Name); err != nil && !errors.Is(err, block.ErrNotFound) {
+		err := r.Forget(ctx, b.Name)
+		var locked *backend.LockedError
+		switch {
+		case err == nil, errors.Is(err, block.ErrNotFound):
+			gone = append(gone, b)
+		case !errors.As(err, &locked):
 			return err
+		default: // the backup does not say so, the storage does: a bucket may lock all that is stored in it
+			b.Reasons, b.LockedUntil = []string{lockedReason(locked.Until)}, locked.Until
+			keep = append(keep, b)
+			if len(args) > 0 {
+				refused = errors.Join(refused, locked)
+			}
 		}
 	}
-	return f.show(forget, keep)
+	return errors.Join(f.show(gone, keep), refused)
 }
 
 func (f *forgetting) check(args []string) error {
@@ -131,9 +153,14 @@ func (f *forgetting) judge(there []*repository.Manifest) (forget, keep []judgedB
 	})
 	forget, keep = []judgedBackup{}, []judgedBackup{}
 	judged := f.keep.Apply(all, time.Now(), time.Local)
+	for i, k := range judged {
+		if len(k.Reasons) == 0 && k.LockedUntil.After(time.Now()) {
+			judged[i].Reasons = []string{lockedReason(k.LockedUntil)}
+		}
+	}
 	keepWithMachines(judged, there)
 	for _, k := range judged {
-		b := judgedBackup{k.Name, k.Source.Name, k.Time, k.Reasons}
+		b := judgedBackup{k.Name, k.Source.Name, k.Time, k.Reasons, k.LockedUntil}
 		if len(k.Reasons) > 0 {
 			keep = append(keep, b)
 		} else {

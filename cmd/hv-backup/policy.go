@@ -61,7 +61,7 @@ func (p *policies) in() (policy.Folder, error) {
 
 func newPolicySet(p *policies) *cobra.Command {
 	var want policy.Policy
-	var every, prune, verify, testTimeout units.Span
+	var every, prune, verify, testTimeout, lock, copyLock units.Span
 	var test oftenFlag
 	var testMemory units.Size
 	var withFiles []string
@@ -73,17 +73,20 @@ func newPolicySet(p *policies) *cobra.Command {
 policy's backups into another one. --test-restore boots the backups just made, each volume by itself or the disks of a --test-guest together, as "test-restore" does, and wants an answer.
 
 With --domain it is whole machines of libvirt, as "run --domain" backs them up, together and at the same moment: their volumes, whichever these are by then, and the rest of them. A restore test boots each machine, with its firmware, or only those of --test-guest.
+With --lock nobody can delete the backups for so long, not with all keys of the object storage: see run. What is locked is forgotten by the first run after its lock has ended.
 
 When a backup fails it is tried again after 5 minutes, 10, and so on, at least every hour. --webhook-file and --mail-to tell of the first failure, of a backup that is missing (half a period late), of damage, and when all is well again.`,
 		Example: `  hv-backup policy set nightly web1 db1 --every 1d --at 02:00 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune-every 1d --verify-every 1w --verify-data 5 --repo /mnt/backup/vms --password-file /etc/hv-backup/password
   hv-backup policy set web web1 web1-data --every 1d --test-restore weekly --test-guest web1,web1-data --test-expect 'nginx.*started' --repo /mnt/backup/vms --password-file /etc/hv-backup/password
   hv-backup policy set machines --domain web1,db1 --every 1d --at 03:00 --keep-daily 14 --test-restore weekly --repo /mnt/backup/vms --password-file /etc/hv-backup/password
+  hv-backup policy set vault db1 --every 1d --lock 30d --keep-daily 30 --prune-every 1d --repo s3://backups/vault --password-file /etc/hv-backup/password
   hv-backup policy set shop @shop --every 1h --keep-hourly 24 --keep-daily 14 --repo s3://backups/shop --identity /etc/hv-backup/key --mail-to ops@example.org`,
 		Args:              console.Between(2, 1000, "NAME and VOLUME or @GROUP"),
 		ValidArgsFunction: p.a.completeVolumes(1, 1000),
 		RunE: func(c *cobra.Command, args []string) error {
 			want.Name, want.Every, want.PruneEvery, want.VerifyEvery = args[0], policy.Seconds(every), policy.Seconds(prune), policy.Seconds(verify)
 			want.TestEvery, want.TestTimeout, want.TestMemory = policy.Seconds(test.Span), policy.Seconds(testTimeout), uint64(testMemory)
+			want.Lock, want.CopyLock = policy.Seconds(lock), policy.Seconds(copyLock)
 			for _, target := range args[1:] {
 				if group, ok := strings.CutPrefix(target, "@"); ok {
 					if len(args) > 2 {
@@ -117,6 +120,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	}
 	f.StringArrayVar(&want.GuestAgents, "guest-agent", nil, "`VOLUME=SOCKET` of the guest's agent, as for run; may be repeated")
 	f.StringArrayVar(&withFiles, "files", nil, "besides, files or a folder: `NAME=PATH`, as in host1.conf=/etc/hyper-nixos; may be repeated, also with one name")
+	f.Var(&lock, "lock", "how long nobody can delete the backups, such as 30d, as for run (default not locked)")
 	f.Var(&prune, "prune-every", "how often to prune the repository")
 	f.Var(&verify, "verify-every", "how often to verify the repository")
 	f.IntVar(&want.VerifyPercent, "verify-data", 0, "how many `PERCENT` of the packs to read when it is verified")
@@ -130,6 +134,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 	f.StringArrayVar(&want.TestQEMU, "test-qemu", nil, "further `ARGUMENT` for QEMU; may be repeated")
 	f.StringVar(&want.CopyTo, "copy-to", "", "another repository that gets copies")
 	f.StringVar(&want.CopyPasswordFile, "copy-password-file", "", "file with the passphrase of --copy-to in its first line (default --password-file)")
+	f.Var(&copyLock, "copy-lock", "as --lock, for the copies in --copy-to")
 	f.StringVar(&want.WebhookFile, "webhook-file", "", "file with a URL in its first line, to which failures are told")
 	f.StringVar(&want.MailTo, "mail-to", "", "address to which sendmail sends failures")
 	_ = c.MarkFlagRequired("every")
@@ -269,7 +274,7 @@ func newPolicyList(p *policies) *cobra.Command {
 				if trouble != "" {
 					bad++
 				}
-				rows = append(rows, []string{name, targets(is), units.Span(is.Every).String(), is.Keep.String(), last, v.Next.Local().Format(time.DateTime), lastTest(is, s), trouble})
+				rows = append(rows, []string{name, targets(is), units.Span(is.Every).String(), keeps(is), last, v.Next.Local().Format(time.DateTime), lastTest(is, s), trouble})
 			}
 			err = p.a.show(views, func() {
 				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "RESTORE TEST", "TROUBLE"}, rows)
@@ -280,6 +285,15 @@ func newPolicyList(p *policies) *cobra.Command {
 			return err
 		},
 	}
+}
+
+// keeps is what a policy keeps, and how long it locks.
+func keeps(is *policy.Policy) string {
+	keep := is.Keep.String()
+	if is.Lock > 0 {
+		keep = strings.TrimPrefix(keep+", locked "+units.Span(is.Lock).String(), ", ")
+	}
+	return keep
 }
 
 func newPolicyDelete(p *policies) *cobra.Command {

@@ -194,6 +194,9 @@ func (p *policies) backUp(ctx context.Context, is *policy.Policy, s *policy.Stat
 
 // backUpOne is one run, of one or several backups.
 func (p *policies) backUpOne(ctx context.Context, is *policy.Policy, args []string) (all []doneRun, err error) {
+	if is.Lock > 0 {
+		args = append(args, "--lock", is.Lock.Duration().String())
+	}
 	text, err := p.step(ctx, is, append(args, "--tag", is.Tag(), "-o", "json")...)
 	if err != nil {
 		return nil, err
@@ -225,6 +228,9 @@ func (p *policies) upkeep(ctx context.Context, is *policy.Policy, s *policy.Stat
 		args := []string{"copy", "--to", is.CopyTo, "--tag", is.Tag()}
 		if is.CopyPasswordFile != "" {
 			args = append(args, "--to-password-file", is.CopyPasswordFile)
+		}
+		if is.CopyLock > 0 {
+			args = append(args, "--lock", is.CopyLock.Duration().String())
 		}
 		if !do(args...) {
 			return failed // what is not copied yet must not be forgotten

@@ -27,6 +27,8 @@ that, deletes what is still not needed; what has another copy goes only after th
 A prune that finds backups damaged deletes nothing and names them. They can be forgotten; or --despite-damage goes on: what is left of them stays, what is lost stays lost, and what only
 a lost page led to is given up. It also removes a damaged run of the index, whose packs are asked themselves.
 
+What is locked (run --lock) stays until its lock ends, also when no backup needs it any more, and is counted. In a bucket that keeps versions all versions of what is deleted go.
+
 With --alone it marks and deletes at once: only when nobody else uses the repository, no backup on any host, no restore and no other prune. A backup under way would be damaged.
 
 Whatever stops a prune, backups stay whole, and the next one goes on. It needs an owner's keys.`,
@@ -79,6 +81,8 @@ func (a *app) prune(ctx context.Context, r *repository.Repository, o repository.
 	second, err := once()
 	first.DeletedPacks += second.DeletedPacks
 	first.DeletedBytes += second.DeletedBytes
+	first.LockedPacks, first.LockedBytes, first.UnlockedAt = second.LockedPacks, second.LockedBytes, second.UnlockedAt
+	first.LockedObjects += second.LockedObjects
 	first.WaitingPacks, first.WaitingBytes, first.DeletableAt = second.WaitingPacks, second.WaitingBytes, second.DeletableAt
 	return first, err
 }
@@ -93,6 +97,12 @@ func (a *app) sayPruned(p repository.Pruned) {
 	a.say("%smarked %s (%s), of which %d were mostly dead: %s of data copied", would, console.Counted(p.MarkedPacks, "pack"), units.Size(p.MarkedBytes).Human(), p.RepackedPacks, units.Size(p.RepackedBytes).Human())
 	if p.YoungPacks > 0 {
 		a.say("left alone %s that no backup needs: they are young and may belong to one under way", console.Counted(p.YoungPacks, "pack"))
+	}
+	if p.LockedPacks > 0 {
+		a.say("left alone %s (%s) that no backup needs, or only a part of: they are locked, the first until %s", console.Counted(p.LockedPacks, "pack"), units.Size(p.LockedBytes).Human(), p.UnlockedAt.Local().Format(time.DateTime))
+	}
+	if p.LockedObjects > 0 {
+		a.say("could not delete %s: the storage says that they are locked; a later prune does", console.Counted(p.LockedObjects, "object"))
 	}
 	if !p.DeletableAt.IsZero() {
 		a.say("the first of what is marked may be deleted after %s: run prune again then", p.DeletableAt.Local().Format(time.DateTime))

@@ -42,6 +42,8 @@ the time of the repair.
 An index that is gone or damaged is made anew from the packs. A backup whose manifest cannot be read is taken from --from, if that is a copy of this repository or has a copy of the
 backup, and gets another name; --missing-backups brings back those, too, that are not here at all and may have been forgotten on purpose.
 
+In a bucket with object lock it begins with what is locked and somebody has deleted or replaced, as far as that is possible: what lies over it is removed.
+
 Damaged packs are marked: no backup relies on them any more, and ` + "`hv-backup prune`" + ` deletes them. What cannot be mended is listed, with its offsets; backups stay readable but for that. Backups and
 prunes may run meanwhile. Whatever stops a repair, the repository is no worse, and another repair goes on. It needs an owner's keys.
 
@@ -72,8 +74,15 @@ func (p *repairing) run(ctx context.Context) (err error) {
 	if p.o.MissingBackups && p.from == "" {
 		return console.Usagef("--missing-backups: from where? give --from")
 	}
+	hidden, err := p.a.hidden(ctx, p.o.DryRun) // before the repository is opened, whose config may be among it
+	if err != nil {
+		return err
+	}
 	r, err := p.a.open(ctx)
 	if err != nil {
+		if p.o.DryRun {
+			err = hiddenError(err, hidden)
+		}
 		return err
 	}
 	end, err := p.sources(ctx)
@@ -106,15 +115,16 @@ func (p *repairing) run(ctx context.Context) (err error) {
 	}
 	out := struct {
 		backup.Repaired
-		Seconds float64 `json:"seconds"`
-	}{got, time.Since(began).Seconds()}
+		Hidden  []hiddenObject `json:"hidden"` // was brought back, or with --dry-run would be
+		Seconds float64        `json:"seconds"`
+	}{got, hidden, time.Since(began).Seconds()}
 	if err := p.a.show(out, func() { p.say(&got) }); err != nil {
 		return err
 	}
 	switch {
 	case got.Lost():
 		return fmt.Errorf("not all of what is damaged can be mended from here; another --from, --from-volume or --from-file may have the rest, and `hv-backup run --full` stores anew what has not changed since: %w", errProblems)
-	case got.DryRun && got.Found():
+	case got.DryRun && (got.Found() || len(hidden) > 0):
 		return fmt.Errorf("it can be mended, by the same command without --dry-run: %w", errProblems)
 	}
 	return nil

@@ -142,15 +142,21 @@ func newRepoVerify(a *app) *cobra.Command {
 		Use:   "verify",
 		Short: "Verify that every backup can be restored",
 		Long: `Verify that all pages of every backup are there, that the index knows every chunk that they name, and that every pack of the index is there. With --read-data packs are read to
-the last byte too, all of them or that many of 100, chosen at random. Exit code 5 means that damage was found. It needs an owner's keys.`,
+the last byte too, all of them or that many of 100, chosen at random. Exit code 5 means that damage was found. It needs an owner's keys.
+
+In a bucket with object lock it also says which locked objects somebody has deleted or replaced, as far as that is possible: "repo repair" brings them back.`,
 		Example: `  hv-backup repo verify --repo /mnt/backup/vms
   hv-backup repo verify --read-data=10% --repo /mnt/backup/vms`,
 		Aliases: []string{"check"},
 		Args:    console.Exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			r, err := a.openIndexed(c.Context())
+			hidden, err := a.hidden(c.Context(), true)
 			if err != nil {
 				return err
+			}
+			r, err := a.openIndexed(c.Context())
+			if err != nil {
+				return hiddenError(err, hidden)
 			}
 			type problem struct {
 				What  string `json:"what"`
@@ -167,12 +173,15 @@ the last byte too, all of them or that many of 100, chosen at random. Exit code 
 			if err != nil {
 				return err
 			}
-			err = a.show(map[string]any{"verified": got, "problems": problems}, func() {
+			err = a.show(map[string]any{"verified": got, "problems": problems, "hidden": hidden}, func() {
 				for _, p := range problems {
 					a.say("%s: %s", p.What, p.Error)
 				}
 				a.say("%s with %d chunks, %s read (%s)", console.Counted(got.Backups, "backup"), got.Chunks, console.Counted(got.Packs, "pack"), units.Size(got.DataBytes).Human())
 			})
+			if err == nil && len(hidden) > 0 {
+				err = fmt.Errorf("%s: `hv-backup repo repair` brings them back: %w", console.Counted(len(hidden), "hidden object"), errProblems)
+			}
 			if err == nil && got.Problems > 0 {
 				err = fmt.Errorf("%s: %w", console.Counted(got.Problems, "problem"), errProblems)
 			}

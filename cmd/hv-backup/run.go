@@ -25,6 +25,7 @@ func newRun(a *app) *cobra.Command {
 	var tags, agents, domains []string
 	var file, asFiles, full bool
 	var connect string
+	var lock units.Span
 	c := &cobra.Command{
 		Use:   "run VOLUME[@SNAPSHOT]... | run @GROUP | run --domain NAME[,NAME...] | run --file IMAGE | run --files NAME PATH...",
 		Short: "Back up volumes of hvd, an image, a block device, or files",
@@ -40,12 +41,16 @@ socket of QEMU; if that does not answer within 10 s, the backup is made all the 
 With --domain it is whole machines of libvirt: all disks of a domain that are exports of this hvd, at one moment, and beside them, as a backup of kind machine, its definition, the variables of its firmware, the state of its TPM and its seed of cloud-init.
 If it runs and its guest runs qemu-guest-agent, libvirt freezes the guest for that moment; several domains are frozen and backed up together. "restore --to-domain" brings back the machine.
 
+With --lock nobody can delete the backup, nor anything that it needs, for so long from now on: not with all keys of the object storage, and not you either. Think before you lock for years. It takes a bucket that was made with
+object lock, in which "forget" and "prune" leave alone what is locked (docs/hv-backup.md).
+
 With --files it is files and folders, under a name: what a host or a guest needs beside its disks, such as hvd.yaml, a domain's XML, its NVRAM and the state of its TPM; at most 1 GiB.`,
 		Example: `  hv-backup run web1 --tag daily --repo /mnt/backup/vms
   hv-backup run @shop --tag nightly --repo /mnt/backup/vms
   hv-backup run db1 --guest-agent db1=/run/vms/db1/agent.sock --repo /mnt/backup/vms
   hv-backup run --domain web1 --repo /mnt/backup/vms
   hv-backup run --domain web1,db1 --connect qemu:///system --tag nightly --repo /mnt/backup/vms
+  hv-backup run db1 --lock 30d --repo s3://backups/vms
   hv-backup run --file old-disk.raw --repo /mnt/backup/vms
   hv-backup run --files db1.conf /etc/libvirt/qemu/db1.xml /var/lib/libvirt/qemu/nvram/db1_VARS.fd --repo /mnt/backup/vms`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -69,15 +74,24 @@ With --files it is files and folders, under a name: what a host or a guest needs
 			if err != nil {
 				return err
 			}
+			until, err := lockEnd(lock)
+			if err != nil {
+				return err
+			}
 			ctx := c.Context()
 			r, err := a.openIndexed(ctx)
 			if err != nil {
 				return err
 			}
+			if lock > 0 {
+				if err := r.CanLock(ctx); err != nil {
+					return err
+				}
+			}
 			if _, err := r.Adopt(ctx, a.warn); err != nil {
 				return err
 			}
-			work.r, work.tags = r, tags
+			work.r, work.tags, work.lockedUntil = r, tags, until
 			return work.all(ctx)
 		},
 	}
@@ -89,6 +103,7 @@ With --files it is files and folders, under a name: what a host or a guest needs
 	f.StringSliceVar(&domains, "domain", nil, "domains of libvirt to back up as whole machines")
 	f.StringVar(&connect, "connect", "", connectHelp)
 	_ = c.RegisterFlagCompletionFunc("domain", a.completeDomains)
+	f.Var(&lock, "lock", "how long nobody can delete the backup, such as 30d (default not locked)")
 	f.BoolVar(&full, "full", false, "read whole volumes, not only what has changed since their last backup")
 	return c
 }
@@ -99,6 +114,8 @@ type runWork struct {
 	r    *repository.Repository
 	tags []string
 	full bool
+
+	lockedUntil time.Time // zero: not
 
 	agents  map[string]string // sockets of guests' agents, by volume
 	group   string            // or
@@ -169,6 +186,8 @@ type doneRun struct {
 	Seconds     float64 `json:"seconds"`
 
 	FrozenSeconds float64 `json:"frozenSeconds,omitempty"` // of a machine: how long its guest was held
+
+	LockedUntil time.Time `json:"lockedUntil,omitzero"`
 }
 
 // all makes the backups. One that fails does not keep the others from being made.
@@ -209,13 +228,13 @@ func (w *runWork) all(ctx context.Context) error {
 
 // one makes one backup and says so.
 func (w *runWork) one(ctx context.Context, name string, at time.Time, do func(*repository.Manifest) error) (*doneRun, error) {
-	m := &repository.Manifest{Tags: w.tags, Time: at}
+	m := &repository.Manifest{Tags: w.tags, Time: at, LockedUntil: w.lockedUntil}
 	m.Source.Host, _ = os.Hostname()
 	began := time.Now()
 	if err := do(m); err != nil {
 		return nil, fmt.Errorf("back up %s: %w", name, err)
 	}
-	done := &doneRun{m.Name, m.Source.Kind, m.Source.Name, m.SizeBytes, m.NonZero, m.NewBytes, m.StoredBytes, m.Parent, nil, m.Consistency, time.Since(began).Seconds(), 0}
+	done := &doneRun{m.Name, m.Source.Kind, m.Source.Name, m.SizeBytes, m.NonZero, m.NewBytes, m.StoredBytes, m.Parent, nil, m.Consistency, time.Since(began).Seconds(), 0, m.LockedUntil}
 	read := ""
 	if m.Parent != "" {
 		done.ReadBytes = &m.ReadBytes
@@ -223,6 +242,9 @@ func (w *runWork) one(ctx context.Context, name string, at time.Time, do func(*r
 	}
 	if w.a.output != "json" {
 		w.a.say("backed up %s as %s: %s of data%s, %s new, %s stored", name, m.Name, units.Size(m.NonZero).Human(), read, units.Size(m.NewBytes).Human(), units.Size(m.StoredBytes).Human())
+		if !m.LockedUntil.IsZero() {
+			w.a.say("%s is locked until %s", m.Name, m.LockedUntil.Local().Format(time.DateTime))
+		}
 	}
 	return done, nil
 }
@@ -243,6 +265,9 @@ func (w *runWork) still(ctx context.Context, m *repository.Manifest) error {
 func tellTo(meter *console.Meter) func(backup.Progress) {
 	return func(p backup.Progress) {
 		meter.Also = units.Size(p.NewBytes).Human() + " new"
+		if p.ToLock > 0 {
+			meter.Also = fmt.Sprintf("%d of %d objects locked", p.Locked, p.ToLock)
+		}
 		meter.At(p.DoneBytes)
 	}
 }

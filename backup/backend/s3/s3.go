@@ -91,7 +91,11 @@ func (s *S3) probe(ctx context.Context) error {
 	} else if err == nil {
 		err = fmt.Errorf("%s replaces objects although it is told not to (If-None-Match), so writers could destroy each other's; use another kind of storage", s.Location())
 	}
-	return errors.Join(err, s.Delete(ctx, key))
+	var locked *backend.LockedError
+	if deleteErr := s.Delete(ctx, key); !errors.As(deleteErr, &locked) { // a bucket may lock all that is stored in it
+		err = errors.Join(err, deleteErr)
+	}
+	return err
 }
 
 // Location returns the URL, which has no secret in it.
@@ -170,19 +174,26 @@ func (s *S3) read(ctx context.Context, key string, p []byte, off int64) error {
 }
 
 // Stat implements backend.Backend.
-func (s *S3) Stat(ctx context.Context, key string) (o backend.Object, err error) {
+func (s *S3) Stat(ctx context.Context, key string) (backend.Object, error) {
+	o, _, err := s.stat(ctx, key)
+	return o, err
+}
+
+// stat is Stat, with the version of the object: "" in a bucket that keeps none.
+func (s *S3) stat(ctx context.Context, key string) (o backend.Object, version string, err error) {
 	if err := backend.CheckKey(key); err != nil {
-		return o, err
+		return o, "", err
 	}
 	err = s.try(ctx, "object "+key, func() error {
 		info, err := s.client.StatObject(ctx, s.o.Place.Bucket, s.key(key), minio.StatObjectOptions{})
 		if err != nil {
 			return err
 		}
+		version = info.VersionID
 		o, err = object(key, info)
 		return err
 	})
-	return o, err
+	return o, version, err
 }
 
 // object is what the storage says of an object, if it says all that prunes and readers go by.
@@ -241,12 +252,17 @@ func (s *S3) List(ctx context.Context, prefix string, visit func(backend.Object)
 	}
 }
 
-// Delete implements backend.Backend.
+// Delete implements backend.Backend. In a bucket that keeps versions all of the object's go, as a mark that it is deleted would give back no space. A backend.LockedError if it is locked.
 func (s *S3) Delete(ctx context.Context, key string) error {
-	if _, err := s.Stat(ctx, key); err != nil { // the protocol does not say whether there was one
+	_, version, err := s.stat(ctx, key) // the protocol does not say whether there was one
+	if err != nil {
 		return err
 	}
-	return s.try(ctx, "delete object "+key, func() error {
+	if version != "" {
+		return s.deleteVersions(ctx, key)
+	}
+	err = s.try(ctx, "delete object "+key, func() error {
 		return s.client.RemoveObject(ctx, s.o.Place.Bucket, s.key(key), minio.RemoveObjectOptions{})
 	})
+	return s.refused(ctx, key, "", err)
 }

@@ -20,6 +20,9 @@ func Limit(b backend.Backend, bucket *Bucket) backend.Backend {
 	return &limited{b, bucket}
 }
 
+// Unwrap returns the backend that is limited. Locks go to it: they are no bytes of objects.
+func (l *limited) Unwrap() backend.Backend { return l.Backend }
+
 // Create implements backend.Backend.
 func (l *limited) Create(ctx context.Context, key string, data []byte) error {
 	if err := l.bucket.takeAll(ctx, len(data)); err != nil {

@@ -12,6 +12,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
 // Gateway is a running server with one empty bucket.
@@ -43,6 +46,35 @@ var program = sync.OnceValues(func() (string, error) {
 // Start starts a server that ends with the test. Where it cannot be built, for want of a network, the test is skipped; in CI, or with HV_REQUIRE_TOOLS set, it fails.
 func Start(t *testing.T) *Gateway {
 	t.Helper()
+	g := &Gateway{Bucket: "backups"}
+	g.start(t, func(root string) error { return os.Mkdir(filepath.Join(root, g.Bucket), 0o700) })
+	return g
+}
+
+// StartLocking starts a server that keeps versions, and whose bucket has object lock. Else it is as Start.
+func StartLocking(t *testing.T) *Gateway {
+	t.Helper()
+	g := &Gateway{Bucket: "vault"}
+	g.start(t, func(string) error { return nil }, "--versioning-dir", t.TempDir())
+	if err := g.Client(t).MakeBucket(t.Context(), g.Bucket, minio.MakeBucketOptions{ObjectLocking: true, Region: "us-east-1"}); err != nil {
+		t.Fatalf("make a bucket with object lock: %v", err)
+	}
+	return g
+}
+
+// Client returns a client of the server, for what whoever has its keys may do to a repository.
+func (g *Gateway) Client(t *testing.T) *minio.Client {
+	t.Helper()
+	c, err := minio.New(g.Host, &minio.Options{Creds: credentials.NewStaticV4(g.Access, g.Secret, ""), Region: "us-east-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// start starts the server on a new folder that prepare has made ready.
+func (g *Gateway) start(t *testing.T, prepare func(root string) error, flags ...string) {
+	t.Helper()
 	path, err := program()
 	switch {
 	case err == nil:
@@ -51,12 +83,13 @@ func Start(t *testing.T) *Gateway {
 	default:
 		t.Skip(err)
 	}
-	g := &Gateway{Host: freeAddress(t), Bucket: "backups", Access: "test", Secret: "test-secret"}
+	g.Host, g.Access, g.Secret = freeAddress(t), "test", "test-secret"
 	root := t.TempDir()
-	if err := os.Mkdir(filepath.Join(root, g.Bucket), 0o700); err != nil {
+	if err := prepare(root); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "--quiet", "--port", g.Host, "posix", "--sidecar", t.TempDir(), root)
+	args := append([]string{"--quiet", "--port", g.Host, "posix", "--sidecar", t.TempDir()}, flags...)
+	cmd := exec.Command(path, append(args, root)...)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+g.Access, "ROOT_SECRET_KEY="+g.Secret)
 	var says strings.Builder
 	cmd.Stdout, cmd.Stderr = &says, &says
@@ -73,7 +106,7 @@ func Start(t *testing.T) *Gateway {
 		c, err := net.Dial("tcp", g.Host)
 		if err == nil {
 			_ = c.Close()
-			return g
+			return
 		}
 		select {
 		case err := <-ended:
