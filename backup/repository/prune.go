@@ -67,7 +67,7 @@ type Pruned struct {
 	DeletedBytes  uint64    `json:"deletedBytes"`
 	WaitingPacks  int       `json:"waitingPacks"` // marked earlier, and not deleted yet
 	WaitingBytes  uint64    `json:"waitingBytes"`
-	DeletableAt   time.Time `json:"deletableAt,omitzero"` // when the first of those that wait, or were marked now, may be deleted
+	DeletableAt   time.Time `json:"deletableAt,omitzero"` // when the first of those that wait, or were marked now, may be deleted: a grace later, and when the backend holds it no more
 	YoungPacks    int       `json:"youngPacks"`           // that no backup needs, and that may belong to one under way
 	DryRun        bool      `json:"dryRun"`
 }
@@ -83,8 +83,9 @@ type prunePack struct {
 type pruning struct {
 	r     *Repository
 	o     PruneOptions
-	began time.Time // before anything was read
-	now   time.Time // by the clock of the backend, no later than the truth
+	began time.Time     // before anything was read
+	now   time.Time     // by the clock of the backend, no later than the truth
+	keep  time.Duration // how long the backend holds packs, whoever deletes them
 	out   Pruned
 
 	marks   []mark
@@ -135,6 +136,11 @@ func (p *pruning) look(ctx context.Context) (err error) {
 	r.index = newIndex()
 	if p.now, err = p.clock(ctx); err != nil {
 		return err
+	}
+	if keeper, ok := r.backend.(backend.Keeper); ok {
+		if p.keep, err = keeper.Keep(ctx); err != nil {
+			return err
+		}
 	}
 	if p.marks, err = r.loadMarks(ctx, p.o.Warn); err != nil {
 		return err
@@ -474,8 +480,19 @@ func (p *pruning) count(dead, moved []block.Hash) {
 		p.out.PackBytes += uint64(info.size)
 	}
 	first := time.Time{}
-	if p.out.MarkedPacks > 0 {
-		first = p.now
+	waits := func(k *prunePack, marked time.Time) {
+		at := marked.Add(p.o.Grace)
+		if held := k.created.Add(p.keep); held.After(at) {
+			at = held
+		}
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+	}
+	for _, name := range slices.Concat(dead, moved) {
+		if k := p.object(name); k != nil {
+			waits(k, p.now)
+		}
 	}
 	for name, t := range p.since {
 		k := p.object(name)
@@ -484,12 +501,10 @@ func (p *pruning) count(dead, moved []block.Hash) {
 		}
 		p.out.WaitingPacks++
 		p.out.WaitingBytes += uint64(k.size)
-		if first.IsZero() || t.Before(first) {
-			first = t
-		}
+		waits(k, t)
 	}
 	if !first.IsZero() {
-		p.out.DeletableAt = first.Add(p.o.Grace).UTC().Truncate(time.Second)
+		p.out.DeletableAt = first.UTC().Truncate(time.Second)
 	}
 }
 

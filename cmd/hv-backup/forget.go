@@ -34,7 +34,7 @@ func newForget(a *app) *cobra.Command {
 		Long: `Remove backups from the repository: those named (one that cannot be read by its whole name), or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
 seven days that have one, the others likewise; days begin at midnight here. --keep-tag keeps what the others would not; alone it would forget all backups without the tag, so it needs
 --all-others then. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
-comes back with ` + "`hv-backup prune`" + `.`,
+comes back with ` + "`hv-backup prune`" + `. A backup that the repository's host keeps for some time yet (hvd's repository.keep) stays: the --keep flags pass it over, and by its name it is refused.`,
 		Example: `  hv-backup forget 20261128t220000z-1f2e3d4c --repo /mnt/backup/vms
   hv-backup forget --keep-last 3 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run --repo /mnt/backup/vms`,
 		Args: console.Between(0, 1000, "BACKUP"),
@@ -95,15 +95,23 @@ func (f *forgetting) run(ctx context.Context, args []string) error {
 	} else {
 		forget, keep = f.judge(all)
 	}
+	if f.dryRun {
+		return f.show(forget, keep)
+	}
+	gone := []judgedBackup{}
 	for _, b := range forget {
-		if f.dryRun {
-			continue
-		}
-		if err := r.Forget(ctx, b.Name); err != nil && !errors.Is(err, block.ErrNotFound) {
+		err := r.Forget(ctx, b.Name)
+		switch {
+		case err == nil, errors.Is(err, block.ErrNotFound):
+			gone = append(gone, b)
+		case errors.Is(err, block.ErrInUse) && len(args) == 0: // a rule will find it again when its time has come
+			b.Reasons = []string{"where the repository is nobody can delete it yet"}
+			keep = append(keep, b)
+		default:
 			return err
 		}
 	}
-	return f.show(forget, keep)
+	return f.show(gone, keep)
 }
 
 func (f *forgetting) check(args []string) error {
