@@ -92,6 +92,10 @@ func TestBackupHost(t *testing.T) {
 	writer := &repo{t: t, dir: web1.dir, flags: append(web1.flags, "--identity", writeFile(t, "writer", id.String()+"\n"))}
 	var first, second backedUp
 	writer.json(&first, append([]string{"run", "web1"}, endpoint...)...)
+	var shown struct{ Snapshots int }
+	if d.json(&shown, "volume", "show", "web1"); shown.Snapshots != 0 {
+		t.Errorf("a run that can only write left %d snapshots, which no other can begin from", shown.Snapshots)
+	}
 	writer.json(&second, "run", "--file", image)
 	if second.NewBytes != 0 {
 		t.Errorf("%d bytes of the image are new, which the volume was made of", second.NewBytes)
