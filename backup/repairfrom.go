@@ -278,7 +278,11 @@ func (p *repair) replaced(ctx context.Context, name, as string) error {
 	if m.As = as; m.Error == "" {
 		return nil
 	}
-	if err := p.r.Forget(ctx, name); err != nil && !errors.Is(err, block.ErrNotFound) {
+	err := p.r.Forget(ctx, name)
+	switch {
+	case errors.Is(err, block.ErrInUse): // its place holds it for some time yet; a later repair knows what it is now
+		p.warn("backup "+name, err)
+	case err != nil && !errors.Is(err, block.ErrNotFound):
 		return err
 	}
 	return nil

@@ -46,13 +46,14 @@ type Host struct {
 		stats map[string]*Stats   // by name
 		busy  int                 // requests
 		by    map[string]int      // of these, by client
+		left  chan struct{}       // closed when one ends
 	}
 }
 
 // Bounds of what a host does at once, and of what it keeps.
 const (
-	maxBusy         = 64
-	maxBusyOfOne    = 32
+	maxBusy         = 128
+	maxBusyOfOne    = 16 // remote.Client has no more connections
 	maxRepositories = 1000
 	defaultStall    = time.Minute
 )
@@ -67,6 +68,7 @@ func New(o Options) *Host {
 	}
 	h := &Host{o: o}
 	h.mu.open, h.mu.stats, h.mu.by = make(map[string]*dir.Dir), make(map[string]*Stats), make(map[string]int)
+	h.mu.left = make(chan struct{})
 	h.routes()
 	return h
 }
@@ -132,16 +134,27 @@ func hasConfig(ctx context.Context, d *dir.Dir) (bool, error) {
 	return err == nil, err
 }
 
-// enter counts a request in, if a client may have one more.
-func (h *Host) enter(peer string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.mu.busy >= maxBusy || h.mu.by[peer] >= maxBusyOfOne {
-		return false
+// enter counts a request in when its client may have one more, and waits a while for that. It returns false if that was too long.
+func (h *Host) enter(ctx context.Context, peer string) bool {
+	ctx, cancel := context.WithTimeout(ctx, h.o.Stall/6)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		fits, left := h.mu.busy < maxBusy && h.mu.by[peer] < maxBusyOfOne, h.mu.left
+		if fits {
+			h.mu.busy++
+			h.mu.by[peer]++
+		}
+		h.mu.Unlock()
+		if fits {
+			return true
+		}
+		select {
+		case <-left:
+		case <-ctx.Done():
+			return false
+		}
 	}
-	h.mu.busy++
-	h.mu.by[peer]++
-	return true
 }
 
 func (h *Host) leave(peer string) {
@@ -151,4 +164,6 @@ func (h *Host) leave(peer string) {
 	if h.mu.by[peer]--; h.mu.by[peer] == 0 {
 		delete(h.mu.by, peer)
 	}
+	close(h.mu.left)
+	h.mu.left = make(chan struct{})
 }

@@ -175,10 +175,11 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// More requests than a client may have at once are refused, not queued, and no other client feels it.
+// More requests than a client may have at once wait for a while, and are refused then. No other client feels it.
 func TestTooManyRequests(t *testing.T) {
-	s := newSite(t, "a=all,b=all", nil)
+	s := newSite(t, "a=all,b=all", func(o *Options) { o.Stall = 6 * time.Second })
 	s.made("a", "vms")
+	var conns []*tls.Conn
 	for n := range maxBusyOfOne {
 		conn := s.dial("a")
 		if _, err := fmt.Fprintf(conn, "PUT /v1/repositories/vms/objects/x/%d HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nIf-None-Match: *\r\nContent-Length: 10\r\n\r\n", n); err != nil {
@@ -187,12 +188,25 @@ func TestTooManyRequests(t *testing.T) {
 		if answer, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != 100 {
 			t.Fatalf("request %d: %v, %v", n, answer, err)
 		}
+		conns = append(conns, conn)
 	}
 	if status, text := s.say("a", "GET /v1/repositories/vms HTTP/1.1\r\nHost: x\r\n\r\n"); status != 429 {
 		t.Errorf("one more: %d %s", status, text)
 	}
 	if _, err := s.client("b", "vms").Stat(t.Context(), "config"); !errors.Is(err, block.ErrNotFound) {
 		t.Errorf("another client: %v", err)
+	}
+	waits := make(chan error, 1)
+	c := s.client("a", "vms")
+	go func() {
+		_, err := c.Stat(t.Context(), "x/0")
+		waits <- err
+	}()
+	if _, err := io.WriteString(conns[0], "0123456789"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waits; err != nil && !errors.Is(err, block.ErrNotFound) {
+		t.Errorf("when one has ended: %v", err)
 	}
 }
 

@@ -71,7 +71,7 @@ func (c *call) serve(needs, ofObject bool, do func(*call) error) (err error) {
 	if c.rights = c.h.o.Rules.Of(names, c.name); c.rights == 0 {
 		return refuse(http.StatusForbidden, "a certificate of %q has no rights to repository %s (its repository.peers)", names, c.name)
 	}
-	if !c.h.enter(c.peer) {
+	if !c.h.enter(c.r.Context(), c.peer) {
 		return refuse(http.StatusTooManyRequests, "too many requests at once")
 	}
 	defer c.h.leave(c.peer)

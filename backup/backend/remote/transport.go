@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// maxConns bounds the connections of a client: a host lets a client have twice as many requests at once.
+	// maxConns bounds the connections of a client: a host lets a client have as many requests at once.
 	maxConns = 16
 	// expectBytes is from where on the host is asked before a body is sent.
 	expectBytes = 64 << 10
