@@ -170,7 +170,14 @@ func TestBackupHost(t *testing.T) {
 		}
 	}
 
-	stranger := certtest.New(t, "strangers")
+	h.refusesStrangers(admin, web1)
+	newDaemon(t, "--repository-listen", h.listen).refusesToStart(2, "repository.cert")
+}
+
+// refusesStrangers tries what must not work, and looks at what is said to it.
+func (h *repositoryHost) refusesStrangers(admin, web1 *repo) {
+	h.t.Helper()
+	stranger := certtest.New(h.t, "strangers")
 	for _, c := range []struct {
 		code  int
 		says  string
@@ -182,13 +189,12 @@ func TestBackupHost(t *testing.T) {
 		{4, "certificate", admin.dir, h.certificates(stranger, "admin")},
 		{4, "repository.peers", admin.dir, h.certificates(h.authority, "web2")},
 		{4, "repository.peers", "hvd://" + h.listen + "/other", web1.flags},
-		{6, "cannot be reached", "hvd://" + freePort(t, "127.0.0.1") + "/vms", admin.flags},
+		{6, "cannot be reached", "hvd://" + freePort(h.t, "127.0.0.1") + "/vms", admin.flags},
 	} {
-		if got := (&repo{t: t, dir: c.place, passwords: passwords, flags: c.flags}).try("list"); got.code != c.code || !strings.Contains(got.stderr, c.says) {
-			t.Errorf("%s %v: %d %s; want %d and %q", c.place, c.flags, got.code, got.stderr, c.code, c.says)
+		if got := (&repo{t: h.t, dir: c.place, passwords: admin.passwords, flags: c.flags}).try("list"); got.code != c.code || !strings.Contains(got.stderr, c.says) {
+			h.t.Errorf("%s %v: %d %s; want %d and %q", c.place, c.flags, got.code, got.stderr, c.code, c.says)
 		}
 	}
-	newDaemon(t, "--repository-listen", h.listen).refusesToStart(2, "repository.cert")
 }
 
 // Without repository.keep what is forgotten goes.
