@@ -229,6 +229,59 @@ func TestBackupHostPrune(t *testing.T) {
 	}
 }
 
+// Rights of several rules add up: who may append and read backs up what has changed. Policies and copies find their certificates in the environment.
+func TestBackupHostFromTheEnvironment(t *testing.T) {
+	h := startRepositoryHost(t, "both=append:vms,both=read:vms,pruner=all:vms,other=all:copies")
+	passwords := writeFile(t, "password", "x\n")
+	at := func(name string) *repo {
+		return &repo{t: t, dir: "hvd://" + h.listen + "/" + name, passwords: passwords, flags: []string{"--endpoint", "unix:" + h.dir + "/hvd.sock"}}
+	}
+	environment := func(prefix, name string) {
+		flags := h.certificates(h.authority, name)
+		for i, variable := range []string{"TLS_CERT", "TLS_KEY", "TLS_CA"} {
+			t.Setenv(prefix+variable, flags[2*i+1])
+		}
+	}
+	vms, copies := at("vms"), at("copies")
+	environment("HV_BACKUP_", "other")
+	copies.run("repo", "init")
+	environment("HV_BACKUP_", "both")
+	vms.run("repo", "init") // as long as there is none
+
+	h.write(h.disk("web1", "40M"), "write -P 7 3M 1M", "flush")
+	vms.run("run", "web1")
+	h.write(h.uri("web1"), "write -P 8 20M 64k", "flush")
+	var second struct {
+		Backup, Parent string
+		ReadBytes      uint64
+	}
+	if vms.json(&second, "run", "web1"); second.Parent == "" || second.ReadBytes > 1<<20 {
+		t.Errorf("64 KiB have changed, and the backup is %+v", second)
+	}
+	if got := vms.try("forget", second.Backup); got.code != 4 || !strings.Contains(got.stderr, `"append+read"`) {
+		t.Errorf("who may not delete forgets: %d %s", got.code, got.stderr)
+	}
+
+	environment("HV_TO_", "other")
+	t.Setenv("HV_BACKUP_POLICIES", filepath.Join(t.TempDir(), "policies"))
+	if got := vms.try("policy", "set", "nightly", "web1", "--every", "1d", "--tls-cert", "x"); got.code != 2 || !strings.Contains(got.stderr, "HV_BACKUP_TLS_CERT") {
+		t.Errorf("a policy with a certificate: %d %s", got.code, got.stderr)
+	}
+	vms.run("policy", "set", "nightly", "web1", "--every", "1d", "--copy-to", copies.dir)
+	vms.run("policy", "run", "nightly")
+	environment("HV_BACKUP_", "other")
+	want := h.exported("web1")
+	if got := copies.restored("latest"); !bytes.Equal(got, want) {
+		t.Error("what the policy has copied differs")
+	}
+	environment("HV_BACKUP_", "pruner")
+	vms.run("forget", "--keep-last", "1")
+	vms.run("prune", "--alone")
+	if got := vms.restored("latest"); !bytes.Equal(got, want) {
+		t.Error("what is left differs")
+	}
+}
+
 // SIGKILL of the host while a backup is stored there costs tries; of both, another run, which finds what is there.
 func TestBackupHostKilled(t *testing.T) {
 	h := startRepositoryHost(t, "admin=all")
