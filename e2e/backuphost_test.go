@@ -227,6 +227,24 @@ func TestBackupHostPrune(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(back, "web1.conf", files, "hvd.yaml")); err != nil || string(got) != "listen: off\n" {
 		t.Errorf("recovered %q, %v", got, err)
 	}
+
+	// A disk that is not mounted keeps no guest waiting, and is said.
+	h.stop()
+	if err := os.Rename(h.folder, h.folder+".away"); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	var status struct{ Problems []string }
+	if h.json(&status, "status"); len(status.Problems) != 1 || !strings.Contains(status.Problems[0], "repositories") {
+		t.Errorf("without the folder status has %q", status.Problems)
+	}
+	if err := os.Rename(h.folder+".away", h.folder); err != nil {
+		t.Fatal(err)
+	}
+	r.run("list")
+	if h.json(&status, "status"); len(status.Problems) != 0 {
+		t.Errorf("with it status has %q", status.Problems)
+	}
 }
 
 // Rights of several rules add up: who may append and read backs up what has changed. Policies and copies find their certificates in the environment.

@@ -38,7 +38,8 @@ type Host struct {
 	o   Options
 	mux *http.ServeMux
 
-	deleting sync.Mutex // held while an object is deleted, so that its age is that of what goes
+	listing  chan struct{} // a place for each list that is made at once
+	deleting sync.Mutex    // held while an object is deleted, so that its age is that of what goes
 
 	mu struct {
 		sync.Mutex
@@ -54,6 +55,7 @@ type Host struct {
 const (
 	maxBusy         = 128
 	maxBusyOfOne    = 16 // remote.Client has no more connections
+	maxListing      = 4
 	maxRepositories = 1000
 	defaultStall    = time.Minute
 )
@@ -66,7 +68,7 @@ func New(o Options) *Host {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	h := &Host{o: o}
+	h := &Host{o: o, listing: make(chan struct{}, maxListing)}
 	h.mu.open, h.mu.stats, h.mu.by = make(map[string]*dir.Dir), make(map[string]*Stats), make(map[string]int)
 	h.mu.left = make(chan struct{})
 	h.routes()

@@ -209,8 +209,24 @@ func (c *call) list() error {
 	if !c.rights.MayList(prefix) {
 		return c.forbid("to list %q", prefix)
 	}
-	page := remote.Page{Objects: []remote.Object{}}
-	err := c.in.ListAfter(c.r.Context(), prefix, after, func(o backend.Object) error {
+	page, err := c.h.page(c.r.Context(), c.in, prefix, after)
+	if err != nil {
+		return err
+	}
+	c.reply(http.StatusOK, page)
+	return nil
+}
+
+// page lists objects, as many as an answer may have. Few are made at once: a folder with very many costs a CPU for a while.
+func (h *Host) page(ctx context.Context, in *dir.Dir, prefix, after string) (page remote.Page, err error) {
+	select {
+	case h.listing <- struct{}{}:
+		defer func() { <-h.listing }()
+	case <-ctx.Done():
+		return page, ctx.Err()
+	}
+	page.Objects = []remote.Object{}
+	err = in.ListAfter(ctx, prefix, after, func(o backend.Object) error {
 		if len(page.Objects) == remote.MaxPage {
 			page.More = true
 			return errFull
@@ -218,11 +234,10 @@ func (c *call) list() error {
 		page.Objects = append(page.Objects, remote.Object{Key: o.Key, SizeBytes: o.SizeBytes, Created: o.Created.UTC()})
 		return nil
 	})
-	if err != nil && !errors.Is(err, errFull) {
-		return err
+	if errors.Is(err, errFull) {
+		err = nil
 	}
-	c.reply(http.StatusOK, page)
-	return nil
+	return page, err
 }
 
 // delete deletes an object, unless it is held.

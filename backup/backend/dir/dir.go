@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -255,59 +254,6 @@ func (d *Dir) Stat(ctx context.Context, key string) (backend.Object, error) {
 		return backend.Object{}, fmt.Errorf("object %s: %w", key, known(err))
 	}
 	return backend.Object{Key: key, SizeBytes: info.Size(), Created: info.ModTime()}, nil
-}
-
-// List implements backend.Backend. Objects come in the order of the parts of their keys.
-func (d *Dir) List(ctx context.Context, prefix string, visit func(backend.Object) error) error {
-	return d.ListAfter(ctx, prefix, "", visit)
-}
-
-// ListAfter is List from the first object on that comes after a key, which need not be there. An empty one is before all.
-func (d *Dir) ListAfter(ctx context.Context, prefix, after string, visit func(backend.Object) error) error {
-	passed := strings.Split(after, "/")
-	start := filepath.Join(d.root, filepath.FromSlash(prefix[:strings.LastIndex(prefix, "/")+1]))
-	err := filepath.WalkDir(start, func(path string, e fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // gone meanwhile, or never there
-		}
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return err
-		}
-		key, err := filepath.Rel(d.root, path)
-		if err != nil {
-			return err
-		}
-		key = filepath.ToSlash(key)
-		at := strings.Split(key, "/")
-		if e.IsDir() {
-			before := len(at) <= len(passed) && slices.Compare(at, passed[:len(at)]) < 0 // all that is in it comes before
-			if key == temporary || after != "" && before && key != "." {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if after != "" && slices.Compare(at, passed) <= 0 {
-			return nil
-		}
-		if !e.Type().IsRegular() || !strings.HasPrefix(key, prefix) || backend.CheckKey(key) != nil {
-			return nil
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return visit(backend.Object{Key: key, SizeBytes: info.Size(), Created: info.ModTime()})
-	})
-	if err != nil {
-		return fmt.Errorf("list %s: %w", d.root, err)
-	}
-	return nil
 }
 
 // Delete implements backend.Backend.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -87,7 +88,50 @@ func TestListAfter(t *testing.T) {
 			t.Errorf("after %s: %q, want %q", after, got, want)
 		}
 	}
-	if got := list("packs/a", "packs/aa/2"); !slices.Equal(got, all[6:7]) {
-		t.Errorf("of packs/a after packs/aa/2: %q", got)
+	for _, c := range []struct {
+		prefix, after string
+		want          []string
+	}{
+		{"packs/a", "packs/aa/2", all[6:7]},
+		{"packs/aa/", "packs/aa/1", all[5:6]},
+		{"packs/aa/", "packs/ab", nil},
+		{"packs/aa/", "packs/aa", all[4:6]},
+		{"packs/aa/", "index/z", all[4:6]},
+		{"packs/aa/", "config", all[4:6]},
+		{"config/", "", nil},
+		{"none/", "", nil},
+		{"index", "index/b", all[3:4]},
+	} {
+		if got := list(c.prefix, c.after); !slices.Equal(got, c.want) {
+			t.Errorf("of %s after %s: %q, want %q", c.prefix, c.after, got, c.want)
+		}
+	}
+}
+
+// A folder with many more objects than are in memory at once is listed in order, each once.
+func TestListOfAFullFolder(t *testing.T) {
+	d, err := Create(filepath.Join(t.TempDir(), "r"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const objects = 6*batch + 5
+	if err := os.Mkdir(filepath.Join(d.root, "index"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for n := range objects {
+		if err := os.WriteFile(filepath.Join(d.root, "index", fmt.Sprintf("%08x", uint32(n)*2654435761)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, count := "", 0
+	err = d.List(context.Background(), "index/", func(o backend.Object) error {
+		if o.Key <= last {
+			t.Errorf("%s after %s", o.Key, last)
+		}
+		last, count = o.Key, count+1
+		return nil
+	})
+	if err != nil || count != objects {
+		t.Errorf("%d of %d objects are listed, %v", count, objects, err)
 	}
 }
