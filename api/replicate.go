@@ -245,6 +245,6 @@ func (s *Server) serveReplicas(c *control.Control, log *slog.Logger) error {
 	}
 	mux := http.NewServeMux()
 	addReplicas(mux, c, certifiedSender)
-	s.replicas = s.servePeers(listener, "replicas", mux, log)
+	s.replicas = s.servePeers(listener, "replicas", mux, 0, log)
 	return nil
 }

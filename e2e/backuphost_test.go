@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -297,6 +300,52 @@ func TestBackupHostFromTheEnvironment(t *testing.T) {
 	vms.run("prune", "--alone")
 	if got := vms.restored("latest"); !bytes.Equal(got, want) {
 		t.Error("what is left differs")
+	}
+}
+
+// A client that opens more connections than it may have is told so, and another one is served all the same.
+func TestBackupHostConnections(t *testing.T) {
+	h := startRepositoryHost(t, "greedy=read,other=read")
+	ask := func(name string) (*tls.Conn, int) {
+		conn, err := tls.Dial("tcp", h.listen, &tls.Config{RootCAs: h.authority.Pool(), ServerName: "localhost", Certificates: []tls.Certificate{h.authority.Client(name)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "GET /v1/repositories/vms HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		return conn, answer.StatusCode
+	}
+	first, status := ask("greedy")
+	for n := 1; status == http.StatusNotFound; n++ {
+		if n > 64 {
+			t.Fatal("there is no end")
+		}
+		_, status = ask("greedy")
+	}
+	if status != http.StatusTooManyRequests {
+		t.Errorf("one connection too many: status %d", status)
+	}
+	if _, status = ask("other"); status != http.StatusNotFound {
+		t.Errorf("another client: status %d", status)
+	}
+	_ = first.Close()
+	for deadline := time.Now().Add(patience); ; {
+		if _, status = ask("greedy"); status == http.StatusNotFound {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a connection that was closed still counts")
+		}
 	}
 }
 
