@@ -16,7 +16,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 programs := hvd hv-storage-fabric hv-backup
 # What the race detector has something to find in.
-concurrent := ./api/... ./blockstore/... ./control/... ./dedup/... ./internal/unixsock ./nbd/... ./tiers/...
+concurrent := ./api/... ./backup/backend/... ./backup/host ./blockstore/... ./control/... ./dedup/... ./internal/unixsock ./nbd/... ./tiers/...
 
 # An ordinary user's PATH lacks the folders of e2fsck on Debian.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin

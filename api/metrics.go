@@ -14,7 +14,7 @@ import (
 // metricsType is the text format of Prometheus, version 0.0.4.
 const metricsType = "text/plain; version=0.0.4; charset=utf-8"
 
-// metrics serves GET /metrics: counters and sizes of the store, quotas of volumes, alarms and replications, for Prometheus. It costs no scan but of what replicas do not have yet, which is counted for 5 s at most.
+// metrics serves GET /metrics: counters and sizes of the store, quotas of volumes, alarms, replications and repositories, for Prometheus. It costs no scan but of what replicas do not have yet, which is counted for 5 s at most.
 func metrics(c *control.Control) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := allow(r.Context(), control.ScopeRead); err != nil {
@@ -35,6 +35,7 @@ func metrics(c *control.Control) http.HandlerFunc {
 		m.store(c.Stats())
 		m.volumes(c.Volumes())
 		m.replications(c.Replications(r.Context()))
+		m.repositories(c.Repositories())
 		_ = out.Flush() // whoever hung up does not want it
 	}
 }

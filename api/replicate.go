@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 )
 
 const (
@@ -158,16 +158,12 @@ func localSender(r *http.Request) (control.ReplicaSender, error) {
 
 // certifiedSender is for the door of other hvd, which lets nobody in without a certificate.
 func certifiedSender(r *http.Request) (control.ReplicaSender, error) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.PeerCertificates) == 0 {
-		return control.ReplicaSender{}, fmt.Errorf("a certificate is needed: %w", errUnauthenticated)
-	}
-	leaf := r.TLS.PeerCertificates[0]
-	names := leaf.DNSNames
-	if leaf.Subject.CommonName != "" {
-		names = append([]string{leaf.Subject.CommonName}, names...)
-	}
-	if len(names) == 0 {
-		return control.ReplicaSender{}, fmt.Errorf("a certificate without a name: %w", errForbidden)
+	names, err := mutualtls.Names(r.TLS)
+	switch {
+	case errors.Is(err, mutualtls.ErrNoCertificate):
+		return control.ReplicaSender{}, fmt.Errorf("%w: %w", err, errUnauthenticated)
+	case err != nil:
+		return control.ReplicaSender{}, fmt.Errorf("%w: %w", err, errForbidden)
 	}
 	return control.ReplicaSender{Names: names}, nil
 }
@@ -249,16 +245,6 @@ func (s *Server) serveReplicas(c *control.Control, log *slog.Logger) error {
 	}
 	mux := http.NewServeMux()
 	addReplicas(mux, c, certifiedSender)
-	s.replicas = newHTTPServer(mux, log)
-	s.replicas.ConnState = func(conn net.Conn, state http.ConnState) {
-		if state == http.StateActive && control.SettleReplica(conn) != nil { // a request has come, so the handshake is over
-			_ = conn.Close()
-		}
-	}
-	s.running.Go(func() {
-		if err := s.replicas.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("server stopped", "server", "replicas", "error", err)
-		}
-	})
+	s.replicas = s.servePeers(listener, "replicas", mux, 0, log)
 	return nil
 }

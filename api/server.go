@@ -19,6 +19,8 @@ type Server struct {
 	replicas *http.Server // for other hvd; nil without
 	door     *door
 	running  sync.WaitGroup
+
+	repositories *http.Server // of backups of other machines; nil without
 }
 
 // Serve opens the control socket, and the TCP door if a token can be used. c must be open; Close comes before c.Close.
@@ -48,7 +50,7 @@ func Serve(c *control.Control) (*Server, error) {
 		s.Close()
 		return nil, fmt.Errorf("%w; free the address, choose another with --listen, or use --listen off", err)
 	}
-	if err := s.serveReplicas(c, log); err != nil {
+	if err := errors.Join(s.serveReplicas(c, log), s.serveRepositories(c, log)); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -63,6 +65,9 @@ func (s *Server) Close() {
 	s.running.Go(s.door.close)
 	if s.replicas != nil {
 		_ = s.replicas.Close() // a source comes back and goes on
+	}
+	if s.repositories != nil {
+		s.running.Go(func() { shutdown(s.repositories) })
 	}
 	s.running.Go(func() { shutdown(s.unix) })
 	s.running.Wait()

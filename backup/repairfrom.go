@@ -280,10 +280,10 @@ func (p *repair) replaced(ctx context.Context, name, as string) error {
 		return nil
 	}
 	err := p.r.Forget(ctx, name)
-	var locked *backend.LockedError
-	if errors.As(err, &locked) {
-		p.warn("backup "+name, err) // it stays until then, and cannot be read
-	} else if err != nil && !errors.Is(err, block.ErrNotFound) {
+	switch {
+	case errors.Is(err, block.ErrInUse): // its place holds it for some time yet; a later repair knows what it is now
+		p.warn("backup "+name, err)
+	case err != nil && !errors.Is(err, block.ErrNotFound):
 		return err
 	}
 	return nil

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/host"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
@@ -49,6 +51,8 @@ type Control struct {
 	started  time.Time
 
 	schedules scheduler
+
+	repositories atomic.Pointer[host.Host] // of backups of other machines; nil without
 
 	degraded struct {
 		sync.Mutex

@@ -56,6 +56,7 @@ func (c *Control) Status() Status {
 	s.Problems = append(s.Problems, c.scheduleProblems()...)
 	s.Problems = append(s.Problems, c.restoreProblems()...)
 	s.Problems = append(s.Problems, c.replicationProblems()...)
+	s.Problems = append(s.Problems, c.repositoryProblems()...)
 	for _, a := range c.Attachments() {
 		s.Attached++
 		if a.Problem != "" {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 	"github.com/hyper-nixos/hyper-nixos/nbd"
 )
 
@@ -99,13 +100,8 @@ func secretsOf(t config.TLS) []secretFile {
 // checkSecrets refuses keys that every user of this machine can read or replace.
 func checkSecrets(files []secretFile) error {
 	for _, f := range files {
-		info, err := os.Stat(f.path)
-		if err != nil {
+		if err := mutualtls.Private(f.path); err != nil {
 			return fmt.Errorf("%s: %w", f.setting, err)
-		}
-		if mode := info.Mode().Perm(); mode&0o006 != 0 {
-			return fmt.Errorf("%s: %s has mode %04o, so every user can read or change it; chmod 600 %s, and use a new key if others were here: %w",
-				f.setting, f.path, mode, f.path, block.ErrInvalid)
 		}
 	}
 	return nil

@@ -18,6 +18,7 @@ import (
 type repo struct {
 	t              *testing.T
 	dir, passwords string
+	flags          []string // beside these
 }
 
 func newRepo(t *testing.T) *repo {
@@ -37,7 +38,11 @@ func writeFile(t *testing.T, name, text string) string {
 }
 
 func (r *repo) args(args ...string) []string {
-	return append(args, "--repo", r.dir, "--password-file", r.passwords)
+	args = append(args, "--repo", r.dir)
+	if r.passwords != "" {
+		args = append(args, "--password-file", r.passwords)
+	}
+	return append(args, r.flags...)
 }
 
 func (r *repo) try(args ...string) result {

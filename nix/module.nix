@@ -7,7 +7,8 @@ let
   yaml = pkgs.formats.yaml { };
   dataDir = cfg.settings.data-dir;
   disks = lib.filter (disk: disk != "") (map lib.trim (lib.splitString "," (cfg.settings.store.disks or "")));
-  overTCP = (cfg.settings.nbd.listen or "off") != "off" || (cfg.settings.replication.listen or "off") != "off";
+  repositories = cfg.settings.repository.dir or "";
+  overTCP = lib.any (section: (cfg.settings.${section}.listen or "off") != "off") [ "nbd" "replication" "repository" ];
   isDefaultDir = dataDir == "/var/lib/hyper-nixos";
   configFile = yaml.generate "hvd.yaml" cfg.settings;
 in
@@ -146,7 +147,7 @@ in
         RuntimeDirectoryMode = "0755";
         RuntimeDirectoryPreserve = "restart";
         # A disk that is lost must not keep hvd from starting.
-        ReadWritePaths = lib.optional (!isDefaultDir) dataDir ++ map (disk: "-${disk}") disks;
+        ReadWritePaths = lib.optional (!isDefaultDir) dataDir ++ map (disk: "-${disk}") disks ++ lib.optional (repositories != "") "-${repositories}";
         LimitNOFILE = 65536;
         OOMScoreAdjust = -500;
 

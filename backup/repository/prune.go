@@ -67,7 +67,7 @@ type Pruned struct {
 	DeletedBytes  uint64    `json:"deletedBytes"`
 	WaitingPacks  int       `json:"waitingPacks"` // marked earlier, and not deleted yet
 	WaitingBytes  uint64    `json:"waitingBytes"`
-	DeletableAt   time.Time `json:"deletableAt,omitzero"` // when the first of those that wait, or were marked now, may be deleted
+	DeletableAt   time.Time `json:"deletableAt,omitzero"` // when the first of those that wait, or were marked now, may be deleted: a grace later, and when the backend holds it no more
 	YoungPacks    int       `json:"youngPacks"`           // that no backup needs, and that may belong to one under way
 	LockedPacks   int       `json:"lockedPacks"`          // that no backup needs, or only a part of, and that cannot be deleted yet
 	LockedBytes   uint64    `json:"lockedBytes"`
@@ -87,8 +87,9 @@ type prunePack struct {
 type pruning struct {
 	r     *Repository
 	o     PruneOptions
-	began time.Time // before anything was read
-	now   time.Time // by the clock of the backend, no later than the truth
+	began time.Time     // before anything was read
+	now   time.Time     // by the clock of the backend, no later than the truth
+	keep  time.Duration // how long the backend holds packs, whoever deletes them
 	out   Pruned
 
 	marks   []mark
@@ -146,6 +147,11 @@ func (p *pruning) look(ctx context.Context) (err error) {
 	}
 	if p.now, err = p.clock(ctx); err != nil {
 		return err
+	}
+	if keeper, ok := r.backend.(backend.Keeper); ok {
+		if p.keep, err = keeper.Keep(ctx); err != nil {
+			return err
+		}
 	}
 	if p.marks, err = r.loadMarks(ctx, p.o.Warn); err != nil {
 		return err
@@ -500,13 +506,21 @@ func (p *pruning) count(dead, moved []block.Hash) {
 		p.out.PackBytes += uint64(info.size)
 	}
 	first := time.Time{}
-	deletable := func(t time.Time) {
-		if first.IsZero() || t.Before(first) {
-			first = t
+	waits := func(name block.Hash, k *prunePack, marked time.Time) {
+		at := marked.Add(p.o.Grace)
+		for _, held := range []time.Time{k.created.Add(p.keep), p.until[name]} {
+			if held.After(at) {
+				at = held
+			}
+		}
+		if first.IsZero() || at.Before(first) {
+			first = at
 		}
 	}
-	if p.out.MarkedPacks > 0 {
-		deletable(p.now.Add(p.o.Grace))
+	for _, name := range slices.Concat(dead, moved) {
+		if k := p.object(name); k != nil {
+			waits(name, k, p.now)
+		}
 	}
 	for name, t := range p.since {
 		k := p.object(name)
@@ -515,11 +529,7 @@ func (p *pruning) count(dead, moved []block.Hash) {
 		}
 		p.out.WaitingPacks++
 		p.out.WaitingBytes += uint64(k.size)
-		t = t.Add(p.o.Grace)
-		if until := p.until[name]; until.After(t) {
-			t = until
-		}
-		deletable(t)
+		waits(name, k, t)
 	}
 	if !first.IsZero() {
 		p.out.DeletableAt = first.UTC().Truncate(time.Second)

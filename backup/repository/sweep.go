@@ -85,7 +85,7 @@ func (p *pruning) deleteMarked(ctx context.Context) error {
 // doomed returns the packs that may be deleted, in order of their names.
 func (p *pruning) doomed() (names []block.Hash) {
 	for name, t := range p.since {
-		if k := p.object(name); k != nil && !k.created.IsZero() && k.live == 0 && p.expired(t) {
+		if k := p.object(name); k != nil && !k.created.IsZero() && k.live == 0 && p.expired(t) && p.now.Sub(k.created) >= p.keep {
 			names = append(names, name)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/helptext"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -45,7 +46,8 @@ type app struct {
 	endpoint     string
 	output       string
 	progress     bool
-	limit        units.Size // bytes a second; 0: none
+	limit        units.Size      // bytes a second; 0: none
+	tls          mutualtls.Files // for hvd://
 }
 
 func newApp(in io.Reader, out, err io.Writer, getenv func(string) string) *app {
@@ -156,7 +158,8 @@ func newRoot(a *app) *cobra.Command {
 encrypted before it leaves this program.
 
 The repository is --repo, or $HV_BACKUP_REPO. Its keys are opened by a passphrase (--password-file, $HV_BACKUP_PASSWORD_FILE, or asked for on the terminal) or by an age identity
-(--identity FILE). Credentials of object storage come from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY or a file (docs/hv-backup.md).
+(--identity FILE). Credentials of object storage come from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY or a file; another hvd, hvd://HOST/NAME, knows a client by its certificate
+(--tls-cert, --tls-key, --tls-ca; docs/hv-backup.md).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 damage was found, 6 hvd or the storage cannot be reached, 7 a guest did not answer to a restore test,
 130 interrupted. With -o json one JSON document is printed on standard output and nothing else; progress
@@ -173,10 +176,13 @@ and messages go to standard error.`,
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &console.UsageError{Err: err} })
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.repo, "repo", "", "the repository: a directory, s3://BUCKET/PREFIX or s3+https://HOST/BUCKET/PREFIX (default $HV_BACKUP_REPO)")
+	flags.StringVar(&a.repo, "repo", "", "the repository: a directory, s3://BUCKET/PREFIX, s3+https://HOST/BUCKET/PREFIX, or hvd://HOST/NAME (default $HV_BACKUP_REPO)")
 	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
 	flags.StringArrayVar(&a.identities, "identity", nil, "file with age identities; may be repeated")
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens, for volumes: unix:PATH (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
+	flags.StringVar(&a.tls.Cert, "tls-cert", "", "PEM file of this client's certificate, for hvd:// (default $HV_BACKUP_TLS_CERT)")
+	flags.StringVar(&a.tls.Key, "tls-key", "", "PEM file of its private key (default $HV_BACKUP_TLS_KEY)")
+	flags.StringVar(&a.tls.CA, "tls-ca", "", "PEM file of the authorities of hosts' certificates (default $HV_BACKUP_TLS_CA)")
 	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB (default no limit)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
 	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal; with -o json as lines of JSON")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -43,7 +45,7 @@ func newCopy(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "copy [BACKUP…] --from REPOSITORY --to REPOSITORY",
 		Short: "Copy backups into another repository",
-		Long: `Copy backups into another repository, which exists already: those named, or all, or those of --source and with --tag. Each of the two may be a directory or object storage. What the
+		Long: `Copy backups into another repository, which exists already: those named, or all, or those of --source and with --tag. Each of the two may be a directory, object storage, or at another hvd. What the
 other repository has is not stored again, and a backup that was copied before is left out, so an interrupted copy goes on when it is run again, and a daily copy costs what is new.
 Each copy exists when it is complete; it keeps time, source and tags, and gets a name of its own.
 
@@ -53,7 +55,7 @@ since a backup of the same source that both have is not even read. If the two cu
 With --lock nobody can delete the copies, nor what they need, for so long from now on, as for run; backups that were copied before stay as they are.
 
 --password-file and --identity are for both, unless --to-password-file or --to-identity say otherwise. For object storage with other credentials than those of --from, set
-HV_TO_AWS_ACCESS_KEY_ID and so on: if one of these is set, only they count for --to.`,
+HV_TO_AWS_ACCESS_KEY_ID and so on: if one of these is set, only they count for --to. With another certificate for the hvd of --to, set HV_TO_TLS_CERT, HV_TO_TLS_KEY and HV_TO_TLS_CA.`,
 		Example: `  hv-backup copy --from /mnt/backup/vms --to s3+https://minio.example/backups/vms
   hv-backup copy --from /mnt/backup/vms --to s3://vault/vms --lock 30d
   hv-backup copy latest:web1 --from s3://bucket/vms --to /mnt/usb/vms --to-password-file ~/.usb-password
@@ -136,13 +138,15 @@ func (k *copying) run(ctx context.Context, names []string) error {
 // target is this command with the repository that is copied to, and what opens it.
 func (k *copying) target() *app { return k.a.other(k.to, "HV_TO_", k.passwordFile, k.identities) }
 
-// other is this command with another repository, and what opens that, where it is not the same. prefix begins the names of the variables for its object storage, which if there are any replace the others.
+// other is this command with another repository, and what opens that, where it is not the same. prefix begins the names of the variables for its object storage, which if there are any replace the others, and of those for the files
+// of TLS, each of which replaces one.
 func (a *app) other(repo, prefix, passwordFile string, identities []string) *app {
 	to := *a
 	to.repo = repo
 	if passwordFile != "" || len(identities) > 0 {
 		to.passwordFile, to.identities = passwordFile, identities
 	}
+	to.tls = mutualtls.Files{Cert: cmp.Or(a.getenv(prefix+"TLS_CERT"), a.tls.Cert), Key: cmp.Or(a.getenv(prefix+"TLS_KEY"), a.tls.Key), CA: cmp.Or(a.getenv(prefix+"TLS_CA"), a.tls.CA)}
 	for _, name := range []string{"ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE", "SHARED_CREDENTIALS_FILE", "REGION", "DEFAULT_REGION"} {
 		if a.getenv(prefix+"AWS_"+name) == "" {
 			continue

@@ -36,7 +36,7 @@ func newForget(a *app) *cobra.Command {
 		Long: `Remove backups from the repository: those named (one that cannot be read by its whole name), or, of each source, all but those that one of the --keep flags keeps. --keep-daily 7 keeps the youngest backup of each of the last
 seven days that have one, the others likewise; days begin at midnight here. --keep-tag keeps what the others would not; alone it would forget all backups without the tag, so it needs
 --all-others then. --source and --tag narrow down what is looked at: other backups stay. The space of what is forgotten
-comes back with ` + "`hv-backup prune`" + `.
+comes back with ` + "`hv-backup prune`" + `. A backup that the repository's host keeps for some time yet (hvd's repository.keep) stays: the --keep flags pass it over, and by its name it is refused..
 
 What is locked (run --lock) cannot be forgotten before its lock ends: the --keep flags put it off, and names are refused.`,
 		Example: `  hv-backup forget 20261128t220000z-1f2e3d4c --repo /mnt/backup/vms
@@ -115,14 +115,17 @@ func (f *forgetting) run(ctx context.Context, args []string) error {
 		switch {
 		case err == nil, errors.Is(err, block.ErrNotFound):
 			gone = append(gone, b)
-		case !errors.As(err, &locked):
-			return err
-		default: // the backup does not say so, the storage does: a bucket may lock all that is stored in it
+		case errors.As(err, &locked): // the backup does not say so, the storage does: a bucket may lock all that is stored in it
 			b.Reasons, b.LockedUntil = []string{lockedReason(locked.Until)}, locked.Until
 			keep = append(keep, b)
 			if len(args) > 0 {
 				refused = errors.Join(refused, locked)
 			}
+		case errors.Is(err, block.ErrInUse) && len(args) == 0: // a rule will find it again when its time has come
+			b.Reasons = []string{"where the repository is nobody can delete it yet"}
+			keep = append(keep, b)
+		default:
+			return err
 		}
 	}
 	return errors.Join(f.show(gone, keep), refused)

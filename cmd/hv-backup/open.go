@@ -17,11 +17,13 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/remote"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/s3"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 )
 
 // location is where the repository is.
@@ -41,7 +43,14 @@ func (a *app) backend() (backend.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	if strings.Contains(where, "://") {
+	switch {
+	case strings.HasPrefix(where, remote.Scheme):
+		o, err := a.host(where)
+		if err != nil {
+			return nil, err
+		}
+		return remote.Open(o)
+	case strings.Contains(where, "://"):
 		o, err := a.storage(where)
 		if err != nil {
 			return nil, err
@@ -57,7 +66,14 @@ func (a *app) backend() (backend.Backend, error) {
 
 // newBackend opens a place for a new repository.
 func (a *app) newBackend(ctx context.Context, where string) (backend.Backend, error) {
-	if strings.Contains(where, "://") {
+	switch {
+	case strings.HasPrefix(where, remote.Scheme):
+		o, err := a.host(where)
+		if err != nil {
+			return nil, err
+		}
+		return remote.Create(ctx, o)
+	case strings.Contains(where, "://"):
 		o, err := a.storage(where)
 		if err != nil {
 			return nil, err
@@ -65,6 +81,23 @@ func (a *app) newBackend(ctx context.Context, where string) (backend.Backend, er
 		return s3.Create(ctx, o)
 	}
 	return dir.Create(where)
+}
+
+// host returns how to reach another hvd that keeps the repository.
+func (a *app) host(where string) (o remote.Options, err error) {
+	if o.Place, err = remote.ParsePlace(where); err != nil {
+		return o, err
+	}
+	o.Limit = a.bucket()
+	o.Files = mutualtls.Files{
+		Cert: cmp.Or(a.tls.Cert, a.getenv("HV_BACKUP_TLS_CERT")),
+		Key:  cmp.Or(a.tls.Key, a.getenv("HV_BACKUP_TLS_KEY")),
+		CA:   cmp.Or(a.tls.CA, a.getenv("HV_BACKUP_TLS_CA")),
+	}
+	if !o.Files.Set() {
+		return o, console.Usagef("%s is always under TLS, with certificates on both sides: give --tls-cert, --tls-key and --tls-ca, or set HV_BACKUP_TLS_CERT, HV_BACKUP_TLS_KEY and HV_BACKUP_TLS_CA", where)
+	}
+	return o, nil
 }
 
 // storage returns how to reach object storage. Credentials are never arguments.

@@ -13,6 +13,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/policy"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -154,6 +155,9 @@ func (p *policies) set(want *policy.Policy) (err error) {
 	}
 	if want.PasswordFile == "" && len(want.Identities) == 0 {
 		return console.Usagef("nobody is there to ask for a passphrase: give --password-file or --identity")
+	}
+	if a.tls != (mutualtls.Files{}) {
+		return console.Usagef("a policy keeps no files of TLS: set HV_BACKUP_TLS_CERT, HV_BACKUP_TLS_KEY and HV_BACKUP_TLS_CA, and HV_TO_TLS_… for --copy-to, where `hv-backup policy run` runs")
 	}
 	type given struct {
 		flag string

@@ -61,9 +61,10 @@ func newRepoInit(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a repository in an empty place",
-		Long: `Make a repository in a directory that is missing or empty, or under a prefix of a bucket with nothing under it. Its keys are made now and sealed under a passphrase, or for age recipients. Who loses all of these loses the backups:
+		Long: `Make a repository in a directory that is missing or empty, under a prefix of a bucket with nothing under it, or at another hvd. Its keys are made now and sealed under a passphrase, or for age recipients. Who loses all of these loses the backups:
 there is no other way in.`,
 		Example: `  hv-backup repo init --repo /mnt/backup/vms
+  hv-backup repo init --repo hvd://backup.example/vms --tls-cert admin-cert.pem --tls-key admin-key.pem --tls-ca ca-cert.pem
   hv-backup repo init --repo /mnt/backup/vms --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p`,
 		Args: console.Exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -12,7 +13,6 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
-	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/hypervisor/guestagent"
 )
 
@@ -33,6 +33,7 @@ type frozenVolume struct {
 	uuid     string
 	rest     string         // how its content came to rest, as in manifests; "" means "crash"
 	earlier  []keptSnapshot // the youngest first
+	blind    bool           // backups cannot be read, by these keys or where they are, so no run can begin from a snapshot
 }
 
 // keptSnapshot is a snapshot that an earlier run left.
@@ -115,17 +116,24 @@ func (v *frozenVolume) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !v.r.Keys().CanRead() {
+		v.blind = true
+		v.a.note("hv-backup: these keys can only write, so %s is read whole; with an owner's, only what has changed is", v.snapshot.Volume)
+	}
 	for _, s := range slices.Backward(reply.Snapshots) {
 		named, ours := strings.CutPrefix(s.Name, keptPrefix(v.r))
 		if !ours || s.Sequence >= v.snapshot.Sequence {
 			continue
 		}
 		kept := keptSnapshot{Snapshot: s}
-		if kept.backup, err = v.r.FindFrozen(ctx, named, v.uuid, s.Sequence); errors.Is(err, seal.ErrReadKey) {
-			v.a.note("hv-backup: these keys can only write, so %s is read whole; with an owner's, only what has changed is", v.snapshot.Volume)
-			return nil
-		} else if err != nil {
-			kept.backup = nil
+		if !v.blind {
+			if kept.backup, err = v.r.FindFrozen(ctx, named, v.uuid, s.Sequence); errors.Is(err, fs.ErrPermission) {
+				v.blind = true
+				v.a.note("hv-backup: backups cannot be read where they are, so %s is read whole: %v", v.snapshot.Volume, err)
+			}
+			if err != nil {
+				kept.backup = nil
+			}
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -143,7 +151,7 @@ func (v *frozenVolume) backUp(ctx context.Context, m *repository.Manifest, full 
 	}
 	m.Source.Kind, m.Source.Name, m.Consistency = "volume", v.snapshot.Volume, cmp.Or(v.rest, "crash")
 	m.Frozen = &repository.Frozen{Volume: v.uuid, Sequence: v.snapshot.Sequence}
-	if !full && len(v.earlier) > 0 && !slices.ContainsFunc(v.earlier, func(kept keptSnapshot) bool { return kept.backup != nil }) {
+	if !full && !v.blind && len(v.earlier) > 0 && !slices.ContainsFunc(v.earlier, func(kept keptSnapshot) bool { return kept.backup != nil }) {
 		v.a.note("hv-backup: %s is read whole: the backups of the snapshots that hvd kept are gone", v.snapshot.Volume)
 	}
 	for _, kept := range v.earlier {
@@ -190,7 +198,7 @@ func (v *frozenVolume) all(ctx context.Context, m *repository.Manifest) (err err
 	return backup.Run(ctx, v.r, &volumeStream{stream: stream}, m, tellTo(meter))
 }
 
-// tidy deletes the snapshots that no later run can use. Not being able to is worth a word, not a failure of a backup that exists.
+// tidy deletes the snapshots that no later run can use, its own if that could not begin from it. Not being able to is worth a word, not a failure of a backup that exists.
 func (v *frozenVolume) tidy(ctx context.Context, done bool) error {
 	remove := func(s client.Snapshot) {
 		_, err := client.DeleteSnapshot(ctx, v.api, s.Volume, s.Name)
@@ -206,6 +214,9 @@ func (v *frozenVolume) tidy(ctx context.Context, done bool) error {
 		if kept.backup != nil || v.snapshot.CreatedAt.Sub(kept.CreatedAt) > abandonedAfter { // else a run may be at it
 			remove(kept.Snapshot)
 		}
+	}
+	if v.blind {
+		remove(v.snapshot)
 	}
 	return nil
 }

@@ -53,6 +53,9 @@ func newConfig() *cobra.Command {
 				if err := control.CheckReplicationTLS(loaded.Replication); err != nil {
 					return err
 				}
+				if err := control.CheckRepositoryTLS(loaded.Repository); err != nil {
+					return err
+				}
 				from := "there is no config file"
 				if loaded.File != "" {
 					from = loaded.File

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/access"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
@@ -25,6 +26,7 @@ type Config struct {
 	NBD           NBD        `yaml:"nbd"`
 
 	Replication Replication `yaml:"replication"`
+	Repository  Repository  `yaml:"repository"`
 }
 
 // Replication holds settings of copies of volumes in other hvd.
@@ -38,6 +40,21 @@ type Replication struct {
 
 // PeerList returns the names of the hvd that may send replicas.
 func (r *Replication) PeerList() []string { return commas(r.Peers) }
+
+// Repository holds settings of backup repositories that this hvd keeps for other machines.
+type Repository struct {
+	Listen  string        `yaml:"listen" doc:"Address where hv-backup of other machines keeps repositories, HOST:PORT, or off. Always TLS with certificates on both sides."`
+	Dir     string        `yaml:"dir" doc:"Directory that holds them, a folder for each, outside of the data directory. It is not made, as its disk may just not be mounted; until it is there clients try again."`
+	Cert    string        `yaml:"cert" doc:"PEM file of the certificate that hvd shows there, with any intermediate ones behind it."`
+	Key     string        `yaml:"key" doc:"PEM file of that certificate's private key. Others must not be able to read it."`
+	CA      string        `yaml:"ca" doc:"PEM file of the authorities that sign the certificates of clients."`
+	Peers   string        `yaml:"peers" doc:"Who may do what, separated by commas: PEER=RIGHT or PEER=RIGHT:REPOSITORY. PEER is the common name or a DNS name of a certificate; RIGHT is append, which makes backups and reads none, read, or all."`
+	Keep    time.Duration `yaml:"keep" doc:"How long what backups consist of must have been there, by this machine's clock, before anybody may delete it. 0: no time."`
+	Reserve units.Size    `yaml:"reserve" doc:"Space of its file system that is left free: an object that would take of it is refused."`
+}
+
+// Rules returns who may do what with repositories.
+func (r *Repository) Rules() (access.Rules, error) { return access.ParseRules(r.Peers) }
 
 // Log is what hvd writes to standard error.
 type Log struct {
@@ -130,6 +147,7 @@ func Default() Config {
 		NBD:     NBD{MaxConnections: 4096, InFlight: 64 << 20, MaxRequests: 128, Handshake: 10 * time.Second, StallTimeout: 10 * time.Second, DrainTimeout: 20 * time.Second, Listen: Off},
 
 		Replication: Replication{Listen: Off},
+		Repository:  Repository{Listen: Off, Reserve: 1 << 30},
 	}
 }
 
@@ -180,7 +198,10 @@ func (c *Config) resolve() error {
 		}
 	}
 	c.Store.Disks = strings.Join(disks, ",")
-	for _, file := range []*string{&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile, &c.Store.KeyFile, &c.Replication.Cert, &c.Replication.Key, &c.Replication.CA} {
+	for _, file := range []*string{
+		&c.NBD.TLS.Cert, &c.NBD.TLS.Key, &c.NBD.TLS.ClientCA, &c.NBD.TLS.PSKFile, &c.Store.KeyFile, &c.Replication.Cert, &c.Replication.Key, &c.Replication.CA,
+		&c.Repository.Cert, &c.Repository.Key, &c.Repository.CA, &c.Repository.Dir,
+	} {
 		if *file == "" {
 			continue
 		}

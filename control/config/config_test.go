@@ -84,6 +84,16 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"alarms: {overcommit: -1}\n", "alarms.overcommit: -1"},
 		{"alarms: {degraded-after: 1000h}\n", "alarms.degraded-after"},
 		{"nbd: {socket: /x/s}\ncontrol-socket: /x/s\n", "nbd.socket"},
+		{"repository: {listen: 0.0.0.0:8083}\n", "set repository.cert"},
+		{"repository: {cert: c}\n", "go together"},
+		{"repository: {listen: 0.0.0.0, cert: c, key: k, ca: a}\n", "want HOST:PORT"},
+		{"repository: {listen: 'x:1', cert: c, key: k, ca: a, peers: a=all}\n", "repository.dir: not set"},
+		{"repository: {listen: 'x:1', cert: c, key: k, ca: a, dir: /r}\n", "repository.peers: not set"},
+		{"repository: {peers: web1}\n", "repository.peers"},
+		{"repository: {peers: web1=write}\n", "no such right"},
+		{"repository: {keep: -1s}\n", "repository.keep"},
+		{"repository: {keep: 100000h}\n", "repository.keep"},
+		{"data-dir: /a\nrepository: {listen: 'x:1', cert: c, key: k, ca: a, peers: a=all, dir: /a/r}\n", "lies in the data directory"},
 	} {
 		_, err := load(t, c.file, nil)
 		if !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), c.want) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ func (c *Config) Validate() error {
 		all = append(all, err)
 	}
 	if err := c.Replication.check(); err != nil {
+		all = append(all, err)
+	}
+	if err := c.Repository.check(c.DataDir); err != nil {
 		all = append(all, err)
 	}
 	for _, s := range []struct{ path, socket string }{{"control-socket", c.ControlSocket}, {"nbd.socket", c.NBD.Socket}} {
@@ -188,25 +192,59 @@ func (n *NBD) checkTCP() error {
 	return nil
 }
 
-// check wants all files of TLS or none, and all for an address.
+// check wants certificates on both sides.
 func (r *Replication) check() error {
+	return checkMutual("replication", r.Listen, "192.0.2.1:8082", r.Cert, r.Key, r.CA)
+}
+
+// checkMutual wants all files of TLS with certificates on both sides or none, and all for an address.
+func checkMutual(section, listen, example string, files ...string) error {
 	set := 0
-	for _, file := range []string{r.Cert, r.Key, r.CA} {
+	for _, file := range files {
 		if file != "" {
 			set++
 		}
 	}
-	if set != 0 && set != 3 {
-		return fmt.Errorf("replication: cert, key and ca go together: %w", block.ErrInvalid)
+	if set != 0 && set != len(files) {
+		return fmt.Errorf("%s: cert, key and ca go together: %w", section, block.ErrInvalid)
 	}
-	if r.Listen == Off {
+	if listen == Off {
 		return nil
 	}
-	if err := checkAddress(r.Listen, "192.0.2.1:8082"); err != nil {
-		return fmt.Errorf("replication.listen: %w", err)
+	if err := checkAddress(listen, example); err != nil {
+		return fmt.Errorf("%s.listen: %w", section, err)
 	}
 	if set == 0 {
-		return fmt.Errorf("replication.listen: %q needs TLS with certificates on both sides: set replication.cert, replication.key and replication.ca: %w", r.Listen, block.ErrInvalid)
+		return fmt.Errorf("%[1]s.listen: %[2]q needs TLS with certificates on both sides: set %[1]s.cert, %[1]s.key and %[1]s.ca: %[3]w", section, listen, block.ErrInvalid)
+	}
+	return nil
+}
+
+// maxKeep bounds repository.keep: what nobody can delete fills a disk for as long.
+const maxKeep = 10 * 365 * 24 * time.Hour
+
+// check wants certificates on both sides, a directory, and rules.
+func (r *Repository) check(dataDir string) error {
+	if err := checkMutual("repository", r.Listen, "192.0.2.1:8083", r.Cert, r.Key, r.CA); err != nil {
+		return err
+	}
+	rules, err := r.Rules()
+	switch {
+	case err != nil:
+		return fmt.Errorf("repository.peers: %w", err)
+	case r.Keep < 0 || r.Keep > maxKeep:
+		return fmt.Errorf("repository.keep: %s is not within 0s and %s: %w", r.Keep, maxKeep, block.ErrInvalid)
+	case r.Reserve > 1<<60:
+		return fmt.Errorf("repository.reserve: %s is more than %s: %w", r.Reserve, units.Size(1<<60), block.ErrInvalid)
+	case r.Listen == Off:
+		return nil
+	case r.Dir == "":
+		return fmt.Errorf("repository.dir: not set; name a directory for the repositories of other machines: %w", block.ErrInvalid)
+	case len(rules) == 0:
+		return fmt.Errorf("repository.peers: not set, so nobody could do anything; set who may do what, such as web1=append,admin=all: %w", block.ErrInvalid)
+	}
+	if inside, err := filepath.Rel(dataDir, r.Dir); err == nil && filepath.IsLocal(inside) {
+		return fmt.Errorf("repository.dir: %s lies in the data directory: %w", r.Dir, block.ErrInvalid)
 	}
 	return nil
 }

@@ -11,6 +11,9 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 )
 
 // How long the other side may take.
@@ -29,7 +32,7 @@ type Client struct {
 }
 
 // NewClient returns a client of a target. Nothing is connected yet; the files are read. files are needed for hvd:// only.
-func NewClient(t Target, files Files) (*Client, error) {
+func NewClient(t Target, files mutualtls.Files) (*Client, error) {
 	c := &Client{target: t, base: "http://hvd"}
 	transport := &http.Transport{
 		WriteBufferSize: 256 << 10, ReadBufferSize: 16 << 10, MaxIdleConns: 1, IdleConnTimeout: time.Minute,
@@ -38,7 +41,10 @@ func NewClient(t Target, files Files) (*Client, error) {
 	network, address := "unix", t.Socket
 	if t.Socket == "" {
 		network, address, c.base = "tcp", t.Address, "https://"+t.Address
-		config, err := files.clientConfig(t.Host)
+		if !files.Set() {
+			return nil, fmt.Errorf("hvd:// is always under TLS, with certificates on both sides: set replication.cert, replication.key and replication.ca: %w", block.ErrInvalid)
+		}
+		config, err := files.ClientConfig(t.Host)
 		if err != nil {
 			return nil, err
 		}

@@ -1,5 +1,5 @@
-// Package replica is what two hvd say to each other when one keeps a copy of the other's volume: the names of targets, the messages, the stream of what has changed (docs/format/replica.md), TLS with
-// certificates on both sides, and a client.
+// Package replica is what two hvd say to each other when one keeps a copy of the other's volume: the names of targets, the messages, the stream of what has changed (docs/format/replica.md), and a client,
+// which comes under TLS with certificates on both sides.
 //
 // It opens no volume and keeps no state. Who may do what, which point a stream begins from and what becomes of it is decided by package control; the server is in package api.
 //

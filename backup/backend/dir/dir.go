@@ -29,8 +29,14 @@ var _ backend.Backend = (*Dir)(nil)
 
 // Create makes the directory, which must be missing or empty (block.ErrExists), and opens it.
 func Create(root string) (*Dir, error) {
+	_, before := os.Stat(root)
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
+	}
+	if errors.Is(before, fs.ErrNotExist) {
+		if err := syncFolder(filepath.Dir(root)); err != nil {
+			return nil, err
+		}
 	}
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -88,6 +94,30 @@ func (d *Dir) path(key string) (string, error) {
 
 // Create implements backend.Backend.
 func (d *Dir) Create(ctx context.Context, key string, data []byte) error {
+	return d.createBy(ctx, key, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+// copyBuffer is how much of an object CreateFrom holds at once, bytes.
+const copyBuffer = 256 << 10
+
+// CreateFrom is Create for sizeBytes bytes that come from r. If r ends before, that is io.ErrUnexpectedEOF, and nothing is stored; what it has beyond them is left in it. Errors of r are wrapped. The context is looked at before
+// anything is read.
+func (d *Dir) CreateFrom(ctx context.Context, key string, sizeBytes int64, r io.Reader) error {
+	return d.createBy(ctx, key, func(f *os.File) error {
+		buffer := make([]byte, max(1, min(sizeBytes, copyBuffer)))
+		n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(r, sizeBytes), buffer)
+		if err == nil && n < sizeBytes {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	})
+}
+
+// createBy stores what write puts into a file.
+func (d *Dir) createBy(ctx context.Context, key string, write func(f *os.File) error) error {
 	path, err := d.path(key)
 	if err != nil {
 		return err
@@ -98,13 +128,13 @@ func (d *Dir) Create(ctx context.Context, key string, data []byte) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("object %s: %w", key, block.ErrExists)
 	}
-	if err := d.create(path, data); err != nil {
+	if err := d.create(path, write); err != nil {
 		return fmt.Errorf("store object %s: %w", key, known(err))
 	}
 	return nil
 }
 
-func (d *Dir) create(path string, data []byte) error {
+func (d *Dir) create(path string, write func(f *os.File) error) error {
 	for _, folder := range []string{filepath.Join(d.root, temporary), filepath.Dir(path)} {
 		if err := d.folder(folder); err != nil {
 			return err
@@ -114,8 +144,7 @@ func (d *Dir) create(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err == nil {
+	if err = write(f); err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -225,48 +254,6 @@ func (d *Dir) Stat(ctx context.Context, key string) (backend.Object, error) {
 		return backend.Object{}, fmt.Errorf("object %s: %w", key, known(err))
 	}
 	return backend.Object{Key: key, SizeBytes: info.Size(), Created: info.ModTime()}, nil
-}
-
-// List implements backend.Backend.
-func (d *Dir) List(ctx context.Context, prefix string, visit func(backend.Object) error) error {
-	start := filepath.Join(d.root, filepath.FromSlash(prefix[:strings.LastIndex(prefix, "/")+1]))
-	err := filepath.WalkDir(start, func(path string, e fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // gone meanwhile, or never there
-		}
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return err
-		}
-		key, err := filepath.Rel(d.root, path)
-		if err != nil {
-			return err
-		}
-		key = filepath.ToSlash(key)
-		if e.IsDir() {
-			if key == temporary {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if !e.Type().IsRegular() || !strings.HasPrefix(key, prefix) || backend.CheckKey(key) != nil {
-			return nil
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return visit(backend.Object{Key: key, SizeBytes: info.Size(), Created: info.ModTime()})
-	})
-	if err != nil {
-		return fmt.Errorf("list %s: %w", d.root, err)
-	}
-	return nil
 }
 
 // Delete implements backend.Backend.

@@ -6,55 +6,22 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net/http"
-	"time"
 
 	"github.com/minio/minio-go/v7"
 
-	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/retry"
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
-// maxPause bounds the pause between two tries.
-const maxPause = 20 * time.Second
+// tries says how often to ask.
+func (s *S3) tries() retry.Policy {
+	return retry.Policy{Tries: s.o.Tries, Pause: s.o.Pause, Temporary: temporary, Known: known}
+}
 
 // try calls do until it succeeds, fails for good, or has failed too often.
 func (s *S3) try(ctx context.Context, what string, do func() error) error {
-	for n := 1; ; n++ {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := do()
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if !temporary(err) {
-			return fmt.Errorf("%s: %w", what, known(err))
-		}
-		if n >= s.o.Tries {
-			return fmt.Errorf("%s: %w: given up after %d tries: %w", what, backend.ErrUnreachable, n, err)
-		}
-		if err := pause(ctx, s.o.Pause, n); err != nil {
-			return err
-		}
-	}
-}
-
-// pause waits before another try: twice as long each time, and a random half of that, so that many who were refused together do not come back together.
-func pause(ctx context.Context, first time.Duration, n int) error {
-	d := min(first<<min(n-1, 16), maxPause)
-	timer := time.NewTimer(d/2 + rand.N(d/2+1))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return s.tries().Do(ctx, what, do)
 }
 
 // temporary reports whether another try may help: the connection failed, or the server says so.

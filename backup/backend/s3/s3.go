@@ -16,6 +16,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/retry"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
@@ -49,10 +50,10 @@ func Open(o Options) (*S3, error) {
 		o.Stall = DefaultStall
 	}
 	if o.Pause == 0 {
-		o.Pause = 250 * time.Millisecond
+		o.Pause = retry.DefaultPause
 	}
 	if o.Tries == 0 {
-		o.Tries = 8
+		o.Tries = retry.DefaultTries
 	}
 	s := &S3{o: o, transport: newTransport(o.Stall, o.Limit)}
 	var err error
@@ -244,7 +245,7 @@ func (s *S3) List(ctx context.Context, prefix string, visit func(backend.Object)
 			return err
 		})
 		if further && err == nil {
-			err = pause(ctx, s.o.Pause, 1)
+			err = s.tries().Wait(ctx, 1)
 		}
 		if !further || err != nil {
 			return errors.Join(stop, err)
