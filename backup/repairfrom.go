@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
