@@ -74,8 +74,9 @@ func Copy(ctx context.Context, from, to *repository.Repository, c Copying) (all 
 	for _, m := range wanted {
 		one := &all[slices.IndexFunc(all, func(x Copied) bool { return x.From == m.Name })]
 		begun := at
-		copied, err := copyBackup(ctx, from, to, m, c.Locked, pairs.nearest(m), func(done, added uint64) {
-			if at.DoneBytes, at.NewBytes = begun.DoneBytes+done, begun.NewBytes+added; c.Progress != nil {
+		copied, err := copyBackup(ctx, from, to, m, c.Locked, pairs.nearest(m), func(done, added uint64, locked, toLock int) {
+			at.DoneBytes, at.NewBytes, at.Locked, at.ToLock = begun.DoneBytes+done, begun.NewBytes+added, locked, toLock
+			if c.Progress != nil {
 				c.Progress(at)
 			}
 		})
@@ -161,7 +162,7 @@ type copyRun struct {
 // copyReaderBytes is the memory for what is read of the repository that is copied to: pages only.
 const copyReaderBytes = 16 << 20
 
-func copyBackup(ctx context.Context, from, to *repository.Repository, m *repository.Manifest, locked time.Time, base *pair, progress func(done, added uint64)) (*repository.Manifest, error) {
+func copyBackup(ctx context.Context, from, to *repository.Repository, m *repository.Manifest, locked time.Time, base *pair, progress func(done, added uint64, locked, toLock int)) (*repository.Manifest, error) {
 	if _, err := directories(m); err != nil {
 		return nil, &sourceError{err}
 	}
@@ -172,7 +173,7 @@ func copyBackup(ctx context.Context, from, to *repository.Repository, m *reposit
 	reader := from.NewReader(0)
 	run := &copyRun{
 		from: from, to: to, m: m, w: w, reader: reader, tree: newTreeCache(reader, m), recut: from.Config().Cut != to.Config().Cut,
-		out: tree{w: w, hasher: dedup.NewHasher(to.Keys().Domain)}, progress: progress,
+		out: tree{w: w, hasher: dedup.NewHasher(to.Keys().Domain)}, progress: func(done, added uint64) { progress(done, added, 0, 0) },
 	}
 	if base != nil {
 		run.before, run.after = newTreeCache(reader, base.from), newTreeCache(to.NewReader(copyReaderBytes), base.to)
@@ -193,7 +194,7 @@ func copyBackup(ctx context.Context, from, to *repository.Repository, m *reposit
 	if run.shares {
 		shared = base.to
 	}
-	if err := lock(ctx, to, w, &copied, run.shares, shared, nil); err != nil {
+	if err := lock(ctx, to, w, &copied, run.shares, shared, func(p Progress) { progress(p.DoneBytes, p.NewBytes, p.Locked, p.ToLock) }); err != nil {
 		return nil, err
 	}
 	return &copied, commitBased(ctx, to, w, &copied, shared, repository.ErrMarked)

@@ -29,8 +29,17 @@ func lock(ctx context.Context, r *repository.Repository, w *repository.Writer, m
 			return err
 		}
 	}
+	tell := func(done, total int) {
+		if progress != nil {
+			progress(Progress{DoneBytes: m.SizeBytes, TotalBytes: m.SizeBytes, NewBytes: m.NewBytes, Locked: done, ToLock: total})
+		}
+	}
 	needed := r.NewNeeded()
-	v := &reaching{d: r.NewReader(copyReaderBytes), visit: needed.Add, seen: make(map[block.Hash]error)}
+	visit := func(id block.Hash) error {
+		tell(0, needed.Packs())
+		return needed.Add(id)
+	}
+	v := &reaching{d: r.NewReader(copyReaderBytes), visit: visit, seen: make(map[block.Hash]error)}
 	shares, err := shareLocks(ctx, r, v, m, parent)
 	if err != nil {
 		return err
@@ -43,11 +52,7 @@ func lock(ctx context.Context, r *repository.Repository, w *repository.Writer, m
 	} else {
 		needed = w.Needed() // each chunk was looked up
 	}
-	return needed.Lock(ctx, m, func(done, total int) {
-		if progress != nil {
-			progress(Progress{DoneBytes: m.SizeBytes, TotalBytes: m.SizeBytes, NewBytes: m.NewBytes, Locked: done, ToLock: total})
-		}
-	})
+	return needed.Lock(ctx, m, tell)
 }
 
 // shareLocks has v pass over what a backup shares with another one, if that is locked as long at least, and reports whether it is: what was locked for that one is still there, wherever prunes have copied it to since.

@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -33,11 +34,19 @@ type lockCounter struct {
 	*s3.S3
 	fail  func(key string, times int) error // of Lock, nil: never
 	blind bool                              // LockedUntil tells of none
+	can   error                             // what CanLock says
 
 	mu struct {
 		sync.Mutex
 		asked map[string]int
 	}
+}
+
+func (c *lockCounter) CanLock(ctx context.Context) error {
+	if c.can != nil {
+		return c.can
+	}
+	return c.S3.CanLock(ctx)
 }
 
 func (c *lockCounter) LockedUntil(ctx context.Context, key string) (time.Time, error) {
@@ -296,6 +305,20 @@ func TestPruneMeetsALock(t *testing.T) {
 	v.locks.blind = false
 	if got := v.prune(repository.PruneOptions{Alone: true}); got.LockedPacks != 1 || got.LockedObjects != 0 || len(v.keys("packs/")) != 1 {
 		t.Errorf("the next one did %+v, of packs %v", got, v.keys("packs/"))
+	}
+}
+
+// Who may delete and may not ask for locks prunes as before there were any.
+func TestPruneMayNotAsk(t *testing.T) {
+	v := newVault(t)
+	v.locks.can = fs.ErrPermission
+	v.forget(content(noise(1, 1<<20)).whole(t, v.open()))
+	v.prune(repository.PruneOptions{Alone: true})
+	if got := v.prune(repository.PruneOptions{Alone: true}); got.DeletedPacks != 1 {
+		t.Errorf("the prune did %+v", got)
+	}
+	if err := Run(t.Context(), v.open(), content(noise(1, 1<<20)), v.manifest(time.Hour), nil); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("a lock: %v, want %v", err, fs.ErrPermission)
 	}
 }
 

@@ -68,6 +68,9 @@ func (w *Writer) Needed() *Needed {
 	return &Needed{w.r, maps.Clone(w.pending.relied)}
 }
 
+// Packs returns how many there are.
+func (n *Needed) Packs() int { return len(n.packs) }
+
 // Add adds the pack that a chunk lies in. ErrLost if it is in none.
 func (n *Needed) Add(id block.Hash) error {
 	number, ok := n.r.index.lasting(id)

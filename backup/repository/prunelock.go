@@ -3,6 +3,7 @@ package repository
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -18,7 +19,7 @@ func (p *pruning) findLocker(ctx context.Context) (err error) {
 	if p.locker, err = p.r.locker(ctx); err != nil {
 		p.locker = nil
 	}
-	if errors.Is(err, backend.ErrCannotLock) {
+	if errors.Is(err, backend.ErrCannotLock) || errors.Is(err, fs.ErrPermission) { // who may delete need not be allowed to ask
 		return nil
 	}
 	return err

@@ -116,6 +116,9 @@ func (k *copying) run(ctx context.Context, names []string) error {
 	meter := k.a.newMeter("copying", 0)
 	got, err := backup.Copy(ctx, source, target, backup.Copying{Backups: wanted, DryRun: k.dryRun, Locked: until, Progress: func(p backup.Progress) {
 		meter.Total, meter.Also = p.TotalBytes, units.Size(p.NewBytes).Human()+" new"
+		if p.ToLock > 0 {
+			meter.Also = fmt.Sprintf("%d of %d objects locked", p.Locked, p.ToLock)
+		}
 		meter.At(p.DoneBytes)
 	}})
 	meter.End()

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
@@ -45,6 +47,10 @@ func (a *app) hidden(ctx context.Context, look bool) (found []hiddenObject, err 
 	}
 	defer b.Close()
 	all, err := repository.Hidden(ctx, b)
+	if errors.Is(err, fs.ErrPermission) { // of buckets without locks, too, most credentials may not know more
+		a.note("hv-backup: whether somebody has deleted or replaced locked objects is not known: %v", err)
+		return found, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,5 +4,8 @@
 // pauses: throttling, errors of the server, lost and silent connections. A PUT whose answer was lost and which is refused the next time is compared with what is there. Objects
 // are at most as long as what the caller holds in memory anyway, and nothing else is kept. Keys are those of the backend behind a prefix.
 //
+// In a bucket with object lock it is a backend.Locker: locks are of compliance mode and are only ever extended (lock.go). Such a bucket keeps versions: a delete removes all of an object, and what somebody has put
+// over a locked one is found and removed (versions.go).
+//
 // The package starts no goroutine that outlives a call but those of the connections, which Close ends.
 package s3

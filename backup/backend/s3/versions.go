@@ -20,15 +20,22 @@ import (
 // maxUncovered bounds an object that is stored once more to uncover it, bytes: none of a repository is longer.
 const maxUncovered = 256 << 20
 
+// maxVersions bounds what is kept of a listing: a folder of packs has a 256th of them.
+const maxVersions = 1 << 18
+
 // versionsOf returns all versions of each object under prefix, the youngest first, though marks that one is deleted may come before or behind those that are none.
 func (s *S3) versionsOf(ctx context.Context, prefix string) (all map[string][]minio.ObjectInfo, err error) {
 	err = s.try(ctx, "list the versions of objects in "+s.Location(), func() error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // ends the goroutine of the listing
 		all = make(map[string][]minio.ObjectInfo)
+		count := 0
 		for info := range s.client.ListObjects(ctx, s.o.Place.Bucket, minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true, WithVersions: true}) {
 			if info.Err != nil {
 				return info.Err
+			}
+			if count++; count > maxVersions {
+				return fmt.Errorf("more than %d versions of objects whose keys begin with %q: remove what is not of the repository: %w", maxVersions, s.key(prefix), block.ErrInvalid)
 			}
 			if key, ours := strings.CutPrefix(info.Key, s.o.Prefix); ours && backend.CheckKey(key) == nil {
 				all[key] = append(all[key], info)
