@@ -20,7 +20,8 @@ type activityView struct {
 	TrimmedBytes   uint64    `json:"trimmedBytes"`
 	Samples        uint64    `json:"samples"`
 	RandomSamples  uint64    `json:"randomSamples"`
-	Entropy        float64   `json:"entropy"` // bits a byte
+	RandomShare    float64   `json:"randomShare"` // of bytes, estimated
+	Entropy        float64   `json:"entropy"`     // bits a byte
 }
 
 // activity serves GET /v1/volumes/{name}/history/activity?stretchSeconds=…: what was written to a volume in its history, a JSON array. One is told at a time, as it reads the history.
@@ -50,7 +51,7 @@ func activity(c *control.Control) http.HandlerFunc {
 		}
 		views := make([]activityView, 0, len(all))
 		for _, a := range all {
-			views = append(views, activityView{a.Start, a.BeforeSeq, a.Writes, a.Bytes, a.Overwrites, a.Trimmed, a.Samples, a.Random, a.Entropy})
+			views = append(views, activityView{a.Start, a.BeforeSeq, a.Writes, a.Bytes, a.Overwrites, a.Trimmed, a.Samples, a.Random, a.RandomShare, a.Entropy})
 		}
 		reply(w, http.StatusOK, views)
 	}

@@ -50,3 +50,37 @@ func TestHistoryActivitySamplesSmallWrites(t *testing.T) {
 		}
 	}
 }
+
+// TestHistoryActivityWeighsSamples: the first writes of a stretch are all looked at and of the others few, and what begins in the midst of a stretch counts for what it is all the same.
+func TestHistoryActivityWeighsSamples(t *testing.T) {
+	ctx, rng := context.Background(), rand.New(rand.NewPCG(9, 9))
+	opts := testOptions(t, historyMem(), "store")
+	opts.Now = func() time.Time { return time.Unix(1_800_000_000, 0) }
+	s := openTest(t, opts)
+	d := createTest(t, s, "a", 8<<20)
+	if err := s.SetHistory(ctx, "a", HistoryPolicy{Window: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	const text, random = 2 * sampleAll, 16 * sampleAll
+	for k := range text + random {
+		p := bytes.Repeat([]byte("all work and no play "), block.Size/21+1)[:block.Size]
+		for i := 0; k >= text && i < len(p); i++ {
+			p[i] = byte(rng.Uint32())
+		}
+		if err := d.Write(ctx, []block.Write{{Off: uint64(k%1024) * block.Size, Data: p}}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := s.HistoryActivity(ctx, "a", time.Hour)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	a := all[0]
+	want := float64(random) / (text + random)
+	if a.RandomShare < want-0.06 || a.RandomShare > want+0.06 || a.Samples > 2*sampleAll+4 {
+		t.Errorf("%+v: want a share of %.2f", a, want)
+	}
+	if a.Entropy < 7.2 {
+		t.Errorf("entropy %.2f, mostly of random bytes", a.Entropy)
+	}
+}

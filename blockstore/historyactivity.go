@@ -18,12 +18,14 @@ type Activity struct {
 	Start      time.Time
 	BeforeSeq  uint64 // the last record before it: the state that it began from
 	Writes     uint64
-	Bytes      uint64 // that were written
-	Overwrites uint64 // of these, bytes over what held data before
-	Trimmed    uint64 // bytes that held data, and were trimmed or zeroed
-	Samples    uint64 // writes whose first bytes were looked at, up to 4 KiB
-	Entropy    float64
-	Random     uint64 // samples that look encrypted or well compressed
+	Bytes      uint64  // that were written
+	Overwrites uint64  // of these, bytes over what held data before
+	Trimmed    uint64  // bytes that held data, and were trimmed or zeroed
+	Samples    uint64  // writes whose first bytes were looked at, up to 4 KiB
+	Entropy    float64 // bits a byte of the samples, each weighed by what it stands for
+	Random     uint64  // samples that look encrypted or well compressed
+	// RandomShare estimates which part of Bytes does, 0 to 1: of many writes few are sampled, so each sample counts for the bytes that were written since the one before it.
+	RandomShare float64
 }
 
 // MaxActivities bounds the stretches of a history that are told at once.
@@ -91,7 +93,10 @@ type activityWalk struct {
 	number  int64 // of the open stretch
 	open    Activity
 	begun   bool
-	entropy float64 // sum over its samples
+	entropy float64 // sum over its samples, by their weights
+	random  float64 // weights of the samples that look random
+	weight  float64 // of all samples, bytes
+	since   uint64  // bytes written since the last sample
 	before  uint64
 	buffer  [sampleBytes]byte
 }
@@ -136,10 +141,10 @@ func (w *activityWalk) end() {
 	if !w.begun || w.open.Writes == 0 && w.open.Trimmed == 0 {
 		return
 	}
-	if w.open.Samples > 0 {
-		w.open.Entropy = w.entropy / float64(w.open.Samples)
+	if w.weight > 0 {
+		w.open.Entropy, w.open.RandomShare = w.entropy/w.weight, w.random/w.weight
 	}
-	w.entropy = 0
+	w.entropy, w.random, w.weight, w.since = 0, 0, 0, 0
 	w.all = append(w.all, w.open)
 }
 
@@ -208,6 +213,7 @@ func (w *activityWalk) load(region uint64) (*regionBlocks, error) {
 
 // sample looks at the first bytes of a write.
 func (w *activityWalk) sample(r *history.Record) error {
+	w.since += r.Len
 	if w.open.Writes > sampleAll && w.open.Writes%sampleAll != 0 {
 		return nil
 	}
@@ -219,10 +225,13 @@ func (w *activityWalk) sample(r *history.Record) error {
 		return err
 	}
 	e := entropyOf(p)
-	w.open.Samples++
-	w.entropy += e
+	weight := float64(w.since)
+	w.open.Samples, w.since = w.open.Samples+1, 0
+	w.entropy += e * weight
+	w.weight += weight
 	if len(p) == sampleBytes && e >= randomEntropy {
 		w.open.Random++
+		w.random += weight
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ type Activity struct {
 	TrimmedBytes   uint64    `json:"trimmedBytes"`
 	Samples        uint64    `json:"samples"`
 	RandomSamples  uint64    `json:"randomSamples"`
+	RandomShare    float64   `json:"randomShare"`
 	Entropy        float64   `json:"entropy"`
 }
 

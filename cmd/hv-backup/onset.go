@@ -58,11 +58,7 @@ func (a *app) findOnset(ctx context.Context, volume string, stretch time.Duratio
 	}
 	stretches := make([]onset.Stretch, 0, len(activity))
 	for _, s := range activity {
-		random := 0.0
-		if s.Samples > 0 {
-			random = float64(s.RandomSamples) / float64(s.Samples)
-		}
-		stretches = append(stretches, onset.Stretch{Start: s.Start, Before: s.BeforeSeq, Bytes: s.Bytes, Overwrites: s.OverwriteBytes, Entropy: s.Entropy, Random: random})
+		stretches = append(stretches, onset.Stretch{Start: s.Start, Before: s.BeforeSeq, Bytes: s.Bytes, Overwrites: s.OverwriteBytes, Entropy: s.Entropy, Random: s.RandomShare})
 	}
 	return append([]onset.Onset{}, onset.Find(stretches, stretch)...), nil
 }
