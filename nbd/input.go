@@ -62,23 +62,21 @@ func (c *conn) readReady(fd uintptr) bool {
 	if c.fillMax > 0 {
 		p = p[:min(len(p), c.fillMax)]
 	}
-	for {
-		n, err := syscall.Read(int(fd), p)
-		switch err {
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-			if c.stay(fd) {
-				continue
-			}
-			if c.w == 0 {
-				c.dropLease()
-			}
-			return false
-		}
-		c.got, c.gotErr = n, err
-		return true
+	n, err := syscall.Read(int(fd), p)
+	if err == syscall.EAGAIN {
+		n, err = c.stay(fd, p)
 	}
+	for err == syscall.EINTR {
+		n, err = syscall.Read(int(fd), p)
+	}
+	if err == syscall.EAGAIN {
+		if c.w == 0 {
+			c.dropLease()
+		}
+		return false
+	}
+	c.got, c.gotErr = n, err
+	return true
 }
 
 // fillPlain is fill for a connection that is not a plain socket: TLS, or a pipe in a test. It waits with room for one header.

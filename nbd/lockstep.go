@@ -23,6 +23,7 @@ type lockstep struct {
 	wrote    bool    // the pass before was one such write, replied
 	ahead    bool    // … and the device has flushed it unasked
 	stayIn   int     // requests until the reader may stay in the kernel again (stay.go)
+	spinIn   int     // … until it may spin before
 }
 
 // crowded notes that the client has several requests in flight.
@@ -36,6 +37,7 @@ func (c *conn) saw(cmd Command) {
 	}
 	l.last = cmd
 	l.stayIn = max(0, l.stayIn-1)
+	l.spinIn = max(0, l.spinIn-1)
 }
 
 // alone reports whether the request that was seen last is the only one, of a client that leaves it at that.
