@@ -3,7 +3,8 @@
 #   CORPUS=DIR bench/cold.sh        DIR is where bench/corpus.sh makes, or made, DIR/{db,web}-{1,2,3,4}.raw; without it nothing is done
 #   PARTS="image live borg restic"  what to measure
 #
-# image: each disk is imported as a volume of its own. live: one volume for each guest, to which each day's changed blocks are written by NBD, and a snapshot a day.
+# image: each disk is imported as a volume of its own. live: one volume for each guest, to which each day's changed blocks are written by NBD, and a snapshot a day; and the same after
+# OVERWRITES (1000000) of 4 KiB at random, half of them noise and half what was there, for which it needs python3-libnbd.
 # What counts is what the file system has allocated while the daemon runs, after store settle --wait --class cold: segments and all metadata. Parity and the log are printed beside.
 set -eu
 if [ -z "${CORPUS:-}" ]; then
@@ -55,6 +56,30 @@ row() { # NAME SECONDS-TO-WRITE
 	whole=$((segments + meta))
 	echo "| $1 | $2 s | $warm | $t s | $(mib $segments) | $(mib "$meta") | **$(mib $whole)** | $(echo "scale=2; $(figure nonZeroBytes) / $whole" | bc) | $(mib "$parity") | $(mib "$(allocated "$dir/s/log")") |"
 }
+last() { printf '%s\n' "$CORPUS/$1"-*.raw | tail -1; }
+# overwrite URI IMAGE N: writes noise over N random blocks of 4 KiB that hold data, has it go down, and writes what the image has there back, in another order
+overwrite() {
+	python3 - "$@" "$hv" <<'EOF'
+import mmap, nbd, random, subprocess, sys
+uri, path, n, hv = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+image = mmap.mmap(open(path, "rb").fileno(), 0, prot=mmap.PROT_READ)
+zero = bytes(4096)
+blocks = [at for at in range(0, len(image), 4096) if image[at : at + 4096] != zero]
+rand = random.Random(7)
+chosen = [rand.choice(blocks) for _ in range(n)]
+h = nbd.NBD()
+h.connect_uri(uri)
+for at in chosen:
+    h.pwrite(rand.randbytes(4096), at)
+h.flush()
+subprocess.run([hv, "store", "settle", "--wait"], check=True, stdout=subprocess.DEVNULL)
+rand.shuffle(chosen)
+for at in chosen:
+    h.pwrite(image[at : at + 4096], at)
+h.flush()
+h.shutdown()
+EOF
+}
 
 echo "| disks | written in | settled, and stored | settled cold in | segments MiB | metadata MiB | together MiB | non-zero : stored | parity MiB | log MiB |"
 echo "|---|---|---|---|---|---|---|---|---|---|"
@@ -93,6 +118,14 @@ for part in ${PARTS:-image live borg restic}; do
 			"$hv" volume detach "$g" >/dev/null
 		done
 		row "hvd, written live" "$(since "$t")"
+		t=$(now)
+		for g in $guests; do
+			to=$("$hv" volume attach "$g")
+			overwrite "$to" "$(last "$g")" $((${OVERWRITES:-1000000} / 2 / $(echo "$guests" | wc -l)))
+			"$hv" volume detach "$g" >/dev/null
+		done
+		row "…after ${OVERWRITES:-1000000} overwrites" "$(since "$t")"
+		for g in $guests; do "$hv" volume export "$g" "$dir/out.raw" >/dev/null 2>&1 && cmp "$(last "$g")" "$dir/out.raw" && rm -f "$dir/out.raw"; done
 		stop
 		;;
 	borg)
