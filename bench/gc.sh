@@ -73,7 +73,7 @@ for k in $(seq "$pairs"); do
 	for with in nothing collection nothing scrub; do
 		was=$(collected)
 		case $with in
-		collection) gc resume >/dev/null ;; # by itself, as ever; store gc run takes four times as much while guests are served
+		collection) gc resume >/dev/null && gc run --background >/dev/null ;;
 		scrub) "$hv" store scrub start >/dev/null ;;
 		esac
 		guest "${load[@]}" --iodepth=8 --runtime="$seconds" --rate_iops=$((half * 7 / 10)),$((half * 3 / 10)) >"$dir/fio"

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// gcBudget keeps garbage collection within its budget of bytes and requests of devices, read or written, a second. While guests are served it takes a part of that. When
-// somebody settles or collects, and nobody is served, it takes what it can get, and when space is short it waits for nothing: then a guest waits for it.
+// gcBudget keeps garbage collection within its budget of bytes and requests of devices, read or written, a second. While guests are served it takes a part of that, also
+// when somebody settles or collects: at the whole of it their slowest requests took twice as long (docs/benchmarks.md). When nobody is served then, it takes what it can get, and when space is short it waits for nothing: then a guest waits for it.
 type gcBudget struct {
 	pacer
 	due time.Time
@@ -29,7 +29,7 @@ func (b *gcBudget) book(n, requests int) {
 	switch {
 	case SpaceState(s.space.state.Load()) == SpaceFull, s.thorough.Load() > 0 && !served:
 		return
-	case served && s.thorough.Load() == 0:
+	case served:
 		share = pacerShare
 	}
 	seconds := max(float64(n)/float64(s.opts.GCBytesPerSecond), float64(requests)/float64(s.opts.GCRequestsPerSecond)) * share
