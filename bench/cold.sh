@@ -59,20 +59,17 @@ row() { # NAME SECONDS-TO-WRITE
 last() { printf '%s\n' "$CORPUS/$1"-*.raw | tail -1; }
 # overwrite URI IMAGE N: writes noise over N random blocks of 4 KiB that hold data, has it go down, and writes what the image has there back, in another order
 overwrite() {
-	python3 - "$@" "$hv" <<'EOF'
-import mmap, nbd, random, subprocess, sys
-uri, path, n, hv = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-image = mmap.mmap(open(path, "rb").fileno(), 0, prot=mmap.PROT_READ)
+	IMAGE=$2 BLOCKS=$3 HV=$hv nbdsh -u "$1" - <<'EOF'
+import mmap, os, random, subprocess
+image = mmap.mmap(open(os.environ["IMAGE"], "rb").fileno(), 0, prot=mmap.PROT_READ)
 zero = bytes(4096)
 blocks = [at for at in range(0, len(image), 4096) if image[at : at + 4096] != zero]
 rand = random.Random(7)
-chosen = [rand.choice(blocks) for _ in range(n)]
-h = nbd.NBD()
-h.connect_uri(uri)
+chosen = [rand.choice(blocks) for _ in range(int(os.environ["BLOCKS"]))]
 for at in chosen:
     h.pwrite(rand.randbytes(4096), at)
 h.flush()
-subprocess.run([hv, "store", "settle", "--wait"], check=True, stdout=subprocess.DEVNULL)
+subprocess.run([os.environ["HV"], "store", "settle", "--wait"], check=True, stdout=subprocess.DEVNULL)
 rand.shuffle(chosen)
 for at in chosen:
     h.pwrite(image[at : at + 4096], at)

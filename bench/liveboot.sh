@@ -41,10 +41,7 @@ now() { date +%s.%N; }
 since() { echo "scale=2; ($(now) - $1) / 1" | bc; }
 uri() { "$hv" volume attach "$1" -o json | sed -n 's/^ *"uri": *"\(.*\)".*/\1/p'; }
 first_read() { # URI: until 4 KiB in the middle have been read
-	python3 -c 'import nbd, sys
-h = nbd.NBD()
-h.connect_uri(sys.argv[1])
-h.pread(4096, h.get_size() // 2)' "$1"
+	nbdsh -u "$1" -c 'h.pread(4096, h.get_size() // 2)'
 }
 boot() { # URI: until the guest asks who logs in
 	: >"$dir/console"
