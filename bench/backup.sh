@@ -104,7 +104,8 @@ echo
 echo "nothing changed: $(timed "$bin/hv-backup" run disk -o json)"
 rm "$raw"
 echo "restored to a file: $(timed "$bin/hv-backup" restore latest:disk --to-file "$raw" -o json)"
-! command -v restic >/dev/null || echo "restic restores: $(timed restic restore --quiet --repo "$dir/restic" latest --target "$dir/restored")"
+mkdir "$dir/restored" # restic 0.14 has no --sparse
+! command -v restic >/dev/null || echo "restic restores: $(timed sh -c 'restic dump --quiet --repo "$1" latest "$2" | dd of="$3" bs=1M iflag=fullblock conv=sparse status=none' sh "$dir/restic" "$raw" "$dir/restored/disk.raw")"
 rm -rf "$dir/restored"
 ! command -v borg >/dev/null || echo "borg restores: $(mkdir "$dir/restored" && cd "$dir/restored" && timed borg extract --sparse "$dir/borg-repo::day ${DAYS:-3}")"
 rm -rf "$dir/restored"
