@@ -12,10 +12,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
 
-// A question about a range is answered window by window, so that what is gathered stays small, and for so many windows at a time.
+// A question about a range is answered window by window, so that what is gathered stays small, and for so many bytes at a time. The first window is small and each is four times as long as the one
+// before: who wants to know where the next data are is mostly answered by the first, and who wants to know much by few.
 const (
-	statusWindow  = 1 << 30 // bytes
-	statusWindows = 1024
+	firstStatusWindow = 1 << 20 // bytes
+	statusWindow      = 1 << 30
+	statusMost        = 1 << 40
 )
 
 // depthRun says where some bytes come from.
@@ -48,11 +50,9 @@ func (d *Device) Depths(ctx context.Context, r block.Range, emit func(n uint64, 
 
 // windows calls once for one window of r after the other until it returns false, and again for the same window when the map moved under it.
 func (s *Store) windows(ctx context.Context, r block.Range, once func(window block.Range) (bool, error)) error {
-	for range statusWindows {
-		if r.Len == 0 {
-			return nil
-		}
-		window, more := block.Range{Off: r.Off, Len: min(r.Len, statusWindow-r.Off%block.SectorSize)}, false
+	r.Len = min(r.Len, statusMost)
+	for size := uint64(firstStatusWindow); r.Len > 0; size = min(4*size, statusWindow) {
+		window, more := block.Range{Off: r.Off, Len: min(r.Len, size-r.Off%block.SectorSize)}, false
 		err := s.whileMoving(func() (err error) {
 			more, err = once(window)
 			return err
