@@ -1,9 +1,6 @@
 package access
 
-import (
-	"encoding/hex"
-	"strings"
-)
+import "strings"
 
 // kind is what objects with a key like one's are.
 type kind struct {
@@ -66,14 +63,6 @@ func (r Rights) MayList(prefix string) bool {
 	}
 	first, _, whole := strings.Cut(prefix, "/")
 	return r.Has(Append) && whole && (first == "packs" || kindOf(prefix).appendReads)
-}
-
-// NamedByContent reports whether objects like this one are named by what they hold, so that one which is not can never be read as what it is: a manifest. NameFits tells.
-func NamedByContent(key string) bool { return strings.HasPrefix(key, "manifests/") }
-
-// NameFits reports whether the name of such an object ends, as a format has it, with the first eight hexadecimal digits of the BLAKE3 of what it holds.
-func NameFits(key string, sum []byte) bool {
-	return strings.HasSuffix(key, "-"+hex.EncodeToString(sum[:4]))
 }
 
 // LimitBytes is how long an object can be.

@@ -70,8 +70,12 @@ func (c *call) put() error {
 // store takes the body into an object.
 func (c *call) store(sizeBytes int64) error {
 	from := &arrival{from: &body{from: c.r.Body, connection: c.connection, stall: c.h.o.Stall, until: c.until(sizeBytes), left: sizeBytes}, left: sizeBytes, gate: c.h.ledger.gate(c.name)}
-	if access.NamedByContent(c.key) && !c.rights.Has(access.Delete) {
-		from.sum, from.key = blake3.New(), c.key
+	if access.IsManifest(c.key) && !c.rights.Has(access.Delete) {
+		id, err := repositoryID(c.r.Context(), c.in)
+		if err != nil {
+			return err
+		}
+		from.manifest = &manifest{key: c.key, repository: id, sum: blake3.New()}
 	}
 	owner := ""
 	if len(c.h.o.PeerQuotas) > 0 {
@@ -88,21 +92,20 @@ func (c *call) store(sizeBytes int64) error {
 	return err
 }
 
-// arrival is the body of an object. With its last byte the gate of the repository is entered, so that the object gets its name before or after a count, and what its kind wants of its name is checked.
+// arrival is the body of an object. With its last byte the gate of the repository is entered, so that the object gets its name before or after a count. A manifest is looked at then.
 type arrival struct {
-	from io.Reader
-	left int64
-	gate *sync.RWMutex
-	in   bool
-	sum  *blake3.Hasher // nil: any name will do
-	key  string
+	from     io.Reader
+	left     int64
+	gate     *sync.RWMutex
+	in       bool
+	manifest *manifest // nil: it is none, or is not looked at
 }
 
 // Read implements io.Reader.
 func (a *arrival) Read(p []byte) (int, error) {
 	n, err := a.from.Read(p[:min(int64(len(p)), a.left)])
-	if a.sum != nil {
-		_, _ = a.sum.Write(p[:n])
+	if a.manifest != nil {
+		a.manifest.take(p[:n])
 	}
 	if a.left -= int64(n); a.left > 0 || a.in {
 		return n, err
@@ -122,8 +125,10 @@ func (a *arrival) enterEmpty() error {
 }
 
 func (a *arrival) enter() error {
-	if a.sum != nil && !access.NameFits(a.key, a.sum.Sum(nil)) {
-		return refuse(http.StatusBadRequest, "object %s: its name is not that of what it holds, so it can be no backup", a.key)
+	if a.manifest != nil {
+		if err := a.manifest.check(); err != nil {
+			return err
+		}
 	}
 	a.gate.RLock()
 	a.in = true
