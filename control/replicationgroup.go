@@ -324,28 +324,31 @@ func (c *Control) nextGroupPoint(ctx context.Context, rs []*replication, parts [
 	return nil
 }
 
-// sendParts sends what the target lacks of a point, a few volumes at once. The first that fails ends the others.
+// sendParts sends what the target lacks of a point, a few volumes at once. When one fails no other begins, and those that are on their way get there: what the target has of them is kept.
 func (c *Control) sendParts(ctx context.Context, target replica.Target, parts []part, session *replicaSession) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	failed, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	var all sync.WaitGroup
 	for _, p := range parts {
 		if p.done {
 			continue
 		}
 		select {
+		case <-failed.Done():
 		case c.senders <- struct{}{}:
 			all.Go(func() {
 				defer func() { <-c.senders }()
+				if failed.Err() != nil {
+					return
+				}
 				if err := c.sendPart(ctx, target, p, session); err != nil {
-					cancel(fmt.Errorf("volume %q: %w", c.recordIn(p.r).Volume, err))
+					stop(fmt.Errorf("volume %q: %w", c.recordIn(p.r).Volume, err))
 				}
 			})
-		case <-ctx.Done():
 		}
 	}
 	all.Wait()
-	return context.Cause(ctx)
+	return context.Cause(failed)
 }
 
 func (c *Control) sendPart(ctx context.Context, target replica.Target, p part, session *replicaSession) error {
