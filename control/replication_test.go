@@ -547,14 +547,20 @@ func TestReplicationsGolden(t *testing.T) {
 	if err := readState("testdata/replications-1.json", replicationsHeader, &file); err != nil || len(file.Replications) != 2 || file.Replications[1].Sending == nil || file.Replications[0].Receiving.ReachedBytes != 32<<20 {
 		t.Fatalf("%+v, %v", file, err)
 	}
-	path := t.TempDir() + "/replications.json"
-	must(t, writeState(path, file))
-	got, err := os.ReadFile(path)
-	must(t, err)
-	if want, _ := os.ReadFile("testdata/replications-1.json"); !bytes.Equal(got, want) {
-		t.Errorf("written again it is\n%s", got)
-	}
 	if fmt.Sprint(file.Replications[1].Interval) != "1m0s" {
 		t.Errorf("interval %v", file.Replications[1].Interval)
+	}
+	group := replicationsFile{}
+	if err := readState("testdata/replications-1-group.json", replicationsHeader, &group); err != nil || !group.Replications[0].holds("pointabcdefghijklmnopqrst3") || group.Replications[1].name() != "@shop" || group.Replications[1].LimitBytes != 50e6 {
+		t.Fatalf("%+v, %v", group, err)
+	}
+	for name, file := range map[string]replicationsFile{"replications-1.json": file, "replications-1-group.json": group} {
+		path := t.TempDir() + "/replications.json"
+		must(t, writeState(path, file))
+		got, err := os.ReadFile(path)
+		must(t, err)
+		if want, _ := os.ReadFile("testdata/" + name); !bytes.Equal(got, want) {
+			t.Errorf("%s is written again as\n%s", name, got)
+		}
 	}
 }
