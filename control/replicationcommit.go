@@ -97,7 +97,7 @@ func (c *Control) commitReplicas(ctx context.Context, s ReplicaSender, group, po
 		}
 		rs = append(rs, r)
 	}
-	free, err := c.occupy(ctx, rs...) // what is still being received is of no point that this one is
+	free, err := c.occupy(rs...) // what is still being received is of no point that this one is
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func (c *Control) replicateHeld(ctx context.Context, group string, volumes []str
 		record.source(want, limit)
 		return nil
 	}
-	release, err := c.occupy(ctx, slices.Concat(change.records, change.drop)...)
+	release, err := c.occupy(slices.Concat(change.records, change.drop)...)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func (c *Control) changeRole(ctx context.Context, verb, name string, do func([]*
 		return err
 	}
 	defer release()
-	free, err := c.occupy(ctx, rs...)
+	free, err := c.occupy(rs...)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func (c *Control) StopReplication(ctx context.Context, name string) error {
 }
 
 // dropReplica prepares the deletion of a volume, whose name is held. A source is refused; a replica or primary gets no more. release lets its sessions in again, or, when the volume is gone, forgets its replication.
-func (c *Control) dropReplica(ctx context.Context, volume string) (release func(deleted bool) error, err error) {
+func (c *Control) dropReplica(volume string) (release func(deleted bool) error, err error) {
 	r := c.replicationOf(volume)
 	if r == nil {
 		return func(bool) error { return nil }, nil
@@ -193,7 +193,7 @@ func (c *Control) dropReplica(ctx context.Context, volume string) (release func(
 	if c.recordIn(r).Role == roleSource {
 		return nil, c.refuseReplicated("delete", volume)
 	}
-	free, err := c.occupy(ctx, r)
+	free, err := c.occupy(r)
 	if err != nil {
 		return nil, err
 	}

@@ -113,11 +113,11 @@ func (c *Control) Replicate(ctx context.Context, name string, spec ReplicateSpec
 	if ofGroup {
 		return c.replicateGroup(ctx, group, want, spec.LimitBytes)
 	}
-	return c.change(ctx, "replicate", name, nil, func() error { return c.replicateVolume(ctx, name, want, spec.LimitBytes) })
+	return c.change(ctx, "replicate", name, nil, func() error { return c.replicateVolume(name, want, spec.LimitBytes) })
 }
 
 // replicateVolume does it for one volume, whose name is held.
-func (c *Control) replicateVolume(ctx context.Context, volume string, want replicationRecord, limit *uint64) error {
+func (c *Control) replicateVolume(volume string, want replicationRecord, limit *uint64) error {
 	info, err := c.mayReplicate(volume, "")
 	if err != nil {
 		return err
@@ -130,7 +130,7 @@ func (c *Control) replicateVolume(ctx context.Context, volume string, want repli
 		}
 		return c.startSource(r)
 	}
-	release, err := c.occupy(ctx, r)
+	release, err := c.occupy(r)
 	if err != nil {
 		return err
 	}
