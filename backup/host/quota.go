@@ -77,10 +77,25 @@ func (l *ledger) ofPeerLocked(account string) (bytes uint64) {
 	return bytes
 }
 
+// forgetOthers forgets the repositories that are gone.
+func (l *ledger) forgetOthers(names []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name := range l.mu.used {
+		if !slices.Contains(names, name) {
+			delete(l.mu.used, name)
+		}
+	}
+}
+
 // bounded are the repositories that must have been counted to know whether a client may store more in one of them; none if nothing bounds that.
 func (h *Host) bounded(name, account string) ([]string, error) {
 	if h.o.PeerQuotas.Of(account) > 0 {
-		return h.names()
+		names, err := h.names()
+		if err == nil {
+			h.ledger.forgetOthers(names)
+		}
+		return names, err
 	}
 	if h.o.Quotas.Of(name) > 0 {
 		return []string{name}, nil

@@ -109,13 +109,19 @@ func TestQuota(t *testing.T) {
 	if err := own.Create(ctx, key(1), body); err != nil {
 		t.Errorf("what somebody else deletes does not give room to its client: %v", err)
 	}
+	if err := os.RemoveAll(filepath.Join(s.o.Dir, "own")); err != nil {
+		t.Fatal(err)
+	}
+	if q, err := web1.Quota(ctx); err != nil || q.PeerUsedBytes != 3*mib {
+		t.Errorf("a repository that somebody has removed counts: %+v, %v", q, err)
+	}
 	var found []Usage
 	for _, u := range s.host.Usage() {
 		if u.Repository != "own" {
 			found = append(found, u)
 		}
 	}
-	if want := []Usage{{Repository: "vms", UsedBytes: 3 * mib, QuotaBytes: 8 * mib}, {Peer: "web1", UsedBytes: 9 * mib, QuotaBytes: 10 * mib}}; fmt.Sprint(found) != fmt.Sprint(want) {
+	if want := []Usage{{Repository: "vms", UsedBytes: 3 * mib, QuotaBytes: 8 * mib}, {Peer: "web1", UsedBytes: 3 * mib, QuotaBytes: 10 * mib}}; fmt.Sprint(found) != fmt.Sprint(want) {
 		t.Errorf("usage is %+v; want %+v", found, want)
 	}
 }
