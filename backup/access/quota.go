@@ -27,9 +27,9 @@ func ParseQuotas(text string, check func(name string) error) (Quotas, error) {
 		name, size, ok := strings.Cut(entry, "=")
 		bytes, err := units.ParseSize(size)
 		switch {
-		case !ok || name != Others && check(name) != nil:
+		case name != Others && check(name) != nil:
 			return bad("no name")
-		case err != nil || bytes == 0:
+		case !ok || err != nil || bytes == 0:
 			return bad("no size")
 		case all[name] != 0:
 			return bad("named twice")
