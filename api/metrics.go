@@ -36,6 +36,7 @@ func metrics(c *control.Control) http.HandlerFunc {
 		m.volumes(c.Volumes())
 		m.replications(c.Replications(r.Context()))
 		m.repositories(c.Repositories())
+		m.usage(c.RepositoryUsage())
 		_ = out.Flush() // whoever hung up does not want it
 	}
 }

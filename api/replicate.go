@@ -25,10 +25,16 @@ const (
 // replicateRequest is what PUT /v1/replications/{name} wants.
 type replicateRequest struct {
 	Target          string  `json:"target"`
-	IntervalSeconds float64 `json:"intervalSeconds"` // 0: the default
+	IntervalSeconds float64 `json:"intervalSeconds"`      // 0: the default
+	LimitBytes      *uint64 `json:"limitBytes,omitempty"` // a second; 0: none; absent: as it is
 }
 
-// addReplications adds what users do with replications.
+// limitRequest is what PUT /v1/replications/{name}/limit wants.
+type limitRequest struct {
+	LimitBytes *uint64 `json:"limitBytes"` // a second; 0: none
+}
+
+// addReplications adds what users do with replications. A name is that of a volume, or @GROUP.
 func addReplications(mux *http.ServeMux, c *control.Control) {
 	slots := make(chan struct{}, maxDiffs) // what a target does not have is a list of changes that is counted
 	mux.HandleFunc("GET /v1/replications", limited(slots, scoped(control.ScopeRead, func(r *http.Request) (any, error) {
@@ -45,7 +51,21 @@ func addReplications(mux *http.ServeMux, c *control.Control) {
 		if !(in.IntervalSeconds >= 0 && in.IntervalSeconds <= control.MaxReplicaInterval.Seconds()) {
 			return nil, fmt.Errorf("interval of %v seconds: want at most %v: %w", in.IntervalSeconds, control.MaxReplicaInterval.Seconds(), block.ErrInvalid)
 		}
-		if err := c.Replicate(r.Context(), r.PathValue("name"), in.Target, time.Duration(in.IntervalSeconds*float64(time.Second))); err != nil {
+		spec := control.ReplicateSpec{Target: in.Target, Interval: time.Duration(in.IntervalSeconds * float64(time.Second)), LimitBytes: in.LimitBytes}
+		if err := c.Replicate(r.Context(), r.PathValue("name"), spec); err != nil {
+			return nil, err
+		}
+		return c.Replication(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("PUT /v1/replications/{name}/limit", scoped(control.ScopeOperate, func(r *http.Request) (any, error) {
+		var in limitRequest
+		if err := readMessage(r, &in); err != nil {
+			return nil, err
+		}
+		if in.LimitBytes == nil {
+			return nil, fmt.Errorf("limitBytes: want bytes a second, or 0 for no limit: %w", block.ErrInvalid)
+		}
+		if err := c.LimitReplication(r.Context(), r.PathValue("name"), *in.LimitBytes); err != nil {
 			return nil, err
 		}
 		return c.Replication(r.Context(), r.PathValue("name"))
@@ -70,8 +90,8 @@ func addReplications(mux *http.ServeMux, c *control.Control) {
 		if err != nil {
 			return nil, fmt.Errorf("dryRun=%.40q: want true or false: %w", r.URL.Query().Get("dryRun"), block.ErrInvalid)
 		}
-		lost, err := c.DemoteReplica(r.Context(), r.PathValue("name"), dryRun)
-		return map[string]any{"volume": r.PathValue("name"), "lostBytes": lost, "dryRun": dryRun}, err
+		d, err := c.DemoteReplica(r.Context(), r.PathValue("name"), dryRun)
+		return map[string]any{"volume": r.PathValue("name"), "lostBytes": d.LostBytes, "left": d.Left, "dryRun": dryRun}, err
 	}))
 }
 
@@ -104,13 +124,16 @@ func scoped(needs control.Scope, do func(*http.Request) (any, error)) http.Handl
 }
 
 // readMessage reads a small JSON document.
-func readMessage(r *http.Request, into any) error {
-	text, err := io.ReadAll(io.LimitReader(r.Body, replica.MaxMessage+1))
+func readMessage(r *http.Request, into any) error { return readBounded(r, into, replica.MaxMessage) }
+
+// readBounded reads a JSON document of so many bytes at most.
+func readBounded(r *http.Request, into any, most int) error {
+	text, err := io.ReadAll(io.LimitReader(r.Body, int64(most)+1))
 	if err != nil {
 		return err
 	}
-	if len(text) > replica.MaxMessage {
-		return fmt.Errorf("a message of more than %d bytes: %w", replica.MaxMessage, block.ErrInvalid)
+	if len(text) > most {
+		return fmt.Errorf("a message of more than %d bytes: %w", most, block.ErrInvalid)
 	}
 	if err := json.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("message: %v: %w", err, block.ErrInvalid)
@@ -141,6 +164,7 @@ func addReplicas(mux *http.ServeMux, c *control.Control, sender func(*http.Reque
 		}
 		fail(w, err)
 	})
+	addReplicaGroups(mux, c, sender)
 	mux.HandleFunc("PUT /v1/replicas/{name}/points/{point}", func(w http.ResponseWriter, r *http.Request) {
 		who, err := sender(r)
 		if err != nil {

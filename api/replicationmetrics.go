@@ -26,6 +26,9 @@ var replicationMetrics = []replicationMetric{
 		return float64(*r.BehindBytes), true
 	}},
 	{"hv_replication_rate_bytes_per_second", "gauge", "Data of the point under way, or of the last one that had any, a second.", always(func(r control.Replication) float64 { return r.RateBytes })},
+	{"hv_replication_limit_bytes_per_second", "gauge", "What a source may send a second, with all of its group. Missing without a limit.", func(r control.Replication) (float64, bool) {
+		return float64(r.LimitBytes), r.LimitBytes > 0
+	}},
 	{"hv_replication_epoch", "gauge", "Epoch of this side.", always(func(r control.Replication) float64 { return float64(r.Epoch) })},
 	{"hv_replication_fenced", "gauge", "1 if the other side was promoted and this one takes no writes.", always(func(r control.Replication) float64 { return number(r.FencedBy != 0) })},
 	{"hv_replication_points_total", "counter", "Points that became complete since hvd started.", always(func(r control.Replication) float64 { return float64(r.Cycles) })},

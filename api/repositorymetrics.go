@@ -14,6 +14,33 @@ var repositoryMetrics = []struct {
 	{"hv_repository_failures_total", "Requests that this machine could not do.", func(s host.Stats) uint64 { return s.Failed }},
 }
 
+// usage writes what repositories and their clients hold that have quotas.
+func (m exposition) usage(all []host.Usage) {
+	if len(all) == 0 {
+		return
+	}
+	for _, family := range []struct {
+		name, help string
+		ofPeer     bool
+		value      func(host.Usage) uint64
+	}{
+		{"hv_repository_used_bytes", "Objects of a repository with a quota.", false, func(u host.Usage) uint64 { return u.UsedBytes }},
+		{"hv_repository_quota_bytes", "What a repository may hold.", false, func(u host.Usage) uint64 { return u.QuotaBytes }},
+		{"hv_repository_peer_used_bytes", "Objects that a client with a quota has stored, in all repositories.", true, func(u host.Usage) uint64 { return u.UsedBytes }},
+		{"hv_repository_peer_quota_bytes", "What a client may have stored.", true, func(u host.Usage) uint64 { return u.QuotaBytes }},
+	} {
+		m.family(family.name, "gauge", family.help)
+		for _, one := range all {
+			switch {
+			case family.ofPeer && one.Peer != "":
+				m.sample(family.name, float64(family.value(one)), "peer", one.Peer)
+			case !family.ofPeer && one.Peer == "":
+				m.sample(family.name, float64(family.value(one)), "repository", one.Repository)
+			}
+		}
+	}
+}
+
 // repositories writes what became of repositories that others keep here.
 func (m exposition) repositories(all []host.Stats) {
 	if len(all) == 0 {

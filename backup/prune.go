@@ -35,7 +35,7 @@ func (e *DamagedError) Error() string {
 func (e *DamagedError) Unwrap() error { return e.First }
 
 // Prune prunes a repository by what its backups need; o.Reachable and o.Progress are set here. progress, which may be nil, is told how far each phase is, in bytes. Damage of backups is
-// a DamagedError, but with o.Damaged damage of what their manifests lead to is told to o.Warn.
+// a DamagedError, and a manifest that was never one is told to o.Warn; but with o.Damaged damage of what their manifests lead to is told to o.Warn.
 func Prune(ctx context.Context, r *repository.Repository, o repository.PruneOptions, progress func(phase string, done, total uint64)) (repository.Pruned, error) {
 	o.Progress = progress
 	o.Reachable = func(ctx context.Context, visit func(block.Hash) error) error {
@@ -47,6 +47,12 @@ func Prune(ctx context.Context, r *repository.Repository, o repository.PruneOpti
 		}
 		var failed error
 		manifests, err := r.EveryManifest(ctx, func(name string, err error) {
+			if errors.Is(err, repository.ErrNeverBackup) { // else who may only store could keep all that is dead here
+				if o.Warn != nil {
+					o.Warn("backup "+name, err)
+				}
+				return
+			}
 			if errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrInvalid) || errors.Is(err, block.ErrNotFound) {
 				note(&found.Unreadable, name, err)
 			} else {

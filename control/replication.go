@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
@@ -47,6 +48,15 @@ type replicationRecord struct {
 	FencedBy  uint64           `json:"fencedBy,omitempty"`            // of a source or primary: the epoch of the other side, which is one
 	Peer      string           `json:"peer,omitempty"`                // of a replica: a name in the certificate of who may send it
 	Receiving *receivingRecord `json:"receiving,omitempty"`           // of a replica: its content is no point
+	Group     *replicaGroup    `json:"group,omitempty"`               // whose points are of one moment; of a replica since the first of these is complete
+
+	LimitBytes uint64 `json:"limitBytesPerSecond,omitempty"` // of a source; 0: none
+}
+
+// replicaGroup is a group of volumes that are replicated together. The names of the two sides may differ.
+type replicaGroup struct {
+	Name string `json:"name"` // here, without its @
+	ID   string `json:"id"`   // 130 random bits, on both sides
 }
 
 // replicaPoint is a state of a volume that has, or gets, a snapshot on both sides.
@@ -62,6 +72,7 @@ type receivingRecord struct {
 	Base         string    `json:"base,omitempty"`
 	SizeBytes    uint64    `json:"sizeBytes,omitempty"`
 	ReachedBytes uint64    `json:"reachedBytes,omitempty"` // what changed before has come, and is durable
+	Complete     bool      `json:"complete,omitempty"`     // all of it has, and it has its snapshot: the other members of the group are awaited
 }
 
 // newest is the last complete point, or the zero value.
@@ -78,13 +89,32 @@ func (r *replicationRecord) has(id string) bool {
 
 // needs reports whether the snapshot of a point is needed.
 func (r *replicationRecord) needs(id string) bool {
-	return r.has(id) || r.Sending != nil && r.Sending.ID == id
+	return r.has(id) || r.Sending != nil && r.Sending.ID == id || r.holds(id)
 }
+
+// holds reports whether a point is complete here, and awaits the other members of its group.
+func (r *replicationRecord) holds(id string) bool {
+	return r.Receiving != nil && r.Receiving.Complete && r.Receiving.ID == id
+}
+
+// name is what users call the replication: the volume, or @ and the group.
+func (r *replicationRecord) name() string {
+	if r.Group != nil {
+		return "@" + r.Group.Name
+	}
+	return r.Volume
+}
+
+// isOf reports whether the volume is one of a group.
+func (r *replicationRecord) isOf(group string) bool { return r.Group != nil && r.Group.ID == group }
 
 // points is how many snapshots are needed.
 func (r *replicationRecord) points() int {
 	n := len(r.Points)
 	if r.Sending != nil {
+		n++
+	}
+	if r.Receiving != nil && r.Receiving.Complete {
 		n++
 	}
 	return n
@@ -111,12 +141,13 @@ type replication struct {
 	progress replicaProgress
 }
 
-// replicaSession is a goroutine that sends, or a connection that receives.
+// replicaSession is a goroutine that sends a volume, or all of a group, or a connection that receives.
 type replicaSession struct {
 	cancel context.CancelFunc
-	over   chan struct{} // closed when its devices are closed
-	wake   chan struct{} // of one that sends: look at want
-	want   time.Time     // of one that sends: a point that is not older shall be made now; guarded by Control.mu
+	over   chan struct{}   // closed when its devices are closed
+	wake   chan struct{}   // of one that sends: look at want
+	want   time.Time       // of one that sends: a point that is not older shall be made now; guarded by Control.mu
+	bucket throttle.Bucket // of one that sends: bytes of streams; its rate is set under Control.mu
 }
 
 func (c *Control) replicationsPath() string {
@@ -203,59 +234,77 @@ func (c *Control) writeReplications() error {
 	return writeState(c.replicationsPath(), file)
 }
 
-// changeReplication changes a record, durably. change gets a copy and replaces what slices and pointers it changes. On an error nothing has changed.
-func (c *Control) changeReplication(r *replication, change func(*replicationRecord)) error {
+// replicationChange is what changes in replications.json at once.
+type replicationChange struct {
+	records []*replication
+	how     func(i int, record *replicationRecord) error // gets a copy, and replaces what slices and pointers it changes
+	add     []*replication
+	drop    []*replication // no session of theirs runs
+}
+
+// changeReplications makes a change durable. On an error nothing has changed.
+func (c *Control) changeReplications(change replicationChange) error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
+	before := make([]replicationRecord, len(change.records))
+	undo := func() {
+		for i, r := range change.records {
+			r.record = before[i]
+		}
+		for _, r := range change.add {
+			delete(c.mu.replications, r.record.Volume)
+		}
+		for _, r := range change.drop {
+			r.over = false
+			c.mu.replications[r.record.Volume] = r
+		}
+	}
 	c.mu.Lock()
-	old := r.record
-	change(&r.record)
-	c.mu.Unlock()
-	err := c.writeReplications()
+	err := error(nil)
+	for i, r := range change.records {
+		before[i] = r.record
+		if err == nil {
+			err = change.how(i, &r.record)
+		}
+	}
+	for _, r := range change.add {
+		c.mu.replications[r.record.Volume] = r
+	}
+	for _, r := range change.drop {
+		r.over = true
+		delete(c.mu.replications, r.record.Volume)
+	}
 	if err != nil {
+		undo()
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err = c.writeReplications(); err != nil {
 		c.mu.Lock()
-		r.record = old
+		undo()
 		c.mu.Unlock()
 	}
 	return err
+}
+
+// changeReplication changes a record, durably. change gets a copy and replaces what slices and pointers it changes. On an error nothing has changed.
+func (c *Control) changeReplication(r *replication, change func(*replicationRecord)) error {
+	return c.changeReplications(replicationChange{records: []*replication{r}, how: func(_ int, record *replicationRecord) error {
+		change(record)
+		return nil
+	}})
 }
 
 // addReplication puts a replication into the table and on disk.
 func (c *Control) addReplication(r *replication) error {
-	c.saving.Lock()
-	defer c.saving.Unlock()
-	c.mu.Lock()
-	c.mu.replications[r.record.Volume] = r
-	c.mu.Unlock()
-	err := c.writeReplications()
-	if err != nil {
-		c.mu.Lock()
-		delete(c.mu.replications, r.record.Volume)
-		c.mu.Unlock()
-	}
-	return err
+	return c.changeReplications(replicationChange{add: []*replication{r}})
 }
 
-// forgetReplication takes a replication out of the table and off the disk. No session of it runs.
-func (c *Control) forgetReplication(r *replication) error {
-	c.saving.Lock()
-	defer c.saving.Unlock()
-	set := func(over bool) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		r.over = over
-		if over {
-			delete(c.mu.replications, r.record.Volume)
-		} else {
-			c.mu.replications[r.record.Volume] = r
-		}
-	}
-	set(true)
-	err := c.writeReplications()
-	if err != nil {
-		set(false)
-	}
-	return err
+// forgetReplications takes replications out of the table and off the disk. No session of theirs runs.
+func (c *Control) forgetReplications(rs ...*replication) error {
+	return c.changeReplications(replicationChange{drop: rs})
 }
 
 // replicationOf returns the replication of a volume, nil if it has none.
@@ -305,7 +354,7 @@ func (c *Control) refuseReplicated(verb, volume string) error {
 	if !found {
 		return nil
 	}
-	return fmt.Errorf("%s volume %q: it is a %s of a replication; `hv-storage-fabric volume replicate stop %s` ends that: %w", verb, volume, record.Role, volume, ErrRefused)
+	return fmt.Errorf("%s volume %q: it is a %s of a replication; `hv-storage-fabric volume replicate stop %s` ends that: %w", verb, volume, record.Role, record.name(), ErrRefused)
 }
 
 // stateToRead is the snapshot to read when the present content of a volume is asked for: of a replica its newest point.
@@ -318,66 +367,6 @@ func (c *Control) stateToRead(volume string) (snapshot string, err error) {
 		return "", fmt.Errorf("volume %q is a replica of which nothing is complete yet: %w", volume, block.ErrInUse)
 	}
 	return pointName(record.newest().ID), nil
-}
-
-// occupy keeps sessions from a replication, ends the one that runs, and returns what lets them in again.
-func (c *Control) occupy(ctx context.Context, r *replication) (release func(), err error) {
-	c.mu.Lock()
-	if r.over || r.busy {
-		c.mu.Unlock()
-		return nil, fmt.Errorf("replication of volume %q: it is being changed: %w", r.record.Volume, block.ErrInUse)
-	}
-	r.busy = true
-	session := r.session
-	c.mu.Unlock()
-	release = func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		r.busy = false
-	}
-	if session == nil {
-		return release, nil
-	}
-	session.cancel()
-	select {
-	case <-session.over:
-		return release, nil
-	case <-ctx.Done():
-		release()
-		return nil, ctx.Err()
-	}
-}
-
-// enterSession makes a session the one of a replication; the newest counts, as the one before may belong to a connection that is gone.
-func (c *Control) enterSession(ctx context.Context, r *replication, session *replicaSession) error {
-	for {
-		c.mu.Lock()
-		before := r.session
-		switch {
-		case r.over || r.busy:
-			c.mu.Unlock()
-			return fmt.Errorf("replication of volume %q: it is being changed: %w", r.record.Volume, block.ErrInUse)
-		case before == nil:
-			r.session = session
-			c.mu.Unlock()
-			return nil
-		}
-		c.mu.Unlock()
-		before.cancel()
-		select {
-		case <-before.over:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// leaveSession ends a session whose devices are closed.
-func (c *Control) leaveSession(r *replication, session *replicaSession) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r.session = nil
-	close(session.over)
 }
 
 // flushVolume makes a volume durable, and with it everything that was done to the store before.

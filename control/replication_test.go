@@ -31,6 +31,7 @@ type site struct {
 	c     *Control // nil while it is down
 	fault func() fault
 	froms []uint64 // where the streams to this site began
+	lags  string   // a volume whose streams are cut
 }
 
 // fault is what goes wrong with a stream to this site.
@@ -57,7 +58,7 @@ func (s *site) up() {
 		Config: s.cfg, Version: "test", OpenEngine: func(ctx context.Context, cfg config.Config, log *slog.Logger) (Engine, error) {
 			return OpenStore(ctx, cfg, log)
 		},
-		DialReplica: func(t replica.Target) (ReplicaPeer, error) { return siteWire{s.other, t.Volume}, nil },
+		DialReplica: func(t replica.Target) (ReplicaPeer, error) { return siteWire{s.other, t.Volume + t.Group}, nil },
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -86,10 +87,37 @@ func (s *site) control() *Control {
 	return s.c
 }
 
-// siteWire is the way to a volume of a site.
+// siteWire is the way to a volume of a site, or to a group.
 type siteWire struct {
 	to     *site
 	volume string
+}
+
+func (w siteWire) HelloGroup(ctx context.Context, h replica.GroupHello) (replica.GroupState, error) {
+	c := w.to.control()
+	if c == nil {
+		return replica.GroupState{}, errDown
+	}
+	return c.ReplicaGroupHello(ctx, ReplicaSender{Local: true}, w.volume, h)
+}
+
+func (w siteWire) Commit(ctx context.Context, point string, m replica.Commit) error {
+	w.to.mu.Lock()
+	c, wrong := w.to.c, fault{}
+	if w.to.fault != nil {
+		wrong = w.to.fault()
+	}
+	w.to.mu.Unlock()
+	switch {
+	case c == nil:
+		return errDown
+	case wrong.cutAfter > 0:
+		return errors.New("the line is cut")
+	}
+	if err := c.CommitReplicas(ctx, ReplicaSender{Local: true}, w.volume, point, m); err != nil || !wrong.loseAnswer {
+		return err
+	}
+	return errors.New("the answer is lost")
 }
 
 var errDown = errors.New("nobody answers")
@@ -111,6 +139,9 @@ func (w siteWire) Send(ctx context.Context, b replica.Begin, send func(context.C
 		wrong = w.to.fault()
 	}
 	w.to.froms = append(w.to.froms, b.FromBytes)
+	if w.volume == w.to.lags {
+		wrong.cutAfter = 64
+	}
 	w.to.mu.Unlock()
 	if c == nil {
 		return errDown
@@ -244,7 +275,7 @@ func TestReplicationModel(t *testing.T) {
 		t.Fatal(err)
 	}
 	model := a.change(rng, "v", make([]byte, 8<<20))
-	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval))
+	must(t, a.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/v", Interval: MaxReplicaInterval}))
 	must(t, a.control().SyncReplication(t.Context(), "v"))
 	for turn := range 6 {
 		states := [][]byte{model} // of which the target may have any
@@ -302,7 +333,7 @@ func TestReplicationModel(t *testing.T) {
 		b.mu.Lock()
 		b.fault = nil
 		b.mu.Unlock()
-		must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval), a.control().SyncReplication(t.Context(), "v"))
+		must(t, a.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/v", Interval: MaxReplicaInterval}), a.control().SyncReplication(t.Context(), "v"))
 	}
 	for _, s := range []*site{a, b} { // a source deletes the point before when its target has said that it has the new one
 		for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
@@ -346,7 +377,7 @@ func TestReplicationResume(t *testing.T) {
 		}
 		return fault{cutAfter: 64 << 10}
 	}
-	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval))
+	must(t, a.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/v", Interval: MaxReplicaInterval}))
 	if err := a.control().SyncReplication(t.Context(), "v"); err == nil {
 		t.Fatal("a cut stream was complete")
 	}
@@ -372,12 +403,12 @@ func TestReplicationSplit(t *testing.T) {
 	must(t, err)
 	rng := rand.New(rand.NewPCG(5, 5))
 	model := a.change(rng, "v", make([]byte, 8<<20))
-	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval), a.control().SyncReplication(t.Context(), "v"))
+	must(t, a.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/v", Interval: MaxReplicaInterval}), a.control().SyncReplication(t.Context(), "v"))
 	must(t, last(a.control().DemoteReplica(t.Context(), "v", false)))
 	must(t, a.control().PromoteReplica(t.Context(), "v"), b.control().PromoteReplica(t.Context(), "v"))
 	model = a.change(rng, "v", model)
 	b.change(rng, "v", b.content("v", ""))
-	must(t, a.control().Replicate(t.Context(), "v", "hvd://b/v", MaxReplicaInterval), b.control().Replicate(t.Context(), "v", "hvd://a/v", MaxReplicaInterval))
+	must(t, a.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/v", Interval: MaxReplicaInterval}), b.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://a/v", Interval: MaxReplicaInterval}))
 	for _, s := range []*site{a, b} {
 		if err := s.control().SyncReplication(t.Context(), "v"); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "no replica") {
 			t.Errorf("of two primaries one sends: %v", err)
@@ -385,7 +416,7 @@ func TestReplicationSplit(t *testing.T) {
 	}
 	lost, err := b.control().DemoteReplica(t.Context(), "v", false)
 	must(t, err)
-	if lost == 0 {
+	if lost.LostBytes == 0 {
 		t.Error("what was written at the side that is demoted is not told as lost")
 	}
 	must(t, a.control().SyncReplication(t.Context(), "v"))
@@ -409,7 +440,7 @@ func TestReplicationFencing(t *testing.T) {
 	_, err := a.control().CreateVolume(t.Context(), VolumeSpec{Name: "v", SizeBytes: 8 << 20})
 	must(t, err)
 	_, _, err = a.control().Attach(t.Context(), AttachSpec{Volume: "v"})
-	must(t, err, a.control().Replicate(t.Context(), "v", "hvd://b/v", 0), a.control().SyncReplication(t.Context(), "v"))
+	must(t, err, a.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/v"}), a.control().SyncReplication(t.Context(), "v"))
 	for what, err := range map[string]error{
 		"attach":    second(b.control().Attach(t.Context(), AttachSpec{Volume: "v"})),
 		"snapshot":  last(b.control().CreateSnapshot(t.Context(), "v", "s")),
@@ -417,7 +448,7 @@ func TestReplicationFencing(t *testing.T) {
 		"resize":    last(b.control().ResizeVolume(t.Context(), "v", ResizeSpec{SizeBytes: 16 << 20})),
 		"demote":    last(b.control().DemoteReplica(t.Context(), "v", false)),
 		"stop":      b.control().StopReplication(t.Context(), "v"),
-		"replicate": b.control().Replicate(t.Context(), "v", "hvd://b/w", 0),
+		"replicate": b.control().Replicate(t.Context(), "v", ReplicateSpec{Target: "hvd://b/w"}),
 		"delete":    a.control().DeleteVolume(t.Context(), "v"),
 		"promote":   a.control().PromoteReplica(t.Context(), "v"),
 	} {
@@ -516,14 +547,20 @@ func TestReplicationsGolden(t *testing.T) {
 	if err := readState("testdata/replications-1.json", replicationsHeader, &file); err != nil || len(file.Replications) != 2 || file.Replications[1].Sending == nil || file.Replications[0].Receiving.ReachedBytes != 32<<20 {
 		t.Fatalf("%+v, %v", file, err)
 	}
-	path := t.TempDir() + "/replications.json"
-	must(t, writeState(path, file))
-	got, err := os.ReadFile(path)
-	must(t, err)
-	if want, _ := os.ReadFile("testdata/replications-1.json"); !bytes.Equal(got, want) {
-		t.Errorf("written again it is\n%s", got)
-	}
 	if fmt.Sprint(file.Replications[1].Interval) != "1m0s" {
 		t.Errorf("interval %v", file.Replications[1].Interval)
+	}
+	group := replicationsFile{}
+	if err := readState("testdata/replications-1-group.json", replicationsHeader, &group); err != nil || !group.Replications[0].holds("pointabcdefghijklmnopqrst3") || group.Replications[1].name() != "@shop" || group.Replications[1].LimitBytes != 50e6 {
+		t.Fatalf("%+v, %v", group, err)
+	}
+	for name, file := range map[string]replicationsFile{"replications-1.json": file, "replications-1-group.json": group} {
+		path := t.TempDir() + "/replications.json"
+		must(t, writeState(path, file))
+		got, err := os.ReadFile(path)
+		must(t, err)
+		if want, _ := os.ReadFile("testdata/" + name); !bytes.Equal(got, want) {
+			t.Errorf("%s is written again as\n%s", name, got)
+		}
 	}
 }

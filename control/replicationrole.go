@@ -7,54 +7,81 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
 )
 
-// changeRole runs do on the replication of a volume, while its name is held and no session of it runs.
-func (c *Control) changeRole(ctx context.Context, verb, volume string, do func(*replication) error) error {
-	return c.change(ctx, verb, volume, nil, func() error {
-		r := c.replicationOf(volume)
-		if r == nil {
-			if _, err := c.visible(volume); err != nil {
-				return err
+// changeRole runs do on the replication of a volume, or on those of @GROUP, while the names are held and no session of them runs.
+func (c *Control) changeRole(ctx context.Context, verb, name string, do func([]*replication) error) error {
+	rs, release, err := c.holdReplications(ctx, verb, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	free, err := c.occupy(rs...)
+	if err != nil {
+		return err
+	}
+	if err = do(rs); err != nil {
+		err = fmt.Errorf("%s %s: %w", verb, calledName(name), err)
+	}
+	free()
+	return errors.Join(err, c.startAll(rs)) // which does nothing for what is no source, or none any more
+}
+
+// calledName is what errors call a volume or a group.
+func calledName(name string) string {
+	if strings.HasPrefix(name, "@") {
+		return name
+	}
+	return fmt.Sprintf("volume %q", name)
+}
+
+// PromoteReplica makes an ordinary volume of a replica, or such volumes of all of @GROUP, as they were at the last complete point, with an epoch that is greater than their source's: which is refused from now on, learns why, and takes no
+// writes any more. The volumes of a group are as they were at one moment, and all are promoted or none.
+func (c *Control) PromoteReplica(ctx context.Context, name string) error {
+	return c.changeRole(ctx, "promote", name, func(rs []*replication) error {
+		records := c.recordsIn(rs)
+		if err := mayPromote(records); err != nil {
+			return err
+		}
+		if err := c.changeReplications(replicationChange{records: rs, how: func(_ int, record *replicationRecord) error {
+			if record.Role == roleReplica {
+				record.Role, record.Epoch = rolePromoting, record.Epoch+1
 			}
-			return fmt.Errorf("%s volume %q: it has no replication: %w", verb, volume, block.ErrNotFound)
-		}
-		release, err := c.occupy(ctx, r)
-		if err != nil {
+			return nil
+		}}); err != nil {
 			return err
 		}
-		if err = do(r); err != nil {
-			err = fmt.Errorf("%s volume %q: %w", verb, volume, err)
+		var errs []error
+		for _, r := range rs {
+			if c.recordIn(r).Role == rolePromoting {
+				errs = append(errs, c.finishPromotion(ctx, r))
+			}
 		}
-		release()
-		if c.replicationOf(volume) != r {
-			return err
-		}
-		return errors.Join(err, c.startSource(r)) // which does nothing unless it is a source still
+		return errors.Join(errs...)
 	})
 }
 
-// PromoteReplica makes an ordinary volume of a replica, as it was at its last complete point, with an epoch that is greater than its source's: which is refused from now on, learns why, and takes no writes any more.
-func (c *Control) PromoteReplica(ctx context.Context, volume string) error {
-	return c.changeRole(ctx, "promote", volume, func(r *replication) error {
-		record := c.recordIn(r)
+// mayPromote reports why volumes cannot be promoted. Of a group some may have become primaries in a try that did not end.
+func mayPromote(records []replicationRecord) error {
+	waiting := false
+	for _, record := range records {
+		waiting = waiting || record.receives()
 		switch {
-		case record.Role != roleReplica && record.Role != rolePromoting:
+		case !record.receives() && (record.Role != rolePrimary || len(records) == 1):
 			return fmt.Errorf("it is a %s and no replica: %w", record.Role, ErrRefused)
 		case record.newest().ID == replica.Empty:
 			return fmt.Errorf("nothing of it is complete yet: %w", ErrRefused)
-		case record.Epoch >= replica.MaxEpoch:
+		case record.newest().ID != records[0].newest().ID:
+			return fmt.Errorf("volumes %q and %q have no point of one moment: %w", records[0].Volume, record.Volume, ErrRefused)
+		case record.Role == roleReplica && record.Epoch >= replica.MaxEpoch:
 			return fmt.Errorf("its epoch is the last one: %w", ErrRefused)
 		}
-		if record.Role == roleReplica {
-			if err := c.changeReplication(r, func(record *replicationRecord) { record.Role, record.Epoch = rolePromoting, record.Epoch+1 }); err != nil {
-				return err
-			}
-		}
-		return c.finishPromotion(ctx, r)
-	})
+	}
+	if !waiting {
+		return fmt.Errorf("its volumes are promoted already: %w", ErrRefused)
+	}
+	return nil
 }
 
 // finishPromotion makes a primary of a volume that is being promoted. To repeat it after a crash does no harm, as nobody writes before it is over.
@@ -71,60 +98,94 @@ func (c *Control) finishPromotion(ctx context.Context, r *replication) error {
 	if err := c.changeReplication(r, func(record *replicationRecord) { record.Role, record.Receiving = rolePrimary, nil }); err != nil {
 		return err
 	}
+	c.tidyPoints(ctx, record.Volume)
 	c.log.Warn("a replica was promoted", "volume", record.Volume, "epoch", record.Epoch, "point", record.newest().At)
 	return nil
 }
 
-// DemoteReplica makes a replica of a volume that is a source or a primary, and not attached: it takes what the other side, once that is promoted, sends. What was written since the last point that both have is lost with the first point
-// that comes. dryRun changes nothing. lostBytes is how much differs from the newest point.
-func (c *Control) DemoteReplica(ctx context.Context, volume string, dryRun bool) (lostBytes uint64, err error) {
-	err = c.changeRole(ctx, "demote", volume, func(r *replication) error {
-		record := c.recordIn(r)
-		if record.Role != roleSource && record.Role != rolePrimary {
-			return fmt.Errorf("it is a replica already: %w", ErrRefused)
-		}
-		points := append([]replicaPoint{}, record.Points...)
-		if record.Sending != nil {
-			points = append(points, *record.Sending) // the other side may have it
+// Demotion is what a demotion gives up, or would.
+type Demotion struct {
+	LostBytes uint64   // what differs from the newest point that the other side may have
+	Left      []string // volumes of a group of which the other side has nothing: they are replicated no more, and stay what they are
+}
+
+// DemoteReplica makes replicas of a source or a primary, or of all of @GROUP, that are not attached: they take what the other side, once that is promoted, sends. What was written since the last point that both have is lost with the first
+// point that comes. dryRun changes nothing.
+func (c *Control) DemoteReplica(ctx context.Context, name string, dryRun bool) (d Demotion, err error) {
+	err = c.changeRole(ctx, "demote", name, func(rs []*replication) error {
+		var change replicationChange
+		var points [][]replicaPoint
+		for _, r := range rs {
+			record := c.recordIn(r)
+			if record.Role != roleSource && record.Role != rolePrimary {
+				return fmt.Errorf("it is a replica already: %w", ErrRefused)
+			}
+			known := append([]replicaPoint{}, record.Points...)
+			if record.Sending != nil {
+				known = append(known, *record.Sending) // the other side may have it
+			}
+			if len(known) == 0 {
+				change.drop = append(change.drop, r)
+				d.Left = append(d.Left, record.Volume)
+				continue
+			}
+			n, err := c.differenceBytes(ctx, record.Volume, pointName(known[len(known)-1].ID), "")
+			if err != nil {
+				return err
+			}
+			d.LostBytes += n
+			change.records, points = append(change.records, r), append(points, known)
 		}
 		if len(points) == 0 {
 			return fmt.Errorf("the other side has nothing of it: %w", ErrRefused)
 		}
-		if lostBytes, err = c.differenceBytes(ctx, volume, pointName(points[len(points)-1].ID), ""); err != nil {
-			return err
-		}
 		if dryRun {
 			return nil
 		}
-		if err := c.refuseAttached("demote", volume); err != nil {
+		for _, r := range change.records {
+			if err := c.refuseAttached("demote", c.recordIn(r).Volume); err != nil {
+				return err
+			}
+		}
+		change.how = func(i int, record *replicationRecord) error {
+			record.Epoch = max(record.Epoch, record.FencedBy)
+			record.Role, record.Points, record.Sending, record.FencedBy, record.Target, record.Interval, record.Peer, record.LimitBytes = roleReplica, points[i], nil, 0, "", 0, "", 0
+			record.Receiving = &receivingRecord{} // the content is that of no point
+			return nil
+		}
+		if err := c.changeReplications(change); err != nil {
 			return err
 		}
-		return c.changeReplication(r, func(record *replicationRecord) {
-			record.Epoch = max(record.Epoch, record.FencedBy)
-			record.Role, record.Points, record.Sending, record.FencedBy, record.Target, record.Interval, record.Peer = roleReplica, points, nil, 0, "", 0, ""
-			record.Receiving = &receivingRecord{} // the content is that of no point
-		})
+		for _, volume := range d.Left {
+			c.showFence(volume)
+		}
+		return nil
 	})
-	return lostBytes, err
+	return d, err
 }
 
-// StopReplication ends the replication of a source or a primary for good; the volume stays as it is and takes writes. What the target has stays there. To begin anew later sends everything.
-func (c *Control) StopReplication(ctx context.Context, volume string) error {
-	return c.changeRole(ctx, "stop replicating", volume, func(r *replication) error {
-		if record := c.recordIn(r); record.receives() {
-			return fmt.Errorf("it is a replica: its source stops it; here, promote it or delete it: %w", ErrRefused)
+// StopReplication ends the replication of a source or a primary, or of all of @GROUP, for good; the volumes stay as they are and take writes. What the target has stays there. To begin anew later sends everything.
+func (c *Control) StopReplication(ctx context.Context, name string) error {
+	return c.changeRole(ctx, "stop replicating", name, func(rs []*replication) error {
+		records := c.recordsIn(rs)
+		for _, record := range records {
+			if record.receives() {
+				return fmt.Errorf("it is a replica: its source stops it; here, promote it or delete it: %w", ErrRefused)
+			}
 		}
-		if err := c.forgetReplication(r); err != nil {
+		if err := c.forgetReplications(rs...); err != nil {
 			return err
 		}
-		c.showFence(volume)
-		c.tidyPoints(ctx, volume)
+		for _, record := range records {
+			c.showFence(record.Volume)
+			c.tidyPoints(ctx, record.Volume)
+		}
 		return nil
 	})
 }
 
 // dropReplica prepares the deletion of a volume, whose name is held. A source is refused; a replica or primary gets no more. release lets its sessions in again, or, when the volume is gone, forgets its replication.
-func (c *Control) dropReplica(ctx context.Context, volume string) (release func(deleted bool) error, err error) {
+func (c *Control) dropReplica(volume string) (release func(deleted bool) error, err error) {
 	r := c.replicationOf(volume)
 	if r == nil {
 		return func(bool) error { return nil }, nil
@@ -132,14 +193,14 @@ func (c *Control) dropReplica(ctx context.Context, volume string) (release func(
 	if c.recordIn(r).Role == roleSource {
 		return nil, c.refuseReplicated("delete", volume)
 	}
-	free, err := c.occupy(ctx, r)
+	free, err := c.occupy(r)
 	if err != nil {
 		return nil, err
 	}
 	return func(deleted bool) error {
 		defer free()
 		if deleted {
-			return c.forgetReplication(r)
+			return c.forgetReplications(r)
 		}
 		return nil
 	}, nil
@@ -174,11 +235,25 @@ func (c *Control) beginProgress(r *replication) *sending {
 	return r.progress.now
 }
 
-// noteCycle keeps what became of a cycle, and logs it if it failed.
-func (c *Control) noteCycle(r *replication, err error) {
+// noteCycle keeps what became of a cycle of some volumes, and logs it if it failed.
+func (c *Control) noteCycle(err error, rs ...*replication) {
 	now := c.opts.Now()
 	c.mu.Lock()
-	p, volume := &r.progress, r.record.Volume
+	name := rs[0].record.name()
+	for _, r := range rs {
+		r.progress.note(now, err)
+	}
+	c.mu.Unlock()
+	if err == nil || errors.Is(err, errFenced) {
+		return
+	}
+	if tell, heldBack := c.repeats.tell("replication " + name + err.Error()); tell {
+		c.log.Warn("a point of a replication failed and will be tried again", "volume", name, "error", err, "heldBack", heldBack)
+	}
+}
+
+// note keeps what became of a cycle.
+func (p *replicaProgress) note(now time.Time, err error) {
 	if s := p.now; s != nil && err == nil {
 		p.bytes, p.wireBytes = p.bytes+s.done.Load(), p.wireBytes+s.wire.Load()
 		if d := now.Sub(p.begun).Seconds(); d > 0 && s.done.Load() > 0 {
@@ -191,12 +266,5 @@ func (c *Control) noteCycle(r *replication, err error) {
 		p.failures++
 	} else {
 		p.cycles++
-	}
-	c.mu.Unlock()
-	if err == nil || errors.Is(err, errFenced) {
-		return
-	}
-	if tell, heldBack := c.repeats.tell("replication " + volume + err.Error()); tell {
-		c.log.Warn("a point of a replication failed and will be tried again", "volume", volume, "error", err, "heldBack", heldBack)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
@@ -216,4 +217,26 @@ func (c countingWriter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.count.Add(uint64(n))
 	return n, err
+}
+
+// limitedWriter keeps what it writes within a rate.
+type limitedWriter struct {
+	ctx    context.Context // of the stream, which is one call
+	w      io.Writer
+	bucket *throttle.Bucket
+}
+
+// Write implements io.Writer.
+func (l limitedWriter) Write(p []byte) (done int, err error) {
+	for done < len(p) {
+		piece := p[done:min(len(p), done+l.bucket.Piece())]
+		if err := l.bucket.Take(l.ctx, len(piece)); err != nil {
+			return done, err
+		}
+		n, err := l.w.Write(piece)
+		if done += n; err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }

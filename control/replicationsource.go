@@ -1,14 +1,17 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
 )
 
@@ -21,14 +24,21 @@ const (
 	maxSenders = 4           // points that are sent at once; each takes 5 MiB of buffers
 	firstRetry = time.Second // after a failed cycle; doubled each time
 	lastRetry  = 30 * time.Second
+
+	// MinReplicaLimit is the least bytes a second that a replication can be held to: what is slower looks like a source that is gone.
+	MinReplicaLimit = 64 << 10
 )
 
-// ReplicaPeer is the hvd that a source sends to. replica.Client is one.
+// ReplicaPeer is the hvd that a source sends to. replica.Client is one. It is of a volume there, or of a group.
 type ReplicaPeer interface {
 	// Hello asks how the volume is there.
 	Hello(ctx context.Context, h replica.Hello) (replica.State, error)
 	// Send sends a stream, and returns when its point is complete and durable at the other side. send has ended by then.
 	Send(ctx context.Context, b replica.Begin, send func(ctx context.Context, w io.Writer) error) error
+	// HelloGroup asks how the volumes of the group are there; it answers for each of them.
+	HelloGroup(ctx context.Context, h replica.GroupHello) (replica.GroupState, error)
+	// Commit has a point of the group, of which all parts were sent, become complete: durably, and for all volumes at once.
+	Commit(ctx context.Context, point string, m replica.Commit) error
 	Close()
 }
 
@@ -44,68 +54,162 @@ func (c *Control) dialReplica(t replica.Target) (ReplicaPeer, error) {
 // errFenced means that the other side is a primary of a greater epoch.
 var errFenced = errors.New("fenced")
 
-// Replicate begins to keep a copy of a volume in another hvd, now and after every restart, until StopReplication. Of a volume that was promoted, or that is a source already, it changes target and interval; the other side then has to be
-// what it was before, demoted. interval 0 is the default.
-func (c *Control) Replicate(ctx context.Context, volume, target string, interval time.Duration) error {
-	if interval == 0 {
+// ReplicateSpec is what a replication shall be.
+type ReplicateSpec struct {
+	Target     string        // hvd://HOST/NAME; of a group hvd://HOST/@NAME
+	Interval   time.Duration // 0: the default
+	LimitBytes *uint64       // a second; 0: none; nil: as it is, at first none
+}
+
+// check returns the target and the interval.
+func (s ReplicateSpec) check() (to replica.Target, interval time.Duration, err error) {
+	if interval = s.Interval; interval == 0 {
 		interval = DefaultReplicaInterval
 	}
 	if interval < MinReplicaInterval || interval > MaxReplicaInterval {
-		return fmt.Errorf("interval of %v: want %v to %v: %w", interval, MinReplicaInterval, MaxReplicaInterval, block.ErrInvalid)
+		return to, 0, fmt.Errorf("interval of %v: want %v to %v: %w", interval, MinReplicaInterval, MaxReplicaInterval, block.ErrInvalid)
 	}
-	to, err := replica.ParseTarget(target)
+	if s.LimitBytes != nil {
+		if err := checkReplicaLimit(*s.LimitBytes); err != nil {
+			return to, 0, err
+		}
+	}
+	to, err = replica.ParseTarget(s.Target)
+	return to, interval, err
+}
+
+func checkReplicaLimit(bytes uint64) error {
+	if bytes != 0 && bytes < MinReplicaLimit {
+		return fmt.Errorf("limit of %d bytes a second: want at least %d, or 0 for none: %w", bytes, MinReplicaLimit, block.ErrInvalid)
+	}
+	return nil
+}
+
+// Replicate begins to keep a copy of a volume, or of the volumes of @GROUP, in another hvd, now and after every restart, until StopReplication. Of what was promoted, or is a source already, it changes target, interval and limit, and which
+// volumes the group has; the other side then has to be what it was before, demoted.
+func (c *Control) Replicate(ctx context.Context, name string, spec ReplicateSpec) error {
+	to, interval, err := spec.check()
 	if err != nil {
 		return err
 	}
-	if err := checkVolume(to.Volume); err != nil {
-		return fmt.Errorf("target %q: %w", target, err)
+	group, ofGroup := strings.CutPrefix(name, "@")
+	if ofGroup != (to.Group != "") {
+		return fmt.Errorf("replicate %s to %q: a volume is kept under the name of a volume, and @GROUP under that of a group, as hvd://HOST/@GROUP: %w", name, spec.Target, block.ErrInvalid)
+	}
+	if ofGroup {
+		err = checkGroup(to.Group)
+	} else {
+		err = checkVolume(to.Volume)
+	}
+	if err != nil {
+		return fmt.Errorf("target %q: %w", spec.Target, err)
 	}
 	peer, err := c.opts.DialReplica(to) // what is wrong with the files of TLS is told at once
 	if err != nil {
 		return err
 	}
 	peer.Close()
-	return c.change(ctx, "replicate", volume, nil, func() error {
-		info, err := c.visible(volume)
-		if err != nil {
-			return err
-		}
-		if err := c.refuseRestoring("replicate", volume); err != nil {
-			return err
-		}
-		if err := c.refuseReplica("replicate", volume); err != nil {
-			return err
-		}
-		r := c.replicationOf(volume)
-		if r == nil {
-			r = &replication{record: replicationRecord{
-				Volume: volume, UUID: info.UUID.String(), Pair: newID(), Epoch: 1, Role: roleSource, Points: []replicaPoint{}, Target: to.String(), Interval: interval,
-			}}
-			if err := c.addReplication(r); err != nil {
-				return err
-			}
-			return c.startSource(r)
-		}
-		if by := c.recordIn(r).FencedBy; by != 0 {
-			return fmt.Errorf("replicate volume %q: the other side was promoted, with epoch %d: demote this one, or stop its replication: %w", volume, by, ErrRefused)
-		}
-		release, err := c.occupy(ctx, r)
-		if err != nil {
-			return err
-		}
-		err = c.changeReplication(r, func(record *replicationRecord) {
-			record.Role, record.Target, record.Interval = roleSource, to.String(), interval
-		})
-		release()
-		return errors.Join(err, c.startSource(r)) // with what it was, if that failed
-	})
+	want := replicationRecord{Role: roleSource, Target: to.String(), Interval: interval}
+	if ofGroup {
+		return c.replicateGroup(ctx, group, want, spec.LimitBytes)
+	}
+	return c.change(ctx, "replicate", name, nil, func() error { return c.replicateVolume(name, want, spec.LimitBytes) })
 }
 
-// startSource sends a volume until Close, or until its session ends. It does nothing for one that is fenced or no source.
-func (c *Control) startSource(r *replication) error {
-	record := c.recordIn(r)
-	if record.Role != roleSource || record.FencedBy != 0 {
+// replicateVolume does it for one volume, whose name is held.
+func (c *Control) replicateVolume(volume string, want replicationRecord, limit *uint64) error {
+	info, err := c.mayReplicate(volume, "")
+	if err != nil {
+		return err
+	}
+	r := c.replicationOf(volume)
+	if r == nil {
+		r = newSource(info, want, limit)
+		if err := c.addReplication(r); err != nil {
+			return err
+		}
+		return c.startSource(r)
+	}
+	release, err := c.occupy(r)
+	if err != nil {
+		return err
+	}
+	err = c.changeReplication(r, func(record *replicationRecord) { record.source(want, limit) })
+	release()
+	return errors.Join(err, c.startSource(r)) // with what it was, if that failed
+}
+
+// newSource is the replication of a volume that had none.
+func newSource(info blockstore.VolumeInfo, want replicationRecord, limit *uint64) *replication {
+	record := replicationRecord{Volume: info.Name, UUID: info.UUID.String(), Pair: newID(), Epoch: 1, Points: []replicaPoint{}}
+	record.source(want, limit)
+	return &replication{record: record}
+}
+
+// source makes the record that of a source as it is wanted.
+func (r *replicationRecord) source(want replicationRecord, limit *uint64) {
+	r.Role, r.Target, r.Interval, r.Group = roleSource, want.Target, want.Interval, want.Group
+	if limit != nil {
+		r.LimitBytes = *limit
+	}
+}
+
+// mayReplicate reports why a volume, whose name is held, cannot be a source by itself, or in the group with that id.
+func (c *Control) mayReplicate(volume, group string) (info blockstore.VolumeInfo, err error) {
+	if info, err = c.visible(volume); err != nil {
+		return info, err
+	}
+	if err := cmp.Or(c.refuseRestoring("replicate", volume), c.refuseReplica("replicate", volume)); err != nil {
+		return info, err
+	}
+	record, found := c.replicationRecordOf(volume)
+	switch {
+	case !found:
+		return info, nil
+	case record.FencedBy != 0:
+		return info, fmt.Errorf("replicate volume %q: the other side was promoted, with epoch %d: demote this one, or stop its replication: %w", volume, record.FencedBy, ErrRefused)
+	case record.Group != nil && record.Group.ID != group:
+		return info, fmt.Errorf("replicate volume %q: it is replicated with the others of %s: %w", volume, record.name(), ErrRefused)
+	}
+	return info, nil
+}
+
+// LimitReplication changes how many bytes a second a source, or a group of them, may send; 0 is none. It holds at once, also for the point that is being sent.
+func (c *Control) LimitReplication(ctx context.Context, name string, bytes uint64) error {
+	if err := checkReplicaLimit(bytes); err != nil {
+		return err
+	}
+	rs, release, err := c.holdReplications(ctx, "limit the replication of", name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := c.changeReplications(replicationChange{records: rs, how: func(_ int, record *replicationRecord) error {
+		if record.Role != roleSource {
+			return fmt.Errorf("limit the replication of volume %q: it is a %s, and nothing is sent from here: %w", record.Volume, record.Role, ErrRefused)
+		}
+		record.LimitBytes = bytes
 		return nil
+	}}); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range rs {
+		if r.session != nil {
+			r.session.bucket.SetRate(bytes)
+		}
+	}
+	return nil
+}
+
+// startSource sends a volume, with all of its group, until Close, or until its session ends. It does nothing for one that is fenced or no source.
+func (c *Control) startSource(r *replication) error {
+	rs := c.groupOf(r)
+	for _, record := range c.recordsIn(rs) {
+		if record.Role != roleSource || record.FencedBy != 0 {
+			return nil
+		}
 	}
 	ctx, done, err := c.work(context.Background())
 	if err != nil {
@@ -113,7 +217,7 @@ func (c *Control) startSource(r *replication) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	session := &replicaSession{cancel: cancel, over: make(chan struct{}), wake: make(chan struct{}, 1)}
-	if err := c.enterSession(ctx, r, session); err != nil {
+	if err := c.enterSession(ctx, session, rs...); err != nil {
 		cancel()
 		done()
 		return err
@@ -121,32 +225,36 @@ func (c *Control) startSource(r *replication) error {
 	go func() {
 		defer done()
 		defer cancel()
-		defer c.leaveSession(r, session)
-		c.runSource(ctx, r, session)
+		defer c.leaveSession(session, rs...)
+		c.runSource(ctx, rs, session)
 	}()
 	return nil
 }
 
 // startSources goes on with all sources, after a start.
 func (c *Control) startSources() error {
+	var rs []*replication
 	for _, volume := range c.replicatedVolumes() {
-		if err := c.startSource(c.replicationOf(volume)); err != nil {
-			return err
-		}
+		rs = append(rs, c.replicationOf(volume))
 	}
-	return nil
+	return c.startAll(rs)
 }
 
-// runSource makes a point after the other until ctx ends or the volume is fenced.
-func (c *Control) runSource(ctx context.Context, r *replication, session *replicaSession) {
-	retry := firstRetry
+// runSource makes a point after the other, of one volume or of those of a group, until ctx ends or they are fenced.
+func (c *Control) runSource(ctx context.Context, rs []*replication, session *replicaSession) {
+	r, retry := rs[0], firstRetry
 	for {
 		begun := c.opts.Now()
-		err := c.cycle(ctx, r)
+		err := error(nil)
+		if c.recordIn(r).Group != nil {
+			err = c.groupCycle(ctx, rs, session)
+		} else {
+			err = c.cycle(ctx, r, session)
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		c.noteCycle(r, err)
+		c.noteCycle(err, rs...)
 		if errors.Is(err, errFenced) {
 			return
 		}
@@ -191,7 +299,7 @@ func (c *Control) wanted(r *replication, session *replicaSession) bool {
 }
 
 // cycle brings the target to a new point, or goes on with one that was begun.
-func (c *Control) cycle(ctx context.Context, r *replication) error {
+func (c *Control) cycle(ctx context.Context, r *replication, session *replicaSession) error {
 	record := c.recordIn(r)
 	if record.FencedBy != 0 { // the other side said so in a hello of its own
 		return c.fence(r, record.FencedBy)
@@ -228,7 +336,7 @@ func (c *Control) cycle(ctx context.Context, r *replication) error {
 	begin := replica.Begin{Pair: record.Pair, Epoch: record.Epoch, Point: point.ID, Base: base, FromBytes: from, At: point.At}
 	progress := c.beginProgress(r)
 	if err := peer.Send(ctx, begin, func(ctx context.Context, w io.Writer) error {
-		return c.sendPoint(ctx, record.Volume, base, point.ID, from, w, progress)
+		return c.sendPoint(ctx, record.Volume, base, point.ID, from, limitedWriter{ctx, w, &session.bucket}, progress)
 	}); err != nil {
 		return err
 	}
@@ -237,43 +345,76 @@ func (c *Control) cycle(ctx context.Context, r *replication) error {
 
 // hello asks the target how it is, and fences the volume if the target is a primary of a greater epoch.
 func (c *Control) hello(ctx context.Context, r *replication, peer ReplicaPeer) (replica.State, error) {
-	record := c.recordIn(r)
-	info, err := c.engine.Volume(record.Volume)
+	h, err := c.helloOf(r)
 	if err != nil {
 		return replica.State{}, err
 	}
-	state, err := peer.Hello(ctx, replica.Hello{
-		Pair: record.Pair, Epoch: record.Epoch, Source: record.Volume, SizeBytes: info.SizeBytes, Chunking: info.Chunking.String(), Mode: info.Mode.String(), Create: len(record.Points) == 0,
-	})
-	switch {
-	case err != nil:
+	state, err := peer.Hello(ctx, h)
+	if err != nil {
 		return state, err
-	case state.Pair != record.Pair:
-		return state, fmt.Errorf("%s answers for another pair: %w", record.Target, block.ErrInvalid)
-	case state.Epoch > record.Epoch:
-		if err := replica.CheckEpoch(state.Epoch); err != nil {
-			return state, err
-		}
-		return state, c.fence(r, state.Epoch)
-	case state.Role != replica.RoleReplica:
-		return state, fmt.Errorf("%s is no replica, with epoch %d: demote it there: %w", record.Target, state.Epoch, ErrRefused)
 	}
-	return state, nil
+	return state, c.heed(r, state)
 }
 
-// fence keeps a volume's clients from writing: the other side was promoted. The error is errFenced when that is durable.
+// helloOf is what a source says of its volume.
+func (c *Control) helloOf(r *replication) (replica.Hello, error) {
+	record := c.recordIn(r)
+	info, err := c.engine.Volume(record.Volume)
+	if err != nil {
+		return replica.Hello{}, err
+	}
+	return replica.Hello{
+		Pair: record.Pair, Epoch: record.Epoch, Source: record.Volume, SizeBytes: info.SizeBytes, Chunking: info.Chunking.String(), Mode: info.Mode.String(), Create: len(record.Points) == 0,
+	}, nil
+}
+
+// heed reports why nothing can be sent to a target that is so, and fences the volume if the target is a primary of a greater epoch.
+func (c *Control) heed(r *replication, state replica.State) error {
+	record := c.recordIn(r)
+	switch {
+	case state.Pair != record.Pair:
+		return fmt.Errorf("%s answers for another pair: %w", record.Target, block.ErrInvalid)
+	case state.Epoch > record.Epoch:
+		if err := replica.CheckEpoch(state.Epoch); err != nil {
+			return err
+		}
+		return c.fence(r, state.Epoch)
+	case state.Role != replica.RoleReplica:
+		return fmt.Errorf("%s is no replica, with epoch %d: demote it there: %w", record.Target, state.Epoch, ErrRefused)
+	}
+	return nil
+}
+
+// fence keeps the clients of a volume, and of all of its group, from writing: the other side was promoted. The error is errFenced when that is durable.
 func (c *Control) fence(r *replication, epoch uint64) error {
+	rs, volume := c.groupOf(r), c.recordIn(r).Volume
 	fencedOff := fmt.Errorf("the other side was promoted, with epoch %d: %w", epoch, errFenced)
-	if c.recordIn(r).FencedBy == epoch {
+	if !slices.ContainsFunc(c.recordsIn(rs), func(record replicationRecord) bool { return !record.fencedAs(volume, epoch) }) {
 		return fencedOff
 	}
-	if err := c.changeReplication(r, func(record *replicationRecord) { record.FencedBy = epoch }); err != nil {
+	if err := c.changeReplications(replicationChange{records: rs, how: func(i int, record *replicationRecord) error {
+		if rs[i] == r {
+			record.FencedBy = epoch
+		} else if record.Role == roleSource || record.Role == rolePrimary {
+			record.FencedBy = max(record.FencedBy, min(record.Epoch+1, replica.MaxEpoch))
+		}
+		return nil
+	}}); err != nil {
 		return err
 	}
-	record := c.recordIn(r)
-	c.showFence(record.Volume)
-	c.log.Error("the replica of a volume was promoted: this one takes no writes any more; demote it, or stop its replication to go its own way", "volume", record.Volume, "epoch", record.Epoch, "promotedEpoch", epoch)
+	for _, record := range c.recordsIn(rs) {
+		c.showFence(record.Volume)
+		c.log.Error("the replica of a volume was promoted: this one takes no writes any more; demote it, or stop its replication to go its own way", "volume", record.Volume, "epoch", record.Epoch, "promotedEpoch", record.FencedBy)
+	}
 	return fencedOff
+}
+
+// fencedAs reports whether nothing has to be noted when a volume of the group is fenced by an epoch.
+func (r *replicationRecord) fencedAs(volume string, epoch uint64) bool {
+	if r.Volume == volume {
+		return r.FencedBy == epoch
+	}
+	return r.FencedBy != 0 || r.Role != roleSource && r.Role != rolePrimary
 }
 
 // showFence lets the clients of an attached volume write, or keeps them from it, as its record says.
@@ -293,33 +434,42 @@ func (c *Control) fenceLocked(a *attachment) {
 // agree finds the newest point that both sides have, and keeps that one alone, beside the one that is being sent.
 func (c *Control) agree(ctx context.Context, r *replication, state replica.State) (base string, err error) {
 	record := c.recordIn(r)
-	mine := slices.Clone(record.Points)
-	if record.Sending != nil {
-		mine = append(mine, *record.Sending)
+	base, agreed, err := record.common(state)
+	if err != nil || !agreed {
+		return base, err
 	}
-	for i, p := range slices.Backward(mine) {
-		if !slices.Contains(state.Points, p.ID) {
-			continue
-		}
-		if p.ID == record.newest().ID && len(record.Points) == 1 {
-			return p.ID, nil
-		}
-		err := c.changeReplication(r, func(record *replicationRecord) {
-			record.Points = []replicaPoint{p}
-			if i == len(mine)-1 {
-				record.Sending = nil // it came, and the answer did not
-			}
-		})
-		if err != nil {
-			return "", err
-		}
-		c.tidyPoints(ctx, record.Volume)
-		return p.ID, nil
+	if err := c.changeReplication(r, func(record *replicationRecord) { record.keepCommon(base) }); err != nil {
+		return "", err
 	}
-	if len(record.Points) == 0 && slices.Contains(state.Points, replica.Empty) {
-		return replica.Empty, nil
+	c.tidyPoints(ctx, record.Volume)
+	return base, nil
+}
+
+// common finds the newest point that both sides have. news: the record does not say so yet, and keepCommon makes it.
+func (r *replicationRecord) common(state replica.State) (base string, news bool, err error) {
+	if s := r.Sending; s != nil && slices.Contains(state.Points, s.ID) {
+		return s.ID, true, nil
 	}
-	return "", fmt.Errorf("%s and volume %q have no point in common any more: delete the one there, stop this replication and begin anew: %w", record.Target, record.Volume, ErrRefused)
+	for _, p := range slices.Backward(r.Points) {
+		if slices.Contains(state.Points, p.ID) {
+			return p.ID, p.ID != r.newest().ID || len(r.Points) > 1, nil
+		}
+	}
+	if len(r.Points) == 0 && slices.Contains(state.Points, replica.Empty) {
+		return replica.Empty, false, nil
+	}
+	return "", false, fmt.Errorf("%s and volume %q have no point in common any more: delete the one there, stop this replication and begin anew: %w", r.Target, r.Volume, ErrRefused)
+}
+
+// keepCommon keeps one point alone, beside the one that is being sent.
+func (r *replicationRecord) keepCommon(base string) {
+	if s := r.Sending; s != nil && s.ID == base { // it came, and the answer did not
+		r.Points, r.Sending = []replicaPoint{*s}, nil
+		return
+	}
+	if i := slices.IndexFunc(r.Points, func(p replicaPoint) bool { return p.ID == base }); i >= 0 {
+		r.Points = []replicaPoint{r.Points[i]}
+	}
 }
 
 // nextPoint makes the point that is to be sent, or keeps the one of which the target has a part, and returns where to go on.
@@ -358,13 +508,14 @@ func (c *Control) completePoint(ctx context.Context, r *replication, id string) 
 	return nil
 }
 
-// SyncReplication has a source make a point now, and returns when one is complete that has every write which was replied before.
-func (c *Control) SyncReplication(ctx context.Context, volume string) error {
+// SyncReplication has a source, with all of its group, make a point now, and returns when one is complete that has every write which was replied before.
+func (c *Control) SyncReplication(ctx context.Context, name string) error {
 	asked := c.opts.Now()
-	r := c.replicationOf(volume)
-	if r == nil {
-		return fmt.Errorf("replication of volume %q: %w", volume, block.ErrNotFound)
+	rs, err := c.named(name)
+	if err != nil {
+		return err
 	}
+	r := rs[0]
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
 	for asleep := true; ; {
@@ -376,11 +527,11 @@ func (c *Control) SyncReplication(ctx context.Context, volume string) error {
 		c.mu.Unlock()
 		switch {
 		case record.Role != roleSource || session == nil:
-			return fmt.Errorf("replication of volume %q: it is not being sent: see `hv-storage-fabric volume replicate status %s`: %w", volume, volume, ErrRefused)
+			return fmt.Errorf("replication of %s: it is not being sent: see `hv-storage-fabric volume replicate status %s`: %w", name, name, ErrRefused)
 		case !record.newest().At.Before(asked):
 			return nil
 		case failed != "":
-			return fmt.Errorf("replication of volume %q: %s: %w", volume, failed, ErrRefused)
+			return fmt.Errorf("replication of %s: %s: %w", name, failed, ErrRefused)
 		}
 		if asleep {
 			asleep = false

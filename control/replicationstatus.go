@@ -1,19 +1,23 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control/replica"
 )
 
-// Replication is what a user sees of a volume's replication.
+// Replication is what a user sees of a volume's replication, or of a group's: that has the sums of its members.
 type Replication struct {
-	Volume          string     `json:"volume"`
-	Role            string     `json:"role"`  // source, replica, promoting or primary
-	State           string     `json:"state"` // sending, receiving, waiting, failing, fenced or promoted
+	Volume          string     `json:"volume"`          // or @GROUP
+	Group           string     `json:"group,omitempty"` // whose volumes have points of one moment
+	Role            string     `json:"role"`            // source, replica, promoting or primary
+	State           string     `json:"state"`           // sending, receiving, ready (all of it came, and the others of its group are awaited), waiting, failing, fenced or promoted
 	Pair            string     `json:"pair"`
 	Epoch           uint64     `json:"epoch"`
 	FencedBy        uint64     `json:"fencedBy,omitempty"` // epoch of the other side, which was promoted
@@ -30,7 +34,10 @@ type Replication struct {
 	Failures        uint64     `json:"failures"`    // tries that did not, since hvd started
 	DataBytes       uint64     `json:"dataBytes"`   // in complete points that were sent or received since hvd started
 	WireBytes       uint64     `json:"wireBytes"`   // of a source: what that took on the wire
+	LimitBytes      uint64     `json:"limitBytes"`  // a second, of a source, or of all of its group together; 0: none
 	Error           string     `json:"error,omitempty"`
+
+	Members []Replication `json:"members,omitempty"` // of a group
 }
 
 // How long it is counted at most what targets do not have: of one volume, and of all.
@@ -45,15 +52,63 @@ func (c *Control) Replications(ctx context.Context) []Replication {
 	defer cancel()
 	list := []Replication{}
 	for _, volume := range c.replicatedVolumes() {
-		if s, err := c.Replication(ctx, volume); err == nil {
+		if s, err := c.volumeReplication(ctx, volume); err == nil {
 			list = append(list, s)
 		}
 	}
 	return list
 }
 
-// Replication describes the replication of a volume.
-func (c *Control) Replication(ctx context.Context, volume string) (Replication, error) {
+// Replication describes the replication of a volume, or of @GROUP.
+func (c *Control) Replication(ctx context.Context, name string) (Replication, error) {
+	if !strings.HasPrefix(name, "@") {
+		return c.volumeReplication(ctx, name)
+	}
+	rs, err := c.named(name)
+	if err != nil {
+		return Replication{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, allBehindTime)
+	defer cancel()
+	var members []Replication
+	for _, record := range c.recordsIn(rs) {
+		one, err := c.volumeReplication(ctx, record.Volume)
+		if err != nil {
+			return Replication{}, err
+		}
+		members = append(members, one)
+	}
+	return ofGroup(name, members), nil
+}
+
+// ofGroup describes a group by its members.
+func ofGroup(name string, members []Replication) Replication {
+	all := members[0] // what they have in common
+	all.Volume, all.Pair, all.Members = name, "", members
+	all.TotalBytes, all.DoneBytes, all.RateBytes, all.DataBytes, all.WireBytes = 0, 0, 0, 0, 0
+	behind, known := uint64(0), true
+	for _, m := range members {
+		all.TotalBytes, all.DoneBytes, all.RateBytes = all.TotalBytes+m.TotalBytes, all.DoneBytes+m.DoneBytes, all.RateBytes+m.RateBytes
+		all.DataBytes, all.WireBytes = all.DataBytes+m.DataBytes, all.WireBytes+m.WireBytes
+		all.Epoch, all.FencedBy, all.Failures = max(all.Epoch, m.Epoch), max(all.FencedBy, m.FencedBy), max(all.Failures, m.Failures)
+		if stateRank[m.State] > stateRank[all.State] {
+			all.State = m.State
+		}
+		if known = known && m.BehindBytes != nil; known {
+			behind += *m.BehindBytes
+		}
+		all.Error = cmp.Or(all.Error, m.Error)
+	}
+	if all.BehindBytes = &behind; !known {
+		all.BehindBytes = nil
+	}
+	return all
+}
+
+// stateRank says which state is that of a group whose members have several.
+var stateRank = map[string]int{"waiting": 0, "promoted": 1, "ready": 2, "receiving": 3, "sending": 3, "failing": 4, "fenced": 5}
+
+func (c *Control) volumeReplication(ctx context.Context, volume string) (Replication, error) {
 	s, record, err := c.replicationNow(volume)
 	if err != nil {
 		return s, err
@@ -80,7 +135,10 @@ func (c *Control) replicationNow(volume string) (Replication, replicationRecord,
 	record, p := r.record, &r.progress
 	s := Replication{
 		Volume: volume, Role: record.Role, Pair: record.Pair, Epoch: record.Epoch, FencedBy: record.FencedBy, Target: record.Target, Peer: record.Peer, IntervalSeconds: record.Interval.Seconds(),
-		RateBytes: p.rate, Cycles: p.cycles, Failures: p.failures, DataBytes: p.bytes, WireBytes: p.wireBytes, Error: p.failed,
+		RateBytes: p.rate, Cycles: p.cycles, Failures: p.failures, DataBytes: p.bytes, WireBytes: p.wireBytes, Error: p.failed, LimitBytes: record.LimitBytes,
+	}
+	if record.Group != nil {
+		s.Group = record.Group.Name
 	}
 	if at := record.newest(); at.ID != "" && at.ID != replica.Empty {
 		age := max(0, now.Sub(at.At).Seconds())
@@ -103,6 +161,8 @@ func (c *Control) replicationNow(volume string) (Replication, replicationRecord,
 		s.State = "sending"
 	case p.now != nil:
 		s.State = "receiving"
+	case record.Receiving != nil && record.Receiving.Complete:
+		s.State = "ready"
 	default:
 		s.State = "waiting"
 	}
@@ -111,16 +171,34 @@ func (c *Control) replicationNow(volume string) (Replication, replicationRecord,
 
 // replicationProblems says which replications do not go on.
 func (c *Control) replicationProblems() (all []string) {
+	told := map[string]bool{}
 	for _, volume := range c.replicatedVolumes() {
-		switch s, _, err := c.replicationNow(volume); {
-		case err != nil:
+		s, record, err := c.replicationNow(volume)
+		name := record.name()
+		if err != nil || told[name] {
+			continue
+		}
+		switch told[name] = true; { // those of a group are alike
 		case s.State == "fenced":
-			all = append(all, fmt.Sprintf("%s: its replica was promoted, so it takes no writes: `hv-storage-fabric volume replicate demote %s`, or `stop` to go its own way", volume, volume))
+			all = append(all, fmt.Sprintf("%s: its replica was promoted, so it takes no writes: `hv-storage-fabric volume replicate demote %s`, or `stop` to go its own way", name, name))
 		case s.State == "failing":
-			all = append(all, fmt.Sprintf("%s: its replication fails: %s", volume, s.Error))
+			all = append(all, fmt.Sprintf("%s: its replication fails: %s", name, s.Error))
 		case s.Role == rolePromoting:
-			all = append(all, fmt.Sprintf("%s: its promotion is not complete: run `hv-storage-fabric volume replicate promote %s` again", volume, volume))
+			all = append(all, fmt.Sprintf("%s: its promotion is not complete: run `hv-storage-fabric volume replicate promote %s` again", name, name))
+		case s.Role == roleSource && c.otherMembers(record):
+			all = append(all, fmt.Sprintf("%s: the group has other volumes than are replicated: run `hv-storage-fabric volume replicate %s %s` again", name, name, record.Target))
+		default:
+			told[name] = false
 		}
 	}
 	return all
+}
+
+// otherMembers reports whether the group of a source, if there is one of volumes here, has become another.
+func (c *Control) otherMembers(record replicationRecord) bool {
+	if record.Group == nil {
+		return false
+	}
+	volumes, members, err := c.toReplicate(record.Group.Name)
+	return err == nil && !slices.Equal(volumes, members)
 }

@@ -97,7 +97,7 @@ func (c *Control) ReplicaHello(ctx context.Context, s ReplicaSender, volume stri
 		state.Points = append(state.Points, p.ID)
 	}
 	if part := record.Receiving; part != nil && part.ID != "" {
-		state.Receiving = &replica.Receiving{Point: part.ID, Base: part.Base, SizeBytes: part.SizeBytes, ReachedBytes: part.ReachedBytes}
+		state.Receiving = &replica.Receiving{Point: part.ID, Base: part.Base, SizeBytes: part.SizeBytes, ReachedBytes: part.ReachedBytes, Complete: part.Complete}
 	}
 	return state, nil
 }
@@ -149,7 +149,7 @@ func (c *Control) newReplica(ctx context.Context, s ReplicaSender, volume string
 	}
 	if err := c.engine.RenameVolume(ctx, spec.Name, volume); err != nil {
 		_, failed := fail(err)
-		return nil, errors.Join(failed, c.forgetReplication(r))
+		return nil, errors.Join(failed, c.forgetReplications(r))
 	}
 	if err := c.flushVolume(ctx, volume); err != nil {
 		return nil, err
@@ -189,10 +189,10 @@ func (c *Control) receiveReplica(ctx context.Context, s ReplicaSender, volume st
 	if err := c.mayReceive(&before, b); err != nil {
 		return err
 	}
-	if err := c.enterSession(ctx, r, session); err != nil {
+	if err := c.enterSession(ctx, session, r); err != nil {
 		return err
 	}
-	defer c.leaveSession(r, session)
+	defer c.leaveSession(session, r)
 	defer context.AfterFunc(ctx, cut)()
 	record := c.recordIn(r) // it may have been promoted meanwhile
 	if err := c.mayReceive(&record, b); err != nil {
@@ -205,7 +205,7 @@ func (c *Control) receiveReplica(ctx context.Context, s ReplicaSender, volume st
 	progress := c.beginProgress(r)
 	err = c.takeStream(ctx, r, b, stream, progress)
 	if ctx.Err() == nil {
-		c.noteCycle(r, err)
+		c.noteCycle(err, r)
 	}
 	return err
 }
@@ -217,6 +217,10 @@ func (c *Control) mayReceive(record *replicationRecord, b replica.Begin) error {
 		return fmt.Errorf("epoch %d is over, %d counts: %w", b.Epoch, record.Epoch, ErrRefused)
 	case record.Role != roleReplica:
 		return fmt.Errorf("it is a %s: demote it first: %w", record.Role, ErrRefused)
+	case record.Group != nil && !record.isOf(b.Group):
+		return fmt.Errorf("it is one of the group %s, and comes with the others or not at all: %w", record.name(), ErrRefused)
+	case record.holds(b.Point):
+		return fmt.Errorf("all of point %s is here already: %w", b.Point, ErrRefused)
 	case !record.has(b.Base):
 		return fmt.Errorf("point %s to begin from is not there: %w", b.Base, block.ErrNotFound)
 	}
@@ -314,7 +318,7 @@ func (c *Control) fillReplica(ctx context.Context, r *replication, device Device
 	}
 }
 
-// finishPoint makes a point of what has come, and keeps that one alone.
+// finishPoint makes a point of what has come, and keeps that one alone; of a member of a group it keeps what has come until the others have too.
 func (c *Control) finishPoint(ctx context.Context, r *replication, b replica.Begin) error {
 	ctx = context.WithoutCancel(ctx) // it is short
 	volume := c.recordIn(r).Volume
@@ -325,6 +329,12 @@ func (c *Control) finishPoint(ctx context.Context, r *replication, b replica.Beg
 		return err
 	}
 	if err := c.changeReplication(r, func(record *replicationRecord) {
+		if b.Group != "" {
+			part := *record.Receiving
+			part.Complete, part.ReachedBytes = true, part.SizeBytes
+			record.Receiving = &part
+			return
+		}
 		record.Points, record.Receiving = []replicaPoint{{ID: b.Point, At: b.At.UTC()}}, nil
 	}); err != nil {
 		return err

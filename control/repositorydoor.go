@@ -1,12 +1,14 @@
 package control
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/host"
 	"github.com/hyper-nixos/hyper-nixos/control/config"
 	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
+	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
 // repositoryBounds are how many connections of clients of repositories there can be, and how many that have not yet proved who they are. A client has up to 16.
@@ -25,8 +27,12 @@ func (c *Control) ListenRepositories() (net.Listener, http.Handler, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	quotas, peerQuotas, err := cfg.QuotaLists()
+	if err != nil {
+		return nil, nil, err
+	}
 	repositories := host.New(host.Options{
-		Dir: cfg.Dir, Rules: rules, Keep: cfg.Keep, ReserveBytes: uint64(cfg.Reserve), Now: c.opts.Now,
+		Dir: cfg.Dir, Rules: rules, Keep: cfg.Keep, ReserveBytes: uint64(cfg.Reserve), Now: c.opts.Now, Quotas: quotas, PeerQuotas: peerQuotas,
 		Events: host.Events{
 			Made: func(peer, repository string) {
 				c.log.Info("a repository of backups was made", "repository", repository, "peer", peer)
@@ -72,7 +78,18 @@ func (c *Control) Repositories() []host.Stats {
 	return nil
 }
 
-// repositoryProblems says what keeps repositories from being served.
+// RepositoryUsage returns how much those repositories and their clients hold that have quotas, as far as that was counted.
+func (c *Control) RepositoryUsage() []host.Usage {
+	if h := c.repositories.Load(); h != nil {
+		return h.Usage()
+	}
+	return nil
+}
+
+// nearlyFull is the part of a quota, of 100, from which on status tells of it.
+const nearlyFull = 95
+
+// repositoryProblems says what keeps repositories from being served, and which are nearly full.
 func (c *Control) repositoryProblems() []string {
 	h := c.repositories.Load()
 	if h == nil {
@@ -81,5 +98,16 @@ func (c *Control) repositoryProblems() []string {
 	if err := h.Missing(); err != nil {
 		return []string{"repositories of other machines cannot be served: " + err.Error()}
 	}
-	return nil
+	var problems []string
+	for _, u := range h.Usage() {
+		if u.UsedBytes/nearlyFull < u.QuotaBytes/100 {
+			continue
+		}
+		what, setting := "repository "+u.Repository+" of other machines holds", "repository.quotas"
+		if u.Peer != "" {
+			what, setting = "client "+u.Peer+" of repositories has stored", "repository.peer-quotas"
+		}
+		problems = append(problems, fmt.Sprintf("%s %s of the %s that it may (%s): forget and prune backups, or raise it", what, units.Size(u.UsedBytes).Human(), units.Size(u.QuotaBytes).Human(), setting))
+	}
+	return problems
 }

@@ -148,7 +148,7 @@ func (c *Control) DeleteVolume(ctx context.Context, name string) error {
 		if err := c.refuseAttached("delete", name); err != nil {
 			return err
 		}
-		dropped, err := c.dropReplica(ctx, name)
+		dropped, err := c.dropReplica(name)
 		if err != nil {
 			return err
 		}

@@ -11,9 +11,10 @@ import (
 	"time"
 )
 
-// Replication is how a copy of a volume in another hvd is, or a volume that is such a copy (control.Replication).
+// Replication is how a copy of a volume in another hvd is, or a volume that is such a copy, or a group of either (control.Replication).
 type Replication struct {
-	Volume          string     `json:"volume"`
+	Volume          string     `json:"volume"` // or @GROUP
+	Group           string     `json:"group,omitempty"`
 	Role            string     `json:"role"`
 	State           string     `json:"state"`
 	Pair            string     `json:"pair"`
@@ -32,14 +33,18 @@ type Replication struct {
 	Failures        uint64     `json:"failures"`
 	DataBytes       uint64     `json:"dataBytes"`
 	WireBytes       uint64     `json:"wireBytes"`
+	LimitBytes      uint64     `json:"limitBytes"`
 	Error           string     `json:"error,omitempty"`
+
+	Members []Replication `json:"members,omitempty"`
 }
 
 // Demotion is what became of a demotion, or would.
 type Demotion struct {
-	Volume    string `json:"volume"`
-	LostBytes uint64 `json:"lostBytes"` // what differs from the newest point that the other side may have
-	DryRun    bool   `json:"dryRun"`
+	Volume    string   `json:"volume"`         // or @GROUP
+	LostBytes uint64   `json:"lostBytes"`      // what differs from the newest point that the other side may have
+	Left      []string `json:"left,omitempty"` // volumes of a group of which the other side has nothing: they stay what they are
+	DryRun    bool     `json:"dryRun"`
 }
 
 // Replications lists all replications ordered by volume.
@@ -48,15 +53,25 @@ func (c *Client) Replications(ctx context.Context) (all []Replication, err error
 	return all, err
 }
 
-// Replication describes the replication of a volume.
+// Replication describes the replication of a volume, or of @GROUP, as everything here takes either.
 func (c *Client) Replication(ctx context.Context, volume string) (r Replication, err error) {
 	err = c.call(ctx, http.MethodGet, replicationPath(volume, ""), nil, &r)
 	return r, err
 }
 
-// Replicate begins to keep a copy of a volume in another hvd. interval 0 is hvd's default.
-func (c *Client) Replicate(ctx context.Context, volume, target string, interval time.Duration) (r Replication, err error) {
-	err = c.call(ctx, http.MethodPut, replicationPath(volume, ""), map[string]any{"target": target, "intervalSeconds": interval.Seconds()}, &r)
+// Replicate begins to keep a copy of a volume in another hvd. interval 0 is hvd's default; limit is in bytes a second, 0 for none, nil for what it is.
+func (c *Client) Replicate(ctx context.Context, volume, target string, interval time.Duration, limit *uint64) (r Replication, err error) {
+	in := map[string]any{"target": target, "intervalSeconds": interval.Seconds()}
+	if limit != nil {
+		in["limitBytes"] = *limit
+	}
+	err = c.call(ctx, http.MethodPut, replicationPath(volume, ""), in, &r)
+	return r, err
+}
+
+// LimitReplication changes how many bytes a second a source may send, at once; 0 is no limit.
+func (c *Client) LimitReplication(ctx context.Context, volume string, bytes uint64) (r Replication, err error) {
+	err = c.call(ctx, http.MethodPut, replicationPath(volume, "/limit"), map[string]any{"limitBytes": bytes}, &r)
 	return r, err
 }
 

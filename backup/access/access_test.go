@@ -83,3 +83,29 @@ func TestRights(t *testing.T) {
 		}
 	}
 }
+
+func TestQuotas(t *testing.T) {
+	q, err := ParseQuotas("vms=500GiB, *=1TiB,a.b=1", CheckName)
+	if err != nil || q.Of("vms") != 500<<30 || q.Of("a.b") != 1 || q.Of("other") != 1<<40 {
+		t.Fatalf("%v, %v", q, err)
+	}
+	if got := q.Account([]string{"first", "vms", "a.b"}); got != "vms" {
+		t.Errorf("of several names %q counts", got)
+	}
+	if got := q.Account([]string{"first", "second"}); got != "first" || q.Of(got) != 1<<40 {
+		t.Errorf("of names without an entry %q counts", got)
+	}
+	if none, err := ParseQuotas(" ", CheckName); err != nil || none.Of("vms") != 0 {
+		t.Errorf("none: %v, %v", none, err)
+	}
+	for _, text := range []string{"vms", "vms=", "=1GiB", "vms=0", "vms=1GiB=2", "../x=1GiB", "vms=-1", "vms=1GiB,vms=2GiB", "*=1,*=2"} {
+		if q, err := ParseQuotas(text, CheckName); !errors.Is(err, block.ErrInvalid) {
+			t.Errorf("%q is %v, %v", text, q, err)
+		}
+	}
+	for key, exempt := range map[string]bool{"marks/x": true, "index/x": true, "probes/x": true, "packs/aa/x": false, "manifests/x": false, "new/x": false} {
+		if All.Exempt(key) != exempt || (Append | Read).Exempt(key) {
+			t.Errorf("%s passes quotas: %v", key, All.Exempt(key))
+		}
+	}
+}

@@ -66,7 +66,7 @@ func (c *call) fail(err error) {
 		c.failed(err)
 	}
 	switch said.status {
-	case http.StatusForbidden, http.StatusConflict, http.StatusUnauthorized:
+	case http.StatusForbidden, http.StatusConflict, http.StatusUnauthorized, http.StatusInsufficientStorage:
 		c.count(func(s *Stats) { s.Refused++ })
 		if c.h.o.Events.Refused != nil {
 			c.h.o.Events.Refused(c.peer, c.name, said)

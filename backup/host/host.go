@@ -21,6 +21,8 @@ type Options struct {
 	Rules        access.Rules  // who may do what; without any nobody may do anything
 	Keep         time.Duration // how long objects that are held must have been there before anybody may delete them; 0: none are
 	ReserveBytes uint64        // of the file system that are left free
+	Quotas       access.Quotas // bytes of objects that a repository may hold
+	PeerQuotas   access.Quotas // bytes of objects in all repositories that a client may have stored; the file system must have extended attributes
 	Stall        time.Duration // how long a client may be silent; 0: a minute
 	Now          func() time.Time
 	Events       Events
@@ -39,7 +41,8 @@ type Host struct {
 	mux *http.ServeMux
 
 	listing  chan struct{} // a place for each list that is made at once
-	deleting sync.Mutex    // held while an object is deleted, so that its age is that of what goes
+	ledger   *ledger
+	deleting sync.Mutex // held while an object is deleted, so that its age is that of what goes
 
 	mu struct {
 		sync.Mutex
@@ -68,7 +71,7 @@ func New(o Options) *Host {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	h := &Host{o: o, listing: make(chan struct{}, maxListing)}
+	h := &Host{o: o, listing: make(chan struct{}, maxListing), ledger: newLedger()}
 	h.mu.open, h.mu.stats, h.mu.by = make(map[string]*dir.Dir), make(map[string]*Stats), make(map[string]int)
 	h.mu.left = make(chan struct{})
 	h.routes()

@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/access"
@@ -52,13 +54,91 @@ func (c *call) put() error {
 	if err := c.h.room(c.name, sizeBytes); err != nil {
 		return err
 	}
-	from := &body{from: c.r.Body, connection: c.connection, stall: c.h.o.Stall, until: c.until(sizeBytes), left: sizeBytes}
-	if err := c.in.CreateFrom(c.r.Context(), c.key, sizeBytes, from); err != nil {
+	settle, err := c.admit(uint64(sizeBytes))
+	if err != nil {
+		return err
+	}
+	defer settle()
+	if err := c.store(sizeBytes); err != nil {
 		return err
 	}
 	c.count(func(s *Stats) { s.Stored++; s.StoredBytes += uint64(sizeBytes) })
 	c.reply(http.StatusCreated, struct{}{})
 	return nil
+}
+
+// store takes the body into an object.
+func (c *call) store(sizeBytes int64) error {
+	from := &arrival{from: &body{from: c.r.Body, connection: c.connection, stall: c.h.o.Stall, until: c.until(sizeBytes), left: sizeBytes}, left: sizeBytes, gate: c.h.ledger.gate(c.name)}
+	if access.IsManifest(c.key) && !c.rights.Has(access.Delete) {
+		id, err := repositoryID(c.r.Context(), c.in)
+		if err != nil {
+			return err
+		}
+		from.manifest = &manifest{key: c.key, repository: id, sum: blake3.New()}
+	}
+	owner := ""
+	if len(c.h.o.PeerQuotas) > 0 {
+		owner = c.account
+	}
+	defer from.leave()
+	err := from.enterEmpty()
+	if err == nil {
+		err = c.in.CreateFrom(c.r.Context(), c.key, sizeBytes, owner, from)
+	}
+	if err == nil {
+		c.h.ledger.add(c.name, owner, sizeBytes)
+	}
+	return err
+}
+
+// arrival is the body of an object. With its last byte the gate of the repository is entered, so that the object gets its name before or after a count. A manifest is looked at then.
+type arrival struct {
+	from     io.Reader
+	left     int64
+	gate     *sync.RWMutex
+	in       bool
+	manifest *manifest // nil: it is none, or is not looked at
+}
+
+// Read implements io.Reader.
+func (a *arrival) Read(p []byte) (int, error) {
+	n, err := a.from.Read(p[:min(int64(len(p)), a.left)])
+	if a.manifest != nil {
+		a.manifest.take(p[:n])
+	}
+	if a.left -= int64(n); a.left > 0 || a.in {
+		return n, err
+	}
+	if err := a.enter(); err != nil {
+		return n, err
+	}
+	return n, err
+}
+
+// enterEmpty is for an object of no bytes, of which none is the last.
+func (a *arrival) enterEmpty() error {
+	if a.left > 0 {
+		return nil
+	}
+	return a.enter()
+}
+
+func (a *arrival) enter() error {
+	if a.manifest != nil {
+		if err := a.manifest.check(); err != nil {
+			return err
+		}
+	}
+	a.gate.RLock()
+	a.in = true
+	return nil
+}
+
+func (a *arrival) leave() {
+	if a.in {
+		a.gate.RUnlock()
+	}
 }
 
 // room returns block.ErrNoSpace if so many bytes would take of what is left free.
@@ -264,5 +344,18 @@ func (h *Host) remove(ctx context.Context, in *dir.Dir, name, key string) error 
 	if until := o.Created.Add(h.o.Keep); access.Held(key) && h.o.Now().Before(until) {
 		return refuse(http.StatusConflict, "object %s of repository %s is kept until %s, whoever asks (its repository.keep)", key, name, until.UTC().Truncate(time.Second).Format(time.RFC3339))
 	}
-	return in.Delete(ctx, key)
+	owner := ""
+	if len(h.o.PeerQuotas) > 0 {
+		if owner, err = in.Owner(key); err != nil {
+			return err
+		}
+	}
+	gate := h.ledger.gate(name)
+	gate.RLock()
+	defer gate.RUnlock()
+	if err := in.Delete(ctx, key); err != nil {
+		return err
+	}
+	h.ledger.add(name, owner, -o.SizeBytes)
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/backup/access"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
@@ -19,11 +20,12 @@ type call struct {
 	r          *http.Request
 	connection *http.ResponseController
 
-	peer   string // the first name of the client
-	name   string // of the repository
-	key    string // of the object, if it is about one
-	rights access.Rights
-	in     *dir.Dir // the repository, if it is there
+	peer    string // the first name of the client
+	account string // the one that its bytes count for
+	name    string // of the repository
+	key     string // of the object, if it is about one
+	rights  access.Rights
+	in      *dir.Dir // the repository, if it is there
 }
 
 // ServeHTTP implements http.Handler, for clients whose certificates were verified.
@@ -59,7 +61,7 @@ func (c *call) serve(needs, ofObject bool, do func(*call) error) (err error) {
 	if err != nil {
 		return refuse(http.StatusUnauthorized, "%v", err)
 	}
-	c.peer = names[0]
+	c.peer, c.account = names[0], c.h.o.PeerQuotas.Account(names)
 	if err := access.CheckName(c.name); err != nil {
 		return err
 	}
@@ -107,10 +109,28 @@ func (c *call) make() error {
 }
 
 func (c *call) about() error {
-	c.reply(http.StatusOK, c.aboutIt())
+	about := c.aboutIt()
+	bounded, err := c.h.bounded(c.name, c.account)
+	if err == nil {
+		err = c.h.count(c.r.Context(), bounded, time.Time{})
+	}
+	if err != nil {
+		return err
+	}
+	c.h.ledger.mu.Lock()
+	if u := c.h.ledger.mu.used[c.name]; u != nil && about.QuotaBytes > 0 {
+		about.UsedBytes = u.bytes
+	}
+	if about.PeerQuotaBytes > 0 {
+		about.Peer, about.PeerUsedBytes = c.account, c.h.ledger.ofPeerLocked(c.account)
+	}
+	c.h.ledger.mu.Unlock()
+	c.reply(http.StatusOK, about)
 	return nil
 }
 
 func (c *call) aboutIt() remote.About {
-	return remote.About{Rights: c.rights.String(), KeepSeconds: c.h.o.Keep.Seconds()}
+	return remote.About{
+		Rights: c.rights.String(), KeepSeconds: c.h.o.Keep.Seconds(), QuotaBytes: c.h.o.Quotas.Of(c.name), PeerQuotaBytes: c.h.o.PeerQuotas.Of(c.account),
+	}
 }

@@ -13,6 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/zeebo/blake3"
+
+	"github.com/hyper-nixos/hyper-nixos/backup/access"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
 	"github.com/hyper-nixos/hyper-nixos/block"
@@ -166,10 +169,23 @@ func (r *Repository) Manifest(ctx context.Context, name string) (*Manifest, erro
 	}
 	m, err := r.decodeManifest(b)
 	if err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", name, err)
+		err = fmt.Errorf("manifest %s: %w", name, err)
+		if errors.Is(err, block.ErrCorrupt) && r.asNamed(name, b) {
+			err = fmt.Errorf("%w: %w", ErrNeverBackup, err)
+		}
+		return nil, err
 	}
 	m.Name = name
 	return m, nil
+}
+
+// ErrNeverBackup means that a manifest cannot be read, and could not when it was stored: it has the bytes that it was named by. So nothing that anybody could ever restore needs what is in the repository for it.
+var ErrNeverBackup = errors.New("it was stored like this, and was never a backup of this repository")
+
+// asNamed reports whether an object is a manifest of this version and repository, by its header, and has the bytes that it was named by.
+func (r *Repository) asNamed(name string, b []byte) bool {
+	sum := blake3.Sum256(b)
+	return access.Manifest{Key: manifestPrefix + name, Head: b[:min(len(b), access.ManifestHead)], Sum: sum[:]}.Check(r.keys.Repository) == nil
 }
 
 func (r *Repository) decodeManifest(b []byte) (*Manifest, error) {

@@ -249,5 +249,13 @@ func (r *Repository) Keys() *seal.Keys { return r.keys }
 // Location says where it is.
 func (r *Repository) Location() string { return r.backend.Location() }
 
+// Quota returns how much the place keeps, and may; nothing where the place bounds nothing.
+func (r *Repository) Quota(ctx context.Context) (backend.Quota, error) {
+	if q, ok := r.backend.(backend.Quoter); ok {
+		return q.Quota(ctx)
+	}
+	return backend.Quota{}, nil
+}
+
 // Close closes the backend.
 func (r *Repository) Close() error { return r.backend.Close() }

@@ -103,8 +103,8 @@ there is no other way in.`,
 func newRepoStats(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "stats",
-		Short:   "Tell how much the repository holds",
-		Example: "  hv-backup repo stats --repo /mnt/backup/vms",
+		Short:   "Tell how much the repository holds, and of a host's quotas",
+		Example: "  hv-backup repo stats --repo /mnt/backup/vms\n  hv-backup repo stats --repo hvd://store.example/vms -o json | jq '.quotaBytes - .usedBytes'",
 		Args:    console.Exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			r, err := a.openIndexed(c.Context())
@@ -116,6 +116,18 @@ func newRepoStats(a *app) *cobra.Command {
 			list := [][2]string{
 				{"repository", r.ID()}, {"location", r.Location()}, {"made", r.Config().Created.Local().Format(time.DateTime)}, {"cut", r.Config().Cut.String()},
 				{"packs", fmt.Sprint(stats.Packs)}, {"chunks", fmt.Sprint(stats.Chunks)}, {"unique data", units.Size(stats.RawBytes).Human()}, {"stored", units.Size(stats.PackBytes).Human()},
+			}
+			quota, err := r.Quota(c.Context())
+			if err != nil {
+				return err
+			}
+			if quota.LimitBytes > 0 {
+				out["usedBytes"], out["quotaBytes"] = quota.UsedBytes, quota.LimitBytes
+				list = append(list, [2]string{"held at its host", usedText(quota.UsedBytes, quota.LimitBytes)})
+			}
+			if quota.PeerLimitBytes > 0 {
+				out["peer"], out["peerUsedBytes"], out["peerQuotaBytes"] = quota.Peer, quota.PeerUsedBytes, quota.PeerLimitBytes
+				list = append(list, [2]string{"stored by " + quota.Peer, usedText(quota.PeerUsedBytes, quota.PeerLimitBytes) + ", in all repositories of the host"})
 			}
 			if r.Keys().CanRead() {
 				all, err := r.Manifests(c.Context(), a.warn)
@@ -135,6 +147,11 @@ func newRepoStats(a *app) *cobra.Command {
 			return a.show(out, func() { console.Pairs(a.out, list) })
 		},
 	}
+}
+
+// usedText says how much of a quota is taken.
+func usedText(used, quota uint64) string {
+	return fmt.Sprintf("%s of %s (%d%%)", units.Size(used).Human(), units.Size(quota).Human(), used/max(1, quota/100))
 }
 
 func newRepoVerify(a *app) *cobra.Command {

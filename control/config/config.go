@@ -51,6 +51,20 @@ type Repository struct {
 	Peers   string        `yaml:"peers" doc:"Who may do what, separated by commas: PEER=RIGHT or PEER=RIGHT:REPOSITORY. PEER is the common name or a DNS name of a certificate; RIGHT is append, which makes backups and reads none, read, or all."`
 	Keep    time.Duration `yaml:"keep" doc:"How long what backups consist of must have been there, by this machine's clock, before anybody may delete it. 0: no time."`
 	Reserve units.Size    `yaml:"reserve" doc:"Space of its file system that is left free: an object that would take of it is refused."`
+
+	Quotas     string `yaml:"quotas" doc:"How much repositories may hold, separated by commas: NAME=SIZE, such as vms=500GiB, with *=SIZE for each other one."`
+	PeerQuotas string `yaml:"peer-quotas" doc:"How much clients may have stored in all repositories together, separated by commas: PEER=SIZE, PEER being a name of a certificate, with *=SIZE for each other one. It needs a file system with extended attributes."`
+}
+
+// QuotaLists returns how much repositories, and clients, may hold.
+func (r *Repository) QuotaLists() (repositories, peers access.Quotas, err error) {
+	if repositories, err = access.ParseQuotas(r.Quotas, access.CheckName); err != nil {
+		return nil, nil, fmt.Errorf("repository.quotas: %w", err)
+	}
+	if peers, err = access.ParseQuotas(r.PeerQuotas, access.CheckPeer); err != nil {
+		return nil, nil, fmt.Errorf("repository.peer-quotas: %w", err)
+	}
+	return repositories, peers, nil
 }
 
 // Rules returns who may do what with repositories.

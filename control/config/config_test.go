@@ -92,6 +92,11 @@ func TestBadSettingsAreNamed(t *testing.T) {
 		{"repository: {peers: web1}\n", "repository.peers"},
 		{"repository: {peers: web1=write}\n", "no such right"},
 		{"repository: {keep: -1s}\n", "repository.keep"},
+		{"repository: {quotas: vms}\n", "repository.quotas"},
+		{"repository: {quotas: 'vms=0'}\n", "no size"},
+		{"repository: {quotas: '../x=1GiB'}\n", "no name"},
+		{"repository: {quotas: 'a=1GiB,a=2GiB'}\n", "named twice"},
+		{"repository: {peer-quotas: '=1GiB'}\n", "repository.peer-quotas"},
 		{"repository: {keep: 100000h}\n", "repository.keep"},
 		{"data-dir: /a\nrepository: {listen: 'x:1', cert: c, key: k, ca: a, peers: a=all, dir: /a/r}\n", "lies in the data directory"},
 	} {

@@ -228,6 +228,9 @@ func (r *Repository) check(dataDir string) error {
 	if err := checkMutual("repository", r.Listen, "192.0.2.1:8083", r.Cert, r.Key, r.CA); err != nil {
 		return err
 	}
+	if _, _, err := r.QuotaLists(); err != nil {
+		return err
+	}
 	rules, err := r.Rules()
 	switch {
 	case err != nil:

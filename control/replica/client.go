@@ -80,6 +80,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 type PeerError struct {
 	Code    string // api/errors.go has them all; empty if there was none
 	Message string
+	Status  int // of HTTP
 }
 
 // Error is the other one's own text.
@@ -93,7 +94,7 @@ func (c *Client) Hello(ctx context.Context, h Hello) (s State, err error) {
 	if err != nil {
 		return s, err
 	}
-	answer, err := c.do(ctx, http.MethodPost, "", "application/json", bytes.NewReader(text))
+	answer, err := c.do(ctx, http.MethodPost, c.path(), "application/json", bytes.NewReader(text))
 	if err != nil {
 		return s, err
 	}
@@ -114,7 +115,7 @@ func (c *Client) Send(ctx context.Context, b Begin, send func(ctx context.Contex
 		_ = out.CloseWithError(err) // nil is the end of the body
 		sent <- err
 	}()
-	_, err := c.do(ctx, http.MethodPut, "/points/"+url.PathEscape(b.Point)+"?"+b.query().Encode(), ContentType, body)
+	_, err := c.do(ctx, http.MethodPut, c.path()+"/points/"+url.PathEscape(b.Point)+"?"+b.query().Encode(), ContentType, body)
 	_ = body.Close() // send fails now, if it is not done
 	cancel()
 	own := <-sent
@@ -125,9 +126,12 @@ func (c *Client) Send(ctx context.Context, b Begin, send func(ctx context.Contex
 	return own
 }
 
+// path is that of the target's volume.
+func (c *Client) path() string { return "/v1/replicas/" + url.PathEscape(c.target.Volume) }
+
 // do sends a request and returns the body of its answer.
 func (c *Client) do(ctx context.Context, method, path, contentType string, body io.Reader) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, method, c.base+"/v1/replicas/"+url.PathEscape(c.target.Volume)+path, body)
+	request, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +145,7 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, body 
 		return nil, fmt.Errorf("reach %s: %w", c.target, err)
 	}
 	defer answer.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(answer.Body, MaxMessage))
+	text, err := io.ReadAll(io.LimitReader(answer.Body, MaxGroupMessage))
 	if err != nil {
 		return nil, fmt.Errorf("read the answer of %s: %w", c.target, err)
 	}
@@ -155,7 +159,7 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, body 
 		} `json:"errors"`
 	}
 	if json.Unmarshal(text, &fault) == nil && len(fault.Errors) > 0 {
-		return nil, &PeerError{fault.Errors[0].Extensions["code"], fault.Errors[0].Message}
+		return nil, &PeerError{fault.Errors[0].Extensions["code"], fault.Errors[0].Message, answer.StatusCode}
 	}
-	return nil, &PeerError{"", fmt.Sprintf("HTTP status %d", answer.StatusCode)}
+	return nil, &PeerError{"", fmt.Sprintf("HTTP status %d", answer.StatusCode), answer.StatusCode}
 }

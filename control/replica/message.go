@@ -14,7 +14,7 @@ const ContentType = "application/vnd.hyper-nixos.replica"
 
 // Bounds of messages.
 const (
-	MaxMessage = 64 << 10  // bytes of a message in JSON
+	MaxMessage = 64 << 10  // bytes of a message in JSON about a volume
 	MaxEpoch   = 1<<53 - 1 // so that every JSON reader has it exactly
 	idLength   = 26        // of pairs and points
 	timeForm   = time.RFC3339Nano
@@ -54,10 +54,11 @@ type Receiving struct {
 	Point        string `json:"point"`
 	Base         string `json:"base"`
 	SizeBytes    uint64 `json:"sizeBytes"`
-	ReachedBytes uint64 `json:"reachedBytes"` // what changed before is there, durably
+	ReachedBytes uint64 `json:"reachedBytes"`       // what changed before is there, durably
+	Complete     bool   `json:"complete,omitempty"` // all of it is there, durably; the other members of its group are awaited
 }
 
-// Begin is what comes with a stream: PUT /v1/replicas/NAME/points/POINT?pair=…&epoch=…&base=…&from=…&at=….
+// Begin is what comes with a stream: PUT /v1/replicas/NAME/points/POINT?pair=…&epoch=…&base=…&from=…&at=…, with &group=… of a member of a group.
 type Begin struct {
 	Pair      string
 	Epoch     uint64
@@ -65,6 +66,7 @@ type Begin struct {
 	Base      string    // the point that the stream begins from
 	FromBytes uint64    // what changed before was sent already; 0: begin anew
 	At        time.Time // of the point, by the clock of the source
+	Group     string    // that the point is one of; empty: of the volume alone
 }
 
 // CheckID accepts names of pairs and, with Empty, of points.
@@ -89,20 +91,29 @@ func CheckEpoch(epoch uint64) error {
 
 // query is the part of Begin that is in the query of the request.
 func (b Begin) query() url.Values {
-	return url.Values{
+	v := url.Values{
 		"pair": {b.Pair}, "epoch": {strconv.FormatUint(b.Epoch, 10)}, "base": {b.Base},
 		"from": {strconv.FormatUint(b.FromBytes, 10)}, "at": {b.At.UTC().Format(timeForm)},
 	}
+	if b.Group != "" {
+		v.Set("group", b.Group)
+	}
+	return v
 }
 
 // ParseBegin reads it again, from anybody. The error wraps block.ErrInvalid.
 func ParseBegin(point string, query url.Values) (b Begin, err error) {
-	b = Begin{Pair: query.Get("pair"), Point: point, Base: query.Get("base")}
+	b = Begin{Pair: query.Get("pair"), Point: point, Base: query.Get("base"), Group: query.Get("group")}
 	if err := CheckID("pair", b.Pair); err != nil {
 		return b, err
 	}
 	if err := CheckID("point", b.Point); err != nil {
 		return b, err
+	}
+	if b.Group != "" {
+		if err := CheckID("group", b.Group); err != nil {
+			return b, err
+		}
 	}
 	if b.Base != Empty {
 		if err := CheckID("base", b.Base); err != nil {

@@ -139,6 +139,8 @@ func TestTarget(t *testing.T) {
 		"hvd://host/web1":                       "hvd://host:8082/web1",
 		"hvd://[::1]:9000/web1":                 "hvd://[::1]:9000/web1",
 		"hvd+unix:///web1?socket=/run/hvd.sock": "hvd+unix:///web1?socket=%2Frun%2Fhvd.sock",
+		"hvd://host/@shop":                      "hvd://host:8082/@shop",
+		"hvd+unix:///@shop?socket=/s":           "hvd+unix:///@shop?socket=%2Fs",
 	} {
 		got, err := ParseTarget(text)
 		if err != nil || got.String() != want {
@@ -148,7 +150,7 @@ func TestTarget(t *testing.T) {
 			t.Errorf("%s is not read again: %v", got, err)
 		}
 	}
-	for _, text := range []string{"", "web1", "hvd:///web1", "hvd://host", "hvd://host/", "hvd://host/a/b", "http://host/web1", "hvd://u:p@host/web1", "hvd://host/web1?x=1", "hvd+unix:///web1", "hvd+unix:///web1?socket=rel", "hvd://host:x/v"} {
+	for _, text := range []string{"", "web1", "hvd:///web1", "hvd://host", "hvd://host/", "hvd://host/a/b", "hvd://host/@", "hvd://host/@a/b", "http://host/web1", "hvd://u:p@host/web1", "hvd://host/web1?x=1", "hvd+unix:///web1", "hvd+unix:///web1?socket=rel", "hvd://host:x/v"} {
 		if got, err := ParseTarget(text); !errors.Is(err, block.ErrInvalid) {
 			t.Errorf("%q is %+v, %v", text, got, err)
 		}
@@ -156,11 +158,11 @@ func TestTarget(t *testing.T) {
 }
 
 func TestBegin(t *testing.T) {
-	want := Begin{Pair: "abcdefghijklmnopqrstuvwxyz", Epoch: 7, Point: "bbcdefghijklmnopqrstuvwxyz", Base: Empty, FromBytes: 1 << 40, At: time.Unix(1, 2).UTC()}
+	want := Begin{Pair: "abcdefghijklmnopqrstuvwxyz", Epoch: 7, Point: "bbcdefghijklmnopqrstuvwxyz", Base: Empty, FromBytes: 1 << 40, At: time.Unix(1, 2).UTC(), Group: "gbcdefghijklmnopqrstuvwxyz"}
 	if got, err := ParseBegin(want.Point, want.query()); err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, key := range []string{"pair", "epoch", "base", "from", "at"} {
+	for _, key := range []string{"pair", "epoch", "base", "from", "at", "group"} {
 		query := want.query()
 		query.Set(key, "../x")
 		if _, err := ParseBegin(want.Point, query); !errors.Is(err, block.ErrInvalid) {

@@ -104,9 +104,14 @@ func (d *Dir) Create(ctx context.Context, key string, data []byte) error {
 const copyBuffer = 256 << 10
 
 // CreateFrom is Create for sizeBytes bytes that come from r. If r ends before, that is io.ErrUnexpectedEOF, and nothing is stored; what it has beyond them is left in it. Errors of r are wrapped. The context is looked at before
-// anything is read.
-func (d *Dir) CreateFrom(ctx context.Context, key string, sizeBytes int64, r io.Reader) error {
+// anything is read. owner, if it is not empty, is kept with the object: Owner returns it.
+func (d *Dir) CreateFrom(ctx context.Context, key string, sizeBytes int64, owner string, r io.Reader) error {
 	return d.createBy(ctx, key, func(f *os.File) error {
+		if owner != "" {
+			if err := unix.Fsetxattr(int(f.Fd()), ownerAttribute, []byte(owner), 0); err != nil {
+				return fmt.Errorf("keep who stored it, in an extended attribute: %w", err)
+			}
+		}
 		buffer := make([]byte, max(1, min(sizeBytes, copyBuffer)))
 		n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(r, sizeBytes), buffer)
 		if err == nil && n < sizeBytes {
@@ -114,6 +119,29 @@ func (d *Dir) CreateFrom(ctx context.Context, key string, sizeBytes int64, r io.
 		}
 		return err
 	})
+}
+
+// ownerAttribute is where the name of an object's owner is: an extended attribute of its file. It goes where files are copied without these.
+const ownerAttribute = "user.hyper-nixos.owner"
+
+// maxOwner bounds the name of an owner, bytes.
+const maxOwner = 256
+
+// Owner returns who an object was stored for, empty if that is not known.
+func (d *Dir) Owner(key string) (string, error) {
+	path, err := d.path(key)
+	if err != nil {
+		return "", err
+	}
+	name := make([]byte, maxOwner)
+	n, err := unix.Getxattr(path, ownerAttribute, name)
+	switch {
+	case err == nil:
+		return string(name[:n]), nil
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ERANGE):
+		return "", nil
+	}
+	return "", fmt.Errorf("object %s: %w", key, known(err))
 }
 
 // createBy stores what write puts into a file.

@@ -25,7 +25,7 @@ func TestCreateFrom(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789"), 100_000)
 	for key, size := range map[string]int{"packs/aa/1": len(data), "packs/aa/2": 0, "packs/aa/3": 1} {
 		from := bytes.NewReader(data)
-		if err := d.CreateFrom(ctx, key, int64(size), from); err != nil || from.Len() != len(data)-size {
+		if err := d.CreateFrom(ctx, key, int64(size), "", from); err != nil || from.Len() != len(data)-size {
 			t.Fatalf("%s: %v, %d B are left", key, err, from.Len())
 		}
 		got := make([]byte, size)
@@ -33,14 +33,14 @@ func TestCreateFrom(t *testing.T) {
 			t.Errorf("%s differs, %v", key, err)
 		}
 	}
-	if err := d.CreateFrom(ctx, "packs/aa/1", 1, strings.NewReader("x")); !errors.Is(err, block.ErrExists) {
+	if err := d.CreateFrom(ctx, "packs/aa/1", 1, "", strings.NewReader("x")); !errors.Is(err, block.ErrExists) {
 		t.Errorf("a second object: got %v, want %v", err, block.ErrExists)
 	}
-	if err := d.CreateFrom(ctx, "packs/aa/4", 3, strings.NewReader("xx")); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := d.CreateFrom(ctx, "packs/aa/4", 3, "", strings.NewReader("xx")); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("too few bytes: got %v, want %v", err, io.ErrUnexpectedEOF)
 	}
 	broken := errors.New("broken")
-	if err := d.CreateFrom(ctx, "packs/aa/4", 3, io.MultiReader(strings.NewReader("xx"), failing{broken})); !errors.Is(err, broken) {
+	if err := d.CreateFrom(ctx, "packs/aa/4", 3, "", io.MultiReader(strings.NewReader("xx"), failing{broken})); !errors.Is(err, broken) {
 		t.Errorf("a reader that fails: got %v, want %v", err, broken)
 	}
 	if _, err := d.Stat(ctx, "packs/aa/4"); !errors.Is(err, block.ErrNotFound) {

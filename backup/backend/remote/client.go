@@ -44,6 +44,7 @@ type Client struct {
 var (
 	_ backend.Backend = (*Client)(nil)
 	_ backend.Keeper  = (*Client)(nil)
+	_ backend.Quoter  = (*Client)(nil)
 )
 
 // Open returns a repository at a host as a backend. It reads the files, whose key must be nobody else's, and asks the host nothing yet.
@@ -241,15 +242,26 @@ func (c *Client) Delete(ctx context.Context, key string) error {
 
 // Keep implements backend.Keeper.
 func (c *Client) Keep(ctx context.Context) (time.Duration, error) {
-	var about About
-	err := c.ask(ctx, "ask about "+c.Location(), request{method: http.MethodGet, path: RepositoryPath(c.o.Name)}, func(r *http.Response) error {
-		about = About{}
-		return decode(r, &about)
-	})
+	about, err := c.about(ctx)
 	if !(about.KeepSeconds >= 0 && about.KeepSeconds <= maxKeep.Seconds()) {
 		return 0, errors.Join(err, fmt.Errorf("the host keeps objects for %v s: %w", about.KeepSeconds, errAnswer))
 	}
 	return time.Duration(about.KeepSeconds * float64(time.Second)), err
+}
+
+// about asks the host about the repository.
+func (c *Client) about(ctx context.Context) (about About, err error) {
+	err = c.ask(ctx, "ask about "+c.Location(), request{method: http.MethodGet, path: RepositoryPath(c.o.Name)}, func(r *http.Response) error {
+		about = About{}
+		return decode(r, &about)
+	})
+	return about, err
+}
+
+// Quota implements backend.Quoter.
+func (c *Client) Quota(ctx context.Context) (backend.Quota, error) {
+	about, err := c.about(ctx)
+	return backend.Quota{UsedBytes: about.UsedBytes, LimitBytes: about.QuotaBytes, Peer: about.Peer, PeerUsedBytes: about.PeerUsedBytes, PeerLimitBytes: about.PeerQuotaBytes}, err
 }
 
 // maxKeep bounds what a client believes: a century.

@@ -51,6 +51,12 @@ type Page struct {
 type About struct {
 	Rights      string  `json:"rights"` // of who asks
 	KeepSeconds float64 `json:"keepSeconds"`
+
+	UsedBytes      uint64 `json:"usedBytes,omitempty"`  // of the objects in it, where it has a quota
+	QuotaBytes     uint64 `json:"quotaBytes,omitempty"` // 0: none
+	Peer           string `json:"peer,omitempty"`       // the name of who asks that the next two are about, where that has a quota
+	PeerUsedBytes  uint64 `json:"peerUsedBytes,omitempty"`
+	PeerQuotaBytes uint64 `json:"peerQuotaBytes,omitempty"`
 }
 
 // Fault is an error as hvd answers it.

@@ -40,6 +40,31 @@ func TestRate(t *testing.T) {
 	})
 }
 
+// A rate that is changed counts for what is taken from then on, and none is none.
+func TestChangedRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bucket := NewBucket(1 << 20)
+		took := func(n int) time.Duration {
+			began := time.Now()
+			if err := bucket.takeAll(t.Context(), n); err != nil {
+				t.Error(err)
+			}
+			return time.Since(began)
+		}
+		if d := took(4 << 20); d < 3800*time.Millisecond || d > 4100*time.Millisecond {
+			t.Errorf("4 MiB at 1 MiB/s take %v", d)
+		}
+		bucket.SetRate(8 << 20)
+		if d := took(8 << 20); d < 900*time.Millisecond || d > 1200*time.Millisecond {
+			t.Errorf("8 MiB at 8 MiB/s take %v", d)
+		}
+		bucket.SetRate(0)
+		if d := took(1 << 30); d != 0 {
+			t.Errorf("without a rate 1 GiB takes %v", d)
+		}
+	})
+}
+
 func TestCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := new(backendtest.Memory)
