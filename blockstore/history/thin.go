@@ -26,7 +26,7 @@ func (st *Stream) stopThinning() (release func()) {
 }
 
 // Thin thins what lies between the two oldest roots between which more is left than should be, and reports whether there was such a stretch. Each file is replaced as a whole, newest first, by one of the same id that is durable before; a death leaves one or the
-// other. What somebody reads stays as it is, and so does what comes before it, for the next call. It needs some MiB of memory: the records of a file (at most 64 MiB as stored, usually one or two) and the blocks that a stretch wrote, a bit each, at most 64 MiB.
+// other. What somebody reads stays as it is, and so does what comes before it, for the next call. It needs some MiB of memory: the records of a file (at most 64 MiB as stored, usually one or two, and as much for what is left of them), the blocks that a stretch wrote, a bit each, at most 64 MiB, and at most 40 MiB of payload and of where it lies.
 func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	st.thinning.Lock()
 	defer st.thinning.Unlock()
