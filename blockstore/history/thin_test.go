@@ -94,15 +94,15 @@ func (p *past) append(st *Stream, r Record, part bool) {
 			r.Payload[i] = byte(r.Seq) + byte(i/1000)
 		}
 		for at := uint64(0); at < r.Len; at += sectorSize {
-			sector := r.Payload[at:][:sectorSize]
-			switch was := p.blocks[(r.Off+at)/sectorSize]; p.rng.IntN(4) {
+			sector, chance := r.Payload[at:][:sectorSize], p.rng.Uint64()
+			switch chance % 4 {
 			case 0: // another version of what was there
-				copy(sector, was)
+				copy(sector, p.blocks[(r.Off+at)/sectorSize])
 			case 1: // what another block has
-				copy(sector, p.blocks[p.rng.Uint64N(60)])
+				copy(sector, p.blocks[chance/4%60])
 				continue
 			}
-			le.PutUint64(sector[p.rng.IntN(100)*8:], p.rng.Uint64())
+			le.PutUint64(sector[chance/256%100*8:], chance)
 		}
 	}
 	must(p.t, st.Append(&r))
