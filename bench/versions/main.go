@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -68,8 +69,8 @@ func open(dir string) (*history.Set, error) {
 // recorder knows what files were.
 type recorder struct {
 	st    *history.Stream
-	files map[string][]byte
-	bases map[string]uint64 // where a file lies in the volume
+	files map[uint64][]byte // by inode: a file that gets another name stays where it is
+	bases map[uint64]uint64 // where a file lies in the volume
 	seq   uint64
 	bytes int
 }
@@ -79,7 +80,7 @@ func record(files, dir string, every, long time.Duration) error {
 	if err != nil {
 		return err
 	}
-	r := &recorder{files: map[string][]byte{}, bases: map[string]uint64{}, seq: 1}
+	r := &recorder{files: map[uint64][]byte{}, bases: map[uint64]uint64{}, seq: 1}
 	if err := r.look(files); err != nil { // what there is before
 		return err
 	}
@@ -115,15 +116,20 @@ func (r *recorder) look(files string) error {
 			return nil
 		}
 		now = append(now, make([]byte, -len(now)&(block.Size-1))...)
-		was := r.files[path]
-		r.files[path] = now
+		info, err := e.Info()
+		if err != nil {
+			return nil
+		}
+		id := info.Sys().(*syscall.Stat_t).Ino
+		was := r.files[id]
+		r.files[id] = now
 		if r.st == nil {
 			return nil
 		}
-		base, ok := r.bases[path]
+		base, ok := r.bases[id]
 		if !ok {
 			base = uint64(len(r.bases)) << 32
-			r.bases[path] = base
+			r.bases[id] = base
 		}
 		for at := 0; at < len(now); at += block.Size {
 			p := now[at:][:block.Size]

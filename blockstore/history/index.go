@@ -132,7 +132,7 @@ func (f *file) parseIndex(b []byte, ft *footer) (x index, err error) {
 	}
 	for i := range x.frames {
 		r := parseFrameRef(b[i*tableEntry:])
-		bad := r.off != at || r.raw != raw || r.rawLen > maxFrameRaw || r.stored > maxFrameRaw+tagSize || r.metaRaw > maxFrameMeta || r.metaLen > maxFrameMeta+tagSize || r.codec > codecs
+		bad := r.off != at || r.raw != raw || raw > MaxFileRaw || r.rawLen > maxFrameRaw || r.stored > maxFrameRaw+tagSize || r.metaRaw > maxFrameMeta || r.metaLen > maxFrameMeta+tagSize || r.codec > codecs
 		if bad || f.header.Placed && (r.metaRaw|r.metaLen != 0 || r.rawLen%sectorSize != 0) {
 			return x, damaged("frames that follow one another", ft.IndexOff+int64(i)*tableEntry)
 		}
