@@ -58,7 +58,12 @@ type file struct {
 	spent    bool     // a write failed: nothing more is put where it may have left something
 	unsynced bool
 
-	stuck bool // it could not be thinned, as it is damaged; of who thins
+	written  uint32 // of a sealed file: what its records wrote, bytes
+	indexLen int64  // likewise; as it is stored
+
+	stuck bool  // it could not be thinned, as it is damaged; of who thins
+	apart bool  // it could not be joined with others; likewise
+	begun int64 // time of the first record, if it was looked at; likewise
 }
 
 func (f *file) source() string { return "history file " + f.path }
@@ -162,6 +167,7 @@ func (f *file) readFooter(size int64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen
 	f.sealed, f.end, f.raw, f.chain, f.count, f.lastSeq, f.lastTime = true, size, ft.Raw, ft.Chain, ft.Frames, ft.LastSeq, ft.LastTime
 	return true, nil
 }
@@ -305,6 +311,7 @@ func (f *file) seal() error {
 		return f.name(fmt.Errorf("seal: %w", err))
 	}
 	f.mu.Lock()
+	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen
 	f.end += int64(len(stored)) + footerSize
 	f.sealed, f.metas, f.sheets, f.order, f.unsynced = true, nil, nil, nil, false
 	f.mu.frames, f.mu.loaded = nil, false

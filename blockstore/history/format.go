@@ -255,6 +255,14 @@ type footer struct {
 	Sectors uint32 // that the records wrote
 }
 
+// written is how much the records of the file wrote, in bytes.
+func (f *footer) written(h *Header) uint32 {
+	if h.Placed {
+		return f.Sectors * sectorSize
+	}
+	return f.Raw
+}
+
 // tables is what an index has before what the records did, in bytes.
 func (f *footer) tables() int64 {
 	return int64(f.Frames)*tableEntry + int64(f.Sheets)*sheetEntry + int64(f.Sectors)*orderEntry

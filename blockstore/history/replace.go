@@ -21,21 +21,34 @@ func isThinning(name string) bool {
 	return ok
 }
 
-// replace puts what a plan leaves of files, which follow each other, in their place, as one file: that is durable under another name before it takes the name of the first; then the others go. Of all but the first nothing is left.
-func (st *Stream) replace(t *Thinning, old []*file, p *thinPlan) (done Thinned, err error) {
+// part is a file and what is left of it.
+type part struct {
+	file *file
+	plan *thinPlan
+}
+
+// replace puts what is left of files, which follow each other, in their place, as one file: that is durable under another name before it takes the name of the first; then the others go.
+func (st *Stream) replace(t *Thinning, parts []part) (done Thinned, err error) {
 	t.step(BeforeWrite)
-	first, last := old[0], old[len(old)-1]
-	for _, f := range old {
-		done.Before += f.end
+	var old []*file
+	points := &thinPlan{}
+	for _, p := range parts {
+		old = append(old, p.file)
+		done.Before += p.file.end
+		if p.plan.first > 0 {
+			points.add(p.plan.first)
+			points.add(p.plan.last)
+		}
 	}
+	first, last := old[0], old[len(old)-1]
 	h := first.header
-	h.Placed, h.Level, h.Through, h.FirstPoint, h.LastPoint = true, p.level, max(last.header.ID, last.header.Through), p.first, p.last
+	h.Placed, h.Level, h.Through, h.FirstPoint, h.LastPoint = true, parts[0].plan.level, max(last.header.ID, last.header.Through), points.first, points.last
 	f, path, err := st.s.thinnedFile(first, h)
 	if err != nil {
 		return done, err
 	}
 	var late error
-	err = st.writeThinned(t, f, first, last, p)
+	err = st.writeThinned(t, f, parts)
 	if err == nil {
 		t.step(BeforeRename)
 		err = t.Pace(0) // it may have to stop since

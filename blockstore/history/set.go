@@ -39,13 +39,15 @@ type Set struct {
 	}
 	cache   frameCache
 	handles *handles
-	gather  int // sectors; gatherSectors, but for tests
+
+	gather   int           // sectors; gatherSectors, but for tests
+	joinSpan time.Duration // joinSpan, but for tests
 }
 
 // Open reads what history there is: the ends of sealed files, and the one of each volume that was being filled. A volume whose files cannot be used is in bad, with the reason, and has no stream: whoever opened
 // decides whether its files go.
 func Open(opts Options) (s *Set, bad map[block.VolumeID]error, err error) {
-	s = &Set{opts: opts, handles: &handles{fs: opts.FS}, gather: gatherSectors}
+	s = &Set{opts: opts, handles: &handles{fs: opts.FS}, gather: gatherSectors, joinSpan: joinSpan}
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
 	}

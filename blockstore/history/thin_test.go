@@ -244,6 +244,7 @@ func TestThin(t *testing.T) {
 			if s.gather = 50; seed < 2 { // else a file is gathered at once
 				s.gather = 1 << 20
 			}
+			s.joinSpan = 3 * time.Hour
 			for round := range 8 {
 				p.grow(st, 2*time.Hour, time.Minute)
 				before := st.Bytes()
@@ -260,7 +261,7 @@ func TestThin(t *testing.T) {
 					must(t, s.Close())
 					gather := s.gather
 					s = openSet(t, fs, keys)
-					s.gather, st = gather, s.Stream(testVolume)
+					s.gather, s.joinSpan, st = gather, 3*time.Hour, s.Stream(testVolume)
 					again, _ := p.check(s, st, "reopened")
 					if !slices.EqualFunc(points, again, func(a, b Record) bool { return a.Kind == b.Kind && a.Seq == b.Seq && a.Label == b.Label }) {
 						t.Fatal("an open finds other points")
@@ -343,10 +344,11 @@ func TestThinCrash(t *testing.T) {
 	for seed := range uint64(2) {
 		fs := vfs.NewCrashableMem()
 		s := openSet(t, fs, nil)
+		s.joinSpan = 3 * time.Hour
 		st, err := s.Create(testVolume)
 		must(t, err)
 		p := newPast(t, seed)
-		p.grow(st, 10*time.Hour, 2*time.Minute)
+		p.grow(st, 14*time.Hour, 2*time.Minute)
 		steps, hit := 0, map[ThinStep]int{}
 		for range 3 {
 			thinAll(t, st, p.policy(func(step ThinStep) {
@@ -358,6 +360,7 @@ func TestThinCrash(t *testing.T) {
 					left := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: p.rng})
 					what := fmt.Sprintf("seed %d, step %d, %d %% of what was not synced", seed, step, percent)
 					again := openSet(t, left, nil)
+					again.joinSpan = 3 * time.Hour
 					found := again.Stream(testVolume)
 					if found.LastSeq() != p.all[len(p.all)-1].Seq {
 						t.Fatalf("%s: the last record is %d, want %d", what, found.LastSeq(), p.all[len(p.all)-1].Seq)

@@ -39,7 +39,7 @@ type thinPlan struct {
 	level  Level
 	index  index           // of the file
 	starts []int           // of the records of each sheet, in the metas
-	keep   []uint32        // of each record: not 0 if it is left; of a write a bit for each block
+	keep   []uint32        // of each record: not 0 if it is left; of a write a bit for each block; nil: all are left
 	kept   map[uint32]bool // records behind which a point is set
 	first  uint64          // points
 	last   uint64
@@ -134,13 +134,9 @@ func (w *thinner) plan(f *file, level Level) (*thinPlan, error) {
 		return nil, err
 	}
 	d := &decision{w: w, f: f, p: p, width: level.width(), all: level == f.header.Level, flushed: map[int64]bool{}}
+	p.begin()
 	sheets := p.index.sheets
-	counts, n, at := make([]int, len(sheets)), 0, 0
-	p.starts = make([]int, len(sheets))
-	for i := range sheets {
-		p.starts[i] = at
-		at += int(sheets[i].meta)
-	}
+	counts, n := make([]int, len(sheets)), 0
 	var scratch []glance
 	for i := range sheets { // flushes that come before a record count for it as well
 		if scratch, err = p.glance(f, i, scratch[:0]); err != nil {
@@ -164,6 +160,16 @@ func (w *thinner) plan(f *file, level Level) (*thinPlan, error) {
 		}
 	}
 	return p, p.spaceVoids(f, scratch)
+}
+
+// begin finds where the records of each sheet begin.
+func (p *thinPlan) begin() {
+	at := 0
+	p.starts = make([]int, len(p.index.sheets))
+	for i := range p.starts {
+		p.starts[i] = at
+		at += int(p.index.sheets[i].meta)
+	}
 }
 
 // glance appends the records of a sheet.

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"slices"
 
 	"github.com/hyper-nixos/hyper-nixos/dedup"
@@ -16,21 +17,23 @@ const gatherSectors = 32 << 20 / sectorSize
 // left is a sector that is left of a file.
 type left struct {
 	block uint64 // of the volume
-	from  uint32 // where the old file has it, in sectors of the payload of its frames
+	part  uint32 // of which old file
+	from  uint32 // where that has it, in sectors of the payload of its frames
 	at    uint32 // which one it is of those that the records of the new file wrote
 	sum   uint32
 	same  uint32 // the first one, by blocks, of that sum
 }
 
-// thinWriter writes what is left of a file: first, in memory, what the records did; then their payload, versions of a block beside one another, the newest first, so that the codec finds in the one what the other has, and what is equal lies there once.
+// thinWriter writes what is left of files: first, in memory, what the records did; then their payload, versions of a block beside one another, the newest first, so that the codec finds in the one what the other has, and what is equal lies there once.
 type thinWriter struct {
-	st  *Stream
-	t   *Thinning
-	f   *file // new
-	old *file
-	p   *thinPlan
+	st    *Stream
+	t     *Thinning
+	f     *file // new
+	parts []part
 
 	meta  metaWriter
+	voids int // changes without payload since the last sector
+	most  int // the most of them
 	left  []left
 	raw   uint32 // what the records before the sheet wrote, bytes
 	last  uint64 // number of the last record
@@ -46,45 +49,57 @@ type thinWriter struct {
 }
 
 // writeThinned writes what is left, and makes it durable.
-func (st *Stream) writeThinned(t *Thinning, f, old, last *file, p *thinPlan) error {
-	w := &thinWriter{st: st, t: t, f: f, old: old, p: p}
-	if err := w.records(); err != nil {
-		return err
+func (st *Stream) writeThinned(t *Thinning, f *file, parts []part) error {
+	w := &thinWriter{st: st, t: t, f: f, parts: parts}
+	for i := range parts {
+		if err := w.records(uint32(i)); err != nil {
+			return err
+		}
 	}
 	w.arrange()
 	if err := w.write(); err != nil {
 		return err
 	}
+	last := parts[len(parts)-1].file
 	if f.indexSize() > maxIndex || w.last > last.lastSeq {
-		return fmt.Errorf("thin %s: %d B of index, records up to %d of %d", old.source(), f.indexSize(), w.last, last.lastSeq)
+		return fmt.Errorf("thin %s: %d B of index, records up to %d of %d", parts[0].file.source(), f.indexSize(), w.last, last.lastSeq)
 	}
 	f.lastSeq, f.lastTime = last.lastSeq, last.lastTime
 	return f.seal()
 }
 
-// records copies what the records did that are left.
-func (w *thinWriter) records() error {
-	n := uint32(0)
-	for i := range w.p.index.sheets {
+// records copies what the records did that are left of an old file.
+func (w *thinWriter) records(of uint32) error {
+	n, old, p := uint32(0), w.parts[of].file, w.parts[of].plan
+	for i := range p.index.sheets {
 		if w.st.gone.Load() {
 			return errStopped
 		}
-		m := w.p.reader(w.old, i)
+		m := p.reader(old, i)
 		for at := m.raw; len(m.rest) > 0; at, n = m.raw, n+1 {
 			if !m.next() {
-				return w.old.name(damaged("records in bounds", w.p.index.sheets[i].at))
+				return old.name(damaged("records in bounds", p.index.sheets[i].at))
 			}
-			r, keep := &m.rec, w.p.keep[n]
+			r, keep := &m.rec, uint32(math.MaxUint32)
+			if p.keep != nil {
+				keep = p.keep[n]
+			}
 			switch {
 			case keep == 0:
 			case r.Kind != Write:
 				w.record(r, nil)
 			default:
-				w.writes(r, keep, at/sectorSize)
+				w.writes(r, keep, of, at/sectorSize)
 			}
-			if w.p.kept[n] {
+			if p.kept[n] {
 				w.record(&Record{Kind: Kept, Seq: r.Seq, Time: r.Time}, nil)
 			}
+		}
+		if m.raw != m.end {
+			return old.name(damaged("records that fill their frames", p.index.sheets[i].at))
+		}
+		if w.most >= maxVoid || len(w.left) > maxFileSectors {
+			return errApart
 		}
 	}
 	w.endSheet()
@@ -92,13 +107,13 @@ func (w *thinWriter) records() error {
 }
 
 // writes copies the blocks of a write that are left; first is which sector its own first is of those that the old file's records wrote.
-func (w *thinWriter) writes(r *Record, keep, first uint32) {
+func (w *thinWriter) writes(r *Record, keep, of, first uint32) {
 	for _, run := range blocks(keep, len(r.Sums)) {
 		part := Record{Kind: Write, Seq: r.Seq, Time: r.Time, MapEpoch: r.MapEpoch, Off: r.Off + uint64(run[0])*sectorSize, Len: uint64(run[1]) * sectorSize}
 		sums := r.Sums[run[0] : run[0]+run[1]]
 		for i, sum := range sums {
-			s := left{block: part.Off/sectorSize + uint64(i), from: first + uint32(run[0]+i), at: uint32(len(w.left)), sum: sum}
-			if l := &w.p.index.layout; l.placed {
+			s := left{block: part.Off/sectorSize + uint64(i), part: of, from: first + uint32(run[0]+i), at: uint32(len(w.left)), sum: sum}
+			if l := &w.parts[of].plan.index.layout; l.placed {
 				s.from = l.order[s.from]
 			}
 			w.left = append(w.left, s)
@@ -114,6 +129,13 @@ func (w *thinWriter) record(r *Record, sums []uint32) {
 	}
 	w.meta.add(r, sums)
 	w.last = r.Seq
+	switch {
+	case r.Kind == Write:
+		w.voids = 0
+	case !r.Kind.Point():
+		w.voids++
+		w.most = max(w.most, w.voids)
+	}
 }
 
 func (w *thinWriter) endSheet() {
@@ -162,23 +184,27 @@ func (w *thinWriter) write() error {
 	return w.flush()
 }
 
-// gather reads sectors into buf, in their order, each frame that has any once.
+// gather reads sectors into buf, in their order, each frame that has any of them once.
 func (w *thinWriter) gather(part []left, buf []byte) error {
 	w.turns = w.turns[:0]
 	for i := range part {
 		w.turns = append(w.turns, uint32(i))
 	}
-	slices.SortFunc(w.turns, func(a, b uint32) int { return cmp.Compare(part[a].from, part[b].from) })
-	frames := layout{frames: w.p.index.frames} // by their place
+	slices.SortFunc(w.turns, func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(part[a].part, part[b].part), cmp.Compare(part[a].from, part[b].from))
+	})
+	var of *file
 	var ref frameRef
 	var payload []byte
 	for _, i := range w.turns {
 		s := &part[i]
+		old := w.parts[s.part].file
+		frames := layout{frames: w.parts[s.part].plan.index.frames} // by their place
 		r, off, ok := frames.find(s.from * sectorSize)
 		if !ok {
-			return w.old.name(damaged("a frame for each write", int64(s.from)*sectorSize))
+			return old.name(damaged("a frame for each write", int64(s.from)*sectorSize))
 		}
-		if payload == nil || r.off != ref.off {
+		if old != of || r.off != ref.off {
 			if w.st.gone.Load() {
 				return errStopped
 			}
@@ -186,14 +212,14 @@ func (w *thinWriter) gather(part []left, buf []byte) error {
 				return err
 			}
 			var err error
-			if payload, err = w.old.readPayload(&r); err != nil {
-				return w.old.name(err)
+			if payload, err = old.readPayload(&r); err != nil {
+				return old.name(err)
 			}
-			ref = r
+			of, ref = old, r
 		}
 		sector := payload[off:][:sectorSize]
 		if crc32.Checksum(sector, castagnoli) != s.sum { // damage must not get a checksum that fits
-			return w.old.name(damaged("sectors that match their checksums", r.payloadAt()))
+			return old.name(damaged("sectors that match their checksums", r.payloadAt()))
 		}
 		copy(buf[int(i)*sectorSize:], sector)
 	}
