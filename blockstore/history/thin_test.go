@@ -228,6 +228,33 @@ func thinAll(t *testing.T, st *Stream, th *Thinning) (done Thinned) {
 	return done
 }
 
+// dropIdle gives up the roots that nothing stands on, as the owner of a stream does.
+func (p *past) dropIdle(st *Stream) {
+	left := p.roots[:1:1]
+	for i := 1; i+1 < len(p.roots); i++ {
+		if !st.Idle(p.roots[i].Seq, p.roots[i+1].Seq) {
+			left = append(left, p.roots[i])
+		}
+	}
+	p.roots = append(left, p.roots[len(p.roots)-1])
+}
+
+// joined counts the files that stand for what lies between several roots.
+func (p *past) joined(st *Stream) (n int) {
+	for _, f := range st.files {
+		roots := 0
+		for _, r := range p.roots {
+			if f.header.After < r.Seq && r.Seq <= f.lastSeq {
+				roots++
+			}
+		}
+		if roots > 1 && f.header.Level == Hours {
+			n++
+		}
+	}
+	return n
+}
+
 // After any thinning each point that is left is what the volume was then, and the policy's points are left.
 func TestThin(t *testing.T) {
 	for seed := range uint64(4) {
@@ -252,6 +279,7 @@ func TestThin(t *testing.T) {
 				if round > 0 && (done.Files == 0 || st.Bytes() >= before || before-st.Bytes() != done.Before-done.After) {
 					t.Fatalf("round %d: %+v, %d B before and %d after", round, done, before, st.Bytes())
 				}
+				p.dropIdle(st)
 				points, _ := p.check(s, st, fmt.Sprint("round ", round))
 				p.complete(st, points)
 				if seed%3 == 0 { // nobody else finds anything to do, and an open finds the same
@@ -267,6 +295,9 @@ func TestThin(t *testing.T) {
 						t.Fatal("an open finds other points")
 					}
 				}
+			}
+			if p.joined(st) == 0 {
+				t.Error("no files were joined")
 			}
 			must(t, s.Close())
 		})
@@ -379,7 +410,11 @@ func TestThinCrash(t *testing.T) {
 					}
 				}
 			}))
+			p.dropIdle(st)
 			p.grow(st, 5*time.Hour, time.Minute)
+		}
+		if p.joined(st) == 0 {
+			t.Error("no files were joined")
 		}
 		if steps < 100 || len(hit) != 5 {
 			t.Fatalf("only %d steps: %v", steps, hit)
