@@ -3,6 +3,8 @@
 //	record  every so often compares all files below a directory with what they were, 4 KiB at a time, and appends what changed to a history, with a flush behind it
 //	thin    thins a history, and says what it takes before and after, how long that took, and how long reads take
 //
+// With --as 1h a look stands for an hour, with a root and a file of its own, so that a few minutes make days.
+//
 // It is no store: a history lies in a directory of its own, as volume 1, and thin changes it, so work on a copy.
 package main
 
@@ -25,7 +27,7 @@ import (
 )
 
 const usage = `usage: versions record [--every 1s] [--for 3m] FILES HISTORY
-       versions thin flushes|minutes|hours HISTORY
+       versions thin [--as 1h] flushes|minutes|hours HISTORY
 
 example: go run ./bench/versions record --every 2s --for 5m /var/lib/postgresql/data /tmp/h
          cp -r /tmp/h /tmp/h2 && go run ./bench/versions thin flushes /tmp/h2`
@@ -44,14 +46,15 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("versions", flag.ContinueOnError)
 	every := flags.Duration("every", time.Second, "how often files are compared")
 	long := flags.Duration("for", 3*time.Minute, "how long")
+	as := flags.Duration("as", 0, "for how much time a look stands")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
 	switch {
 	case args[0] == "record" && flags.NArg() == 2:
-		return record(flags.Arg(0), flags.Arg(1), *every, *long)
+		return record(flags.Arg(0), flags.Arg(1), *every, *long, *as)
 	case args[0] == "thin" && flags.NArg() == 2:
-		return thin(flags.Arg(0), flags.Arg(1))
+		return thin(flags.Arg(0), flags.Arg(1), *as > 0)
 	}
 	return fmt.Errorf("what is meant by %q?\n%s", args, usage)
 }
@@ -73,9 +76,12 @@ type recorder struct {
 	bases map[uint64]uint64 // where a file lies in the volume
 	seq   uint64
 	bytes int
+	ahead time.Duration // of the clock
 }
 
-func record(files, dir string, every, long time.Duration) error {
+func (r *recorder) now() int64 { return time.Now().Add(r.ahead).UnixNano() }
+
+func record(files, dir string, every, long, as time.Duration) error {
 	s, err := open(dir)
 	if err != nil {
 		return err
@@ -93,8 +99,15 @@ func record(files, dir string, every, long time.Duration) error {
 		if err := r.look(files); err != nil {
 			return err
 		}
-		if err := r.st.Append(&history.Record{Kind: history.Barrier, Seq: r.seq, Time: time.Now().UnixNano()}); err != nil {
+		if err := r.st.Append(&history.Record{Kind: history.Barrier, Seq: r.seq, Time: r.now()}); err != nil {
 			return err
+		}
+		if as > 0 {
+			if err := r.st.Roll(); err != nil {
+				return err
+			}
+			r.seq++ // a root
+			r.ahead += as
 		}
 		time.Sleep(time.Until(next))
 	}
@@ -138,7 +151,7 @@ func (r *recorder) look(files string) error {
 			}
 			r.seq++
 			r.bytes += block.Size
-			if err := r.st.Append(&history.Record{Kind: history.Write, Seq: r.seq, Time: time.Now().UnixNano(), Off: base + uint64(at), Len: block.Size, Payload: p}); err != nil {
+			if err := r.st.Append(&history.Record{Kind: history.Write, Seq: r.seq, Time: r.now(), Off: base + uint64(at), Len: block.Size, Payload: p}); err != nil {
 				return err
 			}
 		}
@@ -155,7 +168,7 @@ type write struct {
 	sum   uint32
 }
 
-func thin(to, dir string) error {
+func thin(to, dir string, many bool) error {
 	level := map[string]history.Level{"flushes": history.Flushes, "minutes": history.Minutes, "hours": history.Hours}[to]
 	if level == history.Whole {
 		return fmt.Errorf("no level %q\n%s", to, usage)
@@ -165,10 +178,19 @@ func thin(to, dir string) error {
 		return err
 	}
 	st := s.Stream(volume)
-	before := st.Bytes()
+	before, roots := st.Bytes(), []history.Root{{Seq: 1}}
+	err = st.Each(0, ^uint64(0), func(r *history.Record) error {
+		if last := roots[len(roots)-1].Seq; r.Seq+1 > last && (many && r.Kind == history.Barrier || r.Seq == st.LastSeq()) {
+			roots = append(roots, history.Root{Seq: r.Seq + 1, Time: r.Time})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	for more := true; more && err == nil; {
-		_, more, err = st.Thin(&history.Thinning{Roots: []history.Root{{Seq: 1}, {Seq: st.LastSeq() + 1}}, Level: func(int64) history.Level { return level }, Pace: func(int) error { return nil }})
+		_, more, err = st.Thin(&history.Thinning{Roots: roots, Level: func(int64) history.Level { return level }, Pace: func(int) error { return nil }})
 	}
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@
 // as there only when all of it is: Stream.LastSeq is the last such one.
 //
 // Thinning (Stream.Thin) replaces a file that has grown old by one of the same id that has fewer records: only after a point (Kind.Point) of such a file are the records before it a state that the volume had. The new file is durable before
-// it takes the name, and a file that somebody reads (Stream.Pin) is not replaced.
+// it takes the name, files of a day that will not be thinned any more become one (join.go), and a file that somebody reads (Stream.Pin) is not replaced.
 //
 // Few files are open at a time (handles): there may be more than a process can have open.
 //

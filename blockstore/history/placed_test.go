@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
-	"os"
-	"slices"
 	"testing"
-	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
@@ -269,72 +266,5 @@ func TestPlacedHostile(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		must(t, s.Close())
-	}
-}
-
-// The golden file of version 3 stays readable for ever. It has two versions of a block, and one payload at two blocks.
-func TestPlacedGolden(t *testing.T) {
-	const golden = "testdata/placed.golden"
-	if *update {
-		fs := vfs.NewCrashableMem()
-		s := openSet(t, fs, nil)
-		st, err := s.Create(testVolume)
-		must(t, err)
-		minute := int64(time.Minute)
-		for _, r := range []Record{
-			{Kind: Write, Seq: 2, Time: 1, Len: 3 * sectorSize, Payload: sectors('a', 'b', 'c')},
-			{Kind: Write, Seq: 3, Time: 2, Off: sectorSize, Len: sectorSize, Payload: sectors('d')}, // the second sector of the one before is superseded
-			{Kind: Barrier, Seq: 3, Time: 3},
-			{Kind: Mark, Seq: 3, Time: 5, Label: "golden"},
-			{Kind: Write, Seq: 4, Time: 2 * minute, Off: 2 * sectorSize, Len: 2 * sectorSize, Payload: sectors('e', 'a')},
-			{Kind: Trim, Seq: 5, Time: 2*minute + 1, Len: sectorSize},
-			{Kind: Barrier, Seq: 5, Time: 2*minute + 2},
-			{Kind: Write, Seq: 6, Time: 3 * minute, Len: sectorSize, Payload: sectors('c')}, // a minute without a flush
-		} {
-			must(t, st.Append(&r))
-		}
-		must(t, st.Roll())
-		_, _, err = st.Thin(&Thinning{Roots: []Root{{Seq: 1}, {Seq: 7}}, Level: func(int64) Level { return Minutes }, Pace: func(int) error { return nil }})
-		must(t, err)
-		must(t, os.WriteFile(golden, readAll(t, fs, goldenName), 0o644))
-		must(t, s.Close())
-	}
-	b, err := os.ReadFile(golden)
-	must(t, err)
-	h, _, err := ParseHeader(b[:headerSize])
-	must(t, err)
-	if !h.Placed || h.Level != Minutes || h.Through != 1 || h.FirstPoint != 3 || h.LastPoint != 6 || le.Uint32(b[8:]) != placedVersion || le.Uint32(b[len(b)-footerSize+20:]) != 4*sectorSize {
-		t.Errorf("%+v", h)
-	}
-	want := []string{"1 2 0 true a", "1 2 2 true c", "1 3 1 true d", "240 3 0 true", "241 3 0 goldentrue", "1 4 2 true e a", "2 5 0 true", "240 5 0 true", "1 6 0 true c", "242 6 0 true"}
-	if got := recordsOf(t, b); !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
-func sectors(of ...byte) (b []byte) {
-	for _, c := range of {
-		b = append(b, bytes.Repeat([]byte{c}, sectorSize)...)
-	}
-	return b
-}
-
-// What was thinned to version 2 becomes one of version 3 when it grows older.
-func TestThinnedAgain(t *testing.T) {
-	b, err := os.ReadFile("testdata/thinned.golden")
-	must(t, err)
-	fs := vfs.NewCrashableMem()
-	writeAll(t, fs, goldenName, b)
-	s := openSet(t, fs, nil)
-	st := s.Stream(testVolume)
-	done, _, err := st.Thin(&Thinning{Roots: []Root{{Seq: 1}, {Seq: 7}}, Level: func(int64) Level { return Hours }, Pace: func(int) error { return nil }})
-	must(t, err)
-	if done.Files != 1 || !st.files[0].header.Placed {
-		t.Fatalf("%+v, %+v", done, st.files[0].header)
-	}
-	must(t, s.Close())
-	want := []string{"1 2 2 true c", "1 3 1 true d", "2 4 0 true", "241 4 0 goldentrue", "1 5 0 true e", "240 5 0 true"}
-	if got := recordsOf(t, readAll(t, fs, goldenName)); !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -548,64 +546,4 @@ func TestIdleRoots(t *testing.T) {
 		t.Fatalf("%d idle roots, %d others, of %d", idle, sure, len(p.roots))
 	}
 	must(t, s.Close())
-}
-
-const goldenName = "history/0000000000000007/00000001.hist"
-
-// recordsOf lists what a golden file has.
-func recordsOf(t *testing.T, b []byte) (got []string) {
-	t.Helper()
-	fs := vfs.NewCrashableMem()
-	writeAll(t, fs, goldenName, bytes.Clone(b))
-	s := openSet(t, fs, nil)
-	must(t, s.Stream(testVolume).Each(0, ^uint64(0), func(r *Record) error {
-		text := fmt.Sprint(r.Kind, " ", r.Seq, " ", r.Off/sectorSize, " ", r.Label, r.Thinned)
-		if r.Kind == Write {
-			p := make([]byte, r.Len)
-			if err := s.ReadAt(p, r.Pos, r.Sums); err != nil {
-				return err
-			}
-			for at := 0; at < len(p); at += sectorSize {
-				text += " " + string(p[at])
-			}
-		}
-		got = append(got, text)
-		return nil
-	}))
-	must(t, s.Close())
-	return got
-}
-
-// The golden file of a stretch that was thinned to version 2, which nothing writes any more, stays readable for ever.
-func TestThinnedGolden(t *testing.T) {
-	const golden = "testdata/thinned.golden"
-	b, err := os.ReadFile(golden)
-	must(t, err)
-	h, _, err := ParseHeader(b[:headerSize])
-	must(t, err)
-	if h.Level != Minutes || h.Through != 1 || h.FirstPoint != 3 || h.LastPoint != 6 || le.Uint32(b[8:]) != thinnedVersion {
-		t.Errorf("%+v", h)
-	}
-	got := recordsOf(t, b)
-	want := []string{"1 2 0 true a", "1 2 2 true c", "1 3 1 true d", "240 3 0 true", "2 4 0 true", "241 4 0 goldentrue", "1 5 0 true e", "240 5 0 true", "1 6 0 true f", "242 6 0 true"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	for name, damage := range map[string]func(b []byte) []byte{
-		"a level that there is not": func(b []byte) []byte { b[96] = 9; return b },
-		"no footer":                 func(b []byte) []byte { return b[:len(b)-footerSize] },
-		"the other version":         func(b []byte) []byte { b[8] = formatVersion; return b },
-		"the next version":          func(b []byte) []byte { b[8] = placedVersion; return b },
-		"a newer version":           func(b []byte) []byte { b[8] = placedVersion + 1; return b },
-	} {
-		b := damage(bytes.Clone(b))
-		le.PutUint32(b[headerSize-4:], crc32.Checksum(b[:headerSize-4], castagnoli))
-		fs := vfs.NewCrashableMem()
-		writeAll(t, fs, goldenName, b)
-		s, bad, err := Open(Options{FS: fs, Dir: "history", StoreID: block.UUID{1}})
-		if err != nil || !errors.Is(bad[testVolume], block.ErrCorrupt) && !errors.Is(bad[testVolume], block.ErrVersion) {
-			t.Errorf("%s: %v, %v", name, err, bad)
-		}
-		must(t, s.Close())
-	}
 }
