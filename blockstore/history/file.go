@@ -61,9 +61,10 @@ type file struct {
 	written  uint32 // of a sealed file: what its records wrote, bytes
 	indexLen int64  // likewise; as it is stored
 
-	stuck bool  // it could not be thinned, as it is damaged; of who thins
-	apart bool  // it could not be joined with others; likewise
-	begun int64 // time of the first record, if it was looked at; likewise
+	stuck     bool   // it could not be thinned, as it is damaged; of who thins
+	apart     bool   // it could not be joined with others; likewise
+	firstSeq  uint64 // of the first record, if it was looked at; likewise
+	firstTime int64
 }
 
 func (f *file) source() string { return "history file " + f.path }

@@ -102,15 +102,14 @@ func (st *Stream) oldRun(t *Thinning, files []*file) (n int, ready bool, err err
 	if !first.old() || first.empty() {
 		return 0, false, nil
 	}
-	begun, err := first.firstTime()
-	if err != nil {
+	if err := first.lookAtFirst(); err != nil {
 		return 0, false, err
 	}
 	ready = true
 	written, index, bytes := uint64(0), int64(0), int64(0)
 	for ; n < len(files); n++ {
 		f := files[n]
-		if n > 0 && (!f.old() && f.header.Level == Hours || f.header.After != files[n-1].lastSeq || f.lastTime-begun > int64(st.s.joinSpan)) {
+		if n > 0 && (!f.old() && f.header.Level == Hours || f.header.After != files[n-1].lastSeq || f.lastTime-first.firstTime > int64(st.s.joinSpan)) {
 			break
 		}
 		written, index, bytes = written+uint64(f.written), index+f.indexLen, bytes+f.end
@@ -125,7 +124,7 @@ func (st *Stream) oldRun(t *Thinning, files []*file) (n int, ready bool, err err
 	if n < 2 || n == len(files) || !ready {
 		return n, false, nil
 	}
-	for i := t.rootAfter(first.header.After + 1); i+1 < len(t.Roots) && t.Roots[i].Seq <= files[n-1].lastSeq; i++ {
+	for i := t.rootAfter(first.firstSeq); i+1 < len(t.Roots) && t.Roots[i].Seq <= files[n-1].lastSeq; i++ {
 		if st.Idle(t.Roots[i].Seq, t.Roots[i+1].Seq) {
 			return n, false, nil
 		}
@@ -133,17 +132,18 @@ func (st *Stream) oldRun(t *Thinning, files []*file) (n int, ready bool, err err
 	return n, true, nil
 }
 
-// firstTime is that of the first record of an old file, ns since the epoch. A file that is damaged stays apart.
-func (f *file) firstTime() (int64, error) {
-	if f.begun == 0 {
-		err := f.each(func(r *Record) error {
-			f.begun = r.Time
-			return errEnough
-		})
-		if err != nil && !errors.Is(err, errEnough) {
-			f.apart = errors.Is(err, block.ErrCorrupt)
-			return 0, err
-		}
+// lookAtFirst finds number and time of the first record of an old file. A file that is damaged stays apart.
+func (f *file) lookAtFirst() error {
+	if f.firstTime > 0 {
+		return nil
 	}
-	return f.begun, nil
+	err := f.each(func(r *Record) error {
+		f.firstSeq, f.firstTime = r.Seq, r.Time
+		return errEnough
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	f.apart = errors.Is(err, block.ErrCorrupt)
+	return err
 }
