@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
@@ -23,6 +25,8 @@ const (
 	historyFrame   = 64
 	historyFoot    = 128
 	historyTable   = 32
+	historySheet   = 8
+	historyOrder   = 4
 	historyState   = 64
 	historyRow     = 64
 	historyMostRaw = 128 << 10
@@ -48,6 +52,12 @@ type HistoryDump struct {
 	FirstPoint uint64 `json:"firstPoint,omitempty"`
 	LastPoint  uint64 `json:"lastPoint,omitempty"`
 
+	// Of version 3.
+
+	Placed       bool         `json:"placed,omitempty"`       // payload lies by blocks; RawBytes is what of it is there once
+	WrittenBytes uint64       `json:"writtenBytes,omitempty"` // by the records
+	Sheets       []HistoryDid `json:"sheets,omitempty"`       // rows of records, if they could be read
+
 	LastSeq   uint64             `json:"lastSeq"`
 	RawBytes  uint64             `json:"rawBytes"`
 	Opened    bool               `json:"opened"` // what the records did could be read: nothing is sealed, or a key opened it
@@ -57,12 +67,15 @@ type HistoryDump struct {
 	Error     string             `json:"error,omitempty"`     // what is wrong; frames before it are listed
 
 	version     uint32
-	table, meta []byte // what an index has to hold
+	newest      uint64   // of the numbers of records
+	sectors     []uint32 // of a file of version 3 that could be read the CRC32C of each sector of the payload
+	table, meta []byte   // what an index has to hold
 	chain       uint32
 
-	keys   *ring       // of an encrypted store, if somebody has them
-	aead   cipher.AEAD // of this file, then
-	forged error       // a tag, or a record, that does not fit under checksums that do: not how a file is torn
+	zstd   *zstd.Decoder // made when it is needed
+	keys   *ring         // of an encrypted store, if somebody has them
+	aead   cipher.AEAD   // of this file, then
+	forged error         // a tag, or a record, that does not fit under checksums that do: not how a file is torn
 }
 
 // HistoryFrameDump is one frame.
@@ -108,6 +121,9 @@ func dumpHistory(path string, keys *ring) (*HistoryDump, error) {
 	if err := d.read(b); err != nil {
 		d.Error = err.Error()
 	}
+	if d.zstd != nil {
+		d.zstd.Close()
+	}
 	return d, nil
 }
 
@@ -121,7 +137,8 @@ func (d *HistoryDump) read(b []byte) error {
 	f := &fields{b: b[:historyHead]}
 	f.magic("HNXHIST\n")
 	d.version = f.u32()
-	f.rule(d.version == 1 || d.version == 2, 8, "version 1 or 2", "%d", d.version)
+	f.rule(d.version >= 1 && d.version <= 3, 8, "version 1, 2 or 3", "%d", d.version)
+	d.Placed = d.version == 3
 	size := f.u32()
 	store := f.take(16)
 	d.Store = fmt.Sprintf("%x", store)
@@ -130,7 +147,7 @@ func (d *HistoryDump) read(b []byte) error {
 	d.After = f.u64()
 	f.take(8)
 	bound := historyBound
-	if d.version == 2 {
+	if d.version >= 2 {
 		bound = historyThinnedBound
 		d.Level, d.Through, d.FirstPoint, d.LastPoint = f.u32(), f.u32(), f.u64(), f.u64()
 		f.rule(d.Level >= 1 && d.Level <= 3 && d.Through >= d.ID && d.FirstPoint <= d.LastPoint && (d.FirstPoint == 0) == (d.LastPoint == 0), 96, "a level, an id and points in bounds", "level %d, through %d, points %d to %d", d.Level, d.Through, d.FirstPoint, d.LastPoint)
@@ -213,8 +230,7 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 	ordinal, codec := f.u32(), f.u8()
 	f.reserved(3)
 	records, metaRaw, meta, raw, stored := f.u32(), f.u32(), f.u32(), f.u32(), f.u32()
-	last := f.u64()
-	f.take(8)
+	last, when := f.u64(), f.u64()
 	metaSum, sum := f.u32(), f.u32()
 	f.reserved(4)
 	chain := f.u32()
@@ -224,6 +240,10 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 	f.rule(int(ordinal) == len(d.Frames), 4, fmt.Sprintf("frame %d", len(d.Frames)), "%d", ordinal)
 	f.rule(codec <= 1 && d.Level == 0 || (codec == 0 || codec == 2) && d.Level > 0, 8, "a codec of that version", "%d", codec)
 	f.rule(raw <= historyMostRaw && raw%4096 == 0 && metaRaw <= meta, 8, "a frame in bounds", "codec %d, %d B of payload", codec, raw)
+	if d.Placed {
+		f.rule(records|metaRaw|meta == 0 && last|when == 0 && raw > 0, 12, "a frame without records", "%d records, %d B of payload", records, raw)
+		last = d.LastSeq
+	}
 	f.rule(last >= d.LastSeq, 32, fmt.Sprintf("a record from %d on", d.LastSeq), "%d", last)
 	n := historyFrame + int64(meta) + int64(stored)
 	f.rule(n <= int64(len(b)), 20, "lengths inside the file", "%d and %d", meta, stored)
@@ -243,26 +263,16 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 	}
 	d.table = append(d.table, row...)
 	begin := len(d.meta)
-	switch {
-	case d.KeyID == 0:
-		d.meta = append(d.meta, b[historyFrame:historyFrame+meta]...)
-	case d.aead != nil:
-		plain, err := d.aead.Open(nil, logNonce(nonceMeta, at), b[historyFrame:historyFrame+meta], nil)
-		if err != nil {
-			d.forged = faultf(at+historyFrame, "the authentication tag of this meta at this place", "another")
-			return 0, d.forged
-		}
-		d.meta = append(d.meta, plain...)
-		if stored > 0 {
-			if _, err := d.aead.Open(nil, logNonce(noncePayload, at), b[historyFrame+meta:n], nil); err != nil {
-				d.forged = faultf(at+historyFrame+int64(meta), "the authentication tag of this payload at this place", "another")
-				return 0, d.forged
-			}
-		}
+	if err := d.open(b[historyFrame:n], at, meta, raw, codec); err != nil {
+		d.forged = err
+		return 0, err
 	}
 	this := HistoryFrameDump{Offset: at, Records: records, Raw: raw, Stored: stored, Codec: []string{"none", "s2", "zstd"}[codec], LastSeq: last}
-	if d.Opened {
-		did, wrong := d.records(d.meta[begin:], records, raw)
+	if d.Opened && !d.Placed {
+		did, _, wrong := d.records(d.meta[begin:], raw)
+		if wrong == "" && did.Records != records {
+			wrong = fmt.Sprintf("%d records", did.Records)
+		}
 		if wrong != "" {
 			d.forged = faultf(at+historyFrame, fmt.Sprintf("meta of %d records with %d B of payload", records, raw), "%s", wrong)
 			return 0, d.forged
@@ -272,6 +282,35 @@ func (d *HistoryDump) frame(b []byte, at int64) (int64, error) {
 	d.Frames = append(d.Frames, this)
 	d.RawBytes, d.LastSeq, d.chain = d.RawBytes+uint64(raw), last, chain
 	return n, nil
+}
+
+// open reads what a frame at a place has behind its head, as far as it can be opened.
+func (d *HistoryDump) open(b []byte, at int64, meta, raw uint32, codec uint8) error {
+	did, payload := b[:meta], b[meta:]
+	switch {
+	case d.KeyID != 0 && d.aead == nil:
+		return nil
+	case d.aead != nil:
+		var err error
+		if len(did) > 0 {
+			if did, err = d.aead.Open(nil, logNonce(nonceMeta, at), did, nil); err != nil {
+				return faultf(at+historyFrame, "the authentication tag of this meta at this place", "another")
+			}
+		}
+		if len(payload) > 0 {
+			if payload, err = d.aead.Open(nil, logNonce(noncePayload, at), payload, nil); err != nil {
+				return faultf(at+historyFrame+int64(meta), "the authentication tag of this payload at this place", "another")
+			}
+		}
+	}
+	d.meta = append(d.meta, did...)
+	if !d.Placed {
+		return nil
+	}
+	if wrong := d.sumSectors(payload, raw, codec); wrong != "" {
+		return faultf(at+historyFrame+int64(meta), fmt.Sprintf("%d B of payload", raw), "%s", wrong)
+	}
+	return nil
 }
 
 // sealed compares footer and index with the frames before them.
@@ -285,24 +324,27 @@ func (d *HistoryDump) sealed(b, foot []byte, end int64) error {
 		return faultf(at+8, fmt.Sprintf("version %d", d.version), "%d", le.Uint32(foot[8:]))
 	case le.Uint32(foot[12:]) != d.ID || int(le.Uint32(foot[16:])) != len(d.Frames) || uint64(le.Uint32(foot[20:])) != d.RawBytes || le.Uint64(foot[24:]) != d.LastSeq && (d.Level == 0 || le.Uint64(foot[24:]) < d.LastSeq) || le.Uint32(foot[60:]) != d.chain:
 		return faultf(at+12, "a footer of the frames before it", "another")
-	case !allZero(foot[76:historyFoot-4]) || d.KeyID == 0 && !allZero(foot[64:76]):
+	case !allZero(foot[d.footUsed():historyFoot-4]) || d.KeyID == 0 && !allZero(foot[64:76]):
 		return faultf(at+64, "zeroes in reserved bytes", "others")
 	case crc(index) != le.Uint32(foot[56:]):
 		return faultf(at+56, fmt.Sprintf("crc %08x", crc(index)), "%08x", le.Uint32(foot[56:]))
-	case d.KeyID == 0 && string(index) != string(d.table)+string(d.meta):
-		return faultf(off, "an index of the frames before it", "another")
 	case end > off:
 		return faultf(off, "an index behind the frames", "one before %d", end)
 	}
 	d.LastSeq = le.Uint64(foot[24:]) // records behind the last one that is left may have gone
-	if d.aead == nil {
+	switch {
+	case d.KeyID != 0 && d.aead == nil:
 		return nil
+	case d.aead != nil:
+		var err error
+		if index, err = d.aead.Open(nil, foot[64:76], index, nil); err != nil {
+			return faultf(off, "the authentication tag of the index", "another")
+		}
 	}
-	plain, err := d.aead.Open(nil, foot[64:76], index, nil)
-	if err != nil {
-		return faultf(off, "the authentication tag of the index", "another")
+	if d.Placed {
+		return d.placed(index, off, le.Uint32(foot[76:]), le.Uint32(foot[80:]))
 	}
-	if string(plain) != string(d.table)+string(d.meta) {
+	if string(index) != string(d.table)+string(d.meta) {
 		return faultf(off, "an index of the frames before it", "another")
 	}
 	return nil
@@ -315,6 +357,13 @@ func (d *HistoryDump) WriteText(w io.Writer) error {
 	fmt.Fprintf(&b, "  sealed: %v; key %d; %d frames, %d B of payload before compression\n", d.Sealed, d.KeyID, len(d.Frames), d.RawBytes)
 	if d.Level > 0 {
 		fmt.Fprintf(&b, "  thinned to %s, for the files up to %08x; points %d to %d\n", []string{1: "flushes", 2: "minutes", 3: "hours"}[d.Level], d.Through, d.FirstPoint, d.LastPoint)
+	}
+	if d.Placed {
+		fmt.Fprintf(&b, "  payload lies by blocks: of the %d B that its records wrote, what is equal is there once\n", d.WrittenBytes)
+	}
+	for i := range d.Sheets {
+		fmt.Fprintf(&b, "  a sheet of %d records\n", d.Sheets[i].Records)
+		d.Sheets[i].write(&b)
 	}
 	for _, f := range d.Frames {
 		fmt.Fprintf(&b, "  at %d: %d records up to %d, %d B of payload stored as %d B (%s)\n", f.Offset, f.Records, f.LastSeq, f.Raw, f.Stored, f.Codec)

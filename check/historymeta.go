@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// HistoryDid is what the records of a frame did, as their meta says.
+// HistoryDid is what the records of a frame, or of a sheet of version 3, did, as their meta says.
 type HistoryDid struct {
+	Records    uint32    `json:"records"`
 	First      time.Time `json:"first"`
 	Last       time.Time `json:"last"`
 	Writes     uint32    `json:"writes"` // parts of a long write count each
@@ -70,10 +71,10 @@ func (v *varints) take(n uint64) []byte {
 	return b
 }
 
-// records decodes the meta of a frame: so many records, of whose writes the payload has raw bytes. It reports what is wrong.
-func (d *HistoryDump) records(meta []byte, records, raw uint32) (did HistoryDid, wrong string) {
+// records decodes the meta of a frame, or of a sheet of version 3: records whose writes have raw bytes of payload. It returns the sums of their sectors, and reports what is wrong.
+func (d *HistoryDump) records(meta []byte, raw uint32) (did HistoryDid, sums []byte, wrong string) {
 	v := &varints{b: meta}
-	seq, at, n, payload := uint64(0), int64(0), uint32(0), uint64(0)
+	seq, at, payload := uint64(0), int64(0), uint64(0)
 	for len(v.b) > 0 {
 		kind := v.take(1)[0]
 		seq, at = seq+v.uint(math.MaxUint64), at+v.int()
@@ -84,9 +85,9 @@ func (d *HistoryDump) records(meta []byte, records, raw uint32) (did HistoryDid,
 		switch kind {
 		case 1:
 			if length == 0 || length%4096 != 0 || off%4096 != 0 || payload+length > uint64(raw) {
-				return did, fmt.Sprintf("a write of %d+%d B", off, length)
+				return did, nil, fmt.Sprintf("a write of %d+%d B", off, length)
 			}
-			v.take(length / 1024)
+			sums = append(sums, v.take(length/1024)...)
 			payload += length
 			did.Writes, did.WriteBytes = did.Writes+1, did.WriteBytes+length
 		case 2, 3:
@@ -102,27 +103,28 @@ func (d *HistoryDump) records(meta []byte, records, raw uint32) (did HistoryDid,
 			did.Flushes++
 		case 242:
 			if d.version < 2 {
-				return did, "a kept moment in a file that was not thinned"
+				return did, nil, "a kept moment in a file that was not thinned"
 			}
 			did.Kept++
 		default:
-			return did, fmt.Sprintf("a record of kind %d", kind)
+			return did, nil, fmt.Sprintf("a record of kind %d", kind)
 		}
 		if v.bad || at < 0 {
-			return did, fmt.Sprintf("a record %d that is cut off or out of bounds", n)
+			return did, nil, fmt.Sprintf("a record %d that is cut off or out of bounds", did.Records)
 		}
 		if point.Kind != "" {
 			d.Points = append(d.Points, point)
 		}
-		if n++; n == 1 {
+		if did.Records++; did.Records == 1 {
 			did.First = when
 		}
 		did.Last = when
 	}
-	if v.bad || n != records || payload != uint64(raw) {
-		return did, fmt.Sprintf("%d records, %d B of payload", n, payload)
+	d.newest = max(d.newest, seq)
+	if v.bad || payload != uint64(raw) {
+		return did, nil, fmt.Sprintf("%d records, %d B of payload", did.Records, payload)
 	}
-	return did, ""
+	return did, sums, ""
 }
 
 // write says what the records of a frame did, in a line.

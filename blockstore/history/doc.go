@@ -9,14 +9,17 @@
 //
 //	frame: header (64) | what each record did (meta) | payload of the writes
 //
-// It never looks into the log, knows nothing of maps, and starts no goroutine. A position (Stream.Append) names a sector of payload by file and offset in the file's raw payload; positions grow with the order
+// A file that was thinned has what records did in its index alone, and payload by blocks: versions of a block lie in one frame, as far as it has room, so that the codec finds in the newer one what the older one has, and what is equal is there once. An order in the index
+// says where the payload of each sector lies (layout). A frame never needs another one.
+//
+// It never looks into the log, knows nothing of maps, and starts no goroutine. A position (Stream.Append) names a sector by file and offset in what the file's records wrote; positions grow with the order
 // of records, as those of the log do, and have their highest bit set, so that an overlay can point at either.
 //
 // Durability: a record is durable when Stream.Sync has returned. What was not synced may be lost from the end; recovery ends a file at its first frame that is not whole. A record that was split over frames counts
 // as there only when all of it is: Stream.LastSeq is the last such one.
 //
 // Thinning (Stream.Thin) replaces a file that has grown old by one of the same id that has fewer records: only after a point (Kind.Point) of such a file are the records before it a state that the volume had. The new file is durable before
-// it takes the name, and a file that somebody reads (Stream.Pin) is not replaced.
+// it takes the name, files of a day that will not be thinned any more become one (join.go), and a file that somebody reads (Stream.Pin) is not replaced.
 //
 // Few files are open at a time (handles): there may be more than a process can have open.
 //

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,6 +39,7 @@ type file struct {
 	mu struct {
 		sync.Mutex
 		frames []frameRef // nil in a sealed file until payload is read, and again when nobody holds the file
+		order  []uint32   // likewise; of a file of version 3
 		loaded bool
 		pins   int
 	}
@@ -52,11 +52,19 @@ type file struct {
 	count    uint32 // frames
 	lastSeq  uint64 // of the last whole record here or before
 	lastTime int64
-	metas    []byte // of all frames, for the index; nil once it is sealed
-	spent    bool   // a write failed: nothing more is put where it may have left something
+	metas    []byte   // of all frames, for the index; nil once it is sealed
+	sheets   []sheet  // of version 3, likewise
+	order    []uint32 // likewise
+	spent    bool     // a write failed: nothing more is put where it may have left something
 	unsynced bool
 
-	stuck bool // it could not be thinned, as it is damaged; of who thins
+	written  uint32 // of a sealed file: what its records wrote, bytes
+	indexLen int64  // likewise; as it is stored
+
+	stuck     bool   // it could not be thinned, as it is damaged; of who thins
+	apart     bool   // it could not be joined with others; likewise
+	firstSeq  uint64 // of the first record, if it was looked at; likewise
+	firstTime int64
 }
 
 func (f *file) source() string { return "history file " + f.path }
@@ -160,6 +168,7 @@ func (f *file) readFooter(size int64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen
 	f.sealed, f.end, f.raw, f.chain, f.count, f.lastSeq, f.lastTime = true, size, ft.Raw, ft.Chain, ft.Frames, ft.LastSeq, ft.LastTime
 	return true, nil
 }
@@ -193,6 +202,24 @@ func (f *file) scan(size int64, deep bool) error {
 		}
 		f.took(&ref, &h, meta)
 	}
+	return nil
+}
+
+// put appends a frame: what records did, if it says so, and payload, which is compressed as h says. It fills in what h lacks.
+func (f *file) put(h *frameHeader, meta, body []byte) error {
+	h.Ordinal, h.MetaRaw = f.count, uint32(len(meta))
+	sealed := f.vault.seal(nonce(nonceMeta, f.end), meta)
+	body = f.vault.seal(nonce(noncePayload, f.end), body)
+	h.MetaStored, h.MetaSum = uint32(len(sealed)), crc32.Checksum(sealed, castagnoli)
+	h.PayloadStored, h.PayloadSum = uint32(len(body)), crc32.Checksum(body, castagnoli)
+	var head [frameSize]byte
+	h.encode(head[:], f.chain)
+	if err := vfs.WriteVec(f.f, [][]byte{head[:], sealed, body}, f.end); err != nil {
+		f.spent = true
+		return f.name(fmt.Errorf("append: %w", err))
+	}
+	f.unsynced = true
+	f.took(&frameRef{off: f.end, raw: f.raw, rawLen: h.PayloadRaw, stored: h.PayloadStored, metaRaw: h.MetaRaw, metaLen: h.MetaStored, sum: h.PayloadSum, codec: h.Codec}, h, meta)
 	return nil
 }
 
@@ -266,12 +293,8 @@ func (f *file) seal() error {
 		return nil
 	}
 	f.mu.Lock()
-	index := make([]byte, int(f.count)*tableEntry, int(f.count)*tableEntry+len(f.metas))
-	for i := range f.mu.frames {
-		f.mu.frames[i].encode(index[i*tableEntry:])
-	}
+	index := encodeIndex(f.mu.frames, f.sheets, f.order, f.metas)
 	f.mu.Unlock()
-	index = append(index, f.metas...)
 	var random [12]byte
 	if f.vault != nil {
 		if _, err := rand.Read(random[:]); err != nil {
@@ -279,7 +302,7 @@ func (f *file) seal() error {
 		}
 	}
 	stored := f.vault.seal(random[:], index)
-	ft := footer{Nonce: random, ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw}
+	ft := footer{Nonce: random, ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw, Sheets: uint32(len(f.sheets)), Sectors: uint32(len(f.order))}
 	err := vfs.WriteVec(f.f, [][]byte{stored, ft.encode(f.seed, f.header.version())}, f.end)
 	if err == nil {
 		err = vfs.DataSync(f.f)
@@ -289,8 +312,9 @@ func (f *file) seal() error {
 		return f.name(fmt.Errorf("seal: %w", err))
 	}
 	f.mu.Lock()
+	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen
 	f.end += int64(len(stored)) + footerSize
-	f.sealed, f.metas, f.unsynced = true, nil, false
+	f.sealed, f.metas, f.sheets, f.order, f.unsynced = true, nil, nil, nil, false
 	f.mu.frames, f.mu.loaded = nil, false
 	f.mu.Unlock()
 	f.handles.end(f)
@@ -298,136 +322,15 @@ func (f *file) seal() error {
 }
 
 // indexSize is how long the index of what is in the file would be, in bytes.
-func (f *file) indexSize() int { return int(f.count)*tableEntry + len(f.metas) }
+func (f *file) indexSize() int {
+	return int(f.count)*tableEntry + len(f.sheets)*sheetEntry + len(f.order)*orderEntry + len(f.metas)
+}
 
 // unpin lets a reader go. The last one takes with it what was kept for readers.
 func (f *file) unpin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.mu.pins--; f.mu.pins == 0 && f.sealed {
-		f.mu.frames, f.mu.loaded = nil, false
+		f.mu.frames, f.mu.order, f.mu.loaded = nil, nil, false
 	}
-}
-
-// index returns the frames of a file and what all their records did.
-func (f *file) index() (frames []frameRef, metas []byte, err error) {
-	f.mu.Lock()
-	sealed, end := f.sealed, f.end
-	if !sealed {
-		frames, metas = slices.Clone(f.mu.frames), slices.Clone(f.metas)
-	}
-	f.mu.Unlock()
-	if !sealed {
-		return frames, metas, nil
-	}
-	foot := make([]byte, footerSize)
-	if err := f.read(foot, end-footerSize); err != nil {
-		return nil, nil, f.name(err)
-	}
-	ft, err := parseFooter(foot, &f.header, f.seed, end)
-	if err != nil {
-		return nil, nil, f.name(err)
-	}
-	b := make([]byte, ft.IndexLen)
-	if err := f.read(b, ft.IndexOff); err != nil {
-		return nil, nil, f.name(err)
-	}
-	if crc32.Checksum(b, castagnoli) != ft.IndexSum {
-		return nil, nil, f.name(damaged("an index that matches its checksum", ft.IndexOff))
-	}
-	if b, err = f.vault.open(ft.Nonce[:], ft.IndexOff, b); err != nil {
-		return nil, nil, f.name(err)
-	}
-	if frames, metas, err = f.parseIndex(b, &ft); err != nil {
-		return nil, nil, f.name(err)
-	}
-	return frames, metas, nil
-}
-
-// parseIndex checks that the frames of an index lie one behind the other.
-func (f *file) parseIndex(b []byte, ft *footer) (frames []frameRef, metas []byte, err error) {
-	if len(b) < int(ft.Frames)*tableEntry {
-		return nil, nil, damaged("an index as long as its table", ft.IndexOff)
-	}
-	frames = make([]frameRef, ft.Frames)
-	at, raw, meta, codecs := int64(headerSize), uint32(0), uint64(0), codecS2
-	if f.header.Level != Whole {
-		codecs = codecZstd
-	}
-	for i := range frames {
-		r := parseFrameRef(b[i*tableEntry:])
-		if r.off != at || r.raw != raw || r.rawLen > maxFrameRaw || r.stored > maxFrameRaw+tagSize || r.metaRaw > maxFrameMeta || r.metaLen > maxFrameMeta+tagSize || r.codec > codecs {
-			return nil, nil, damaged("frames that follow one another", ft.IndexOff+int64(i)*tableEntry)
-		}
-		at, raw, meta = r.payloadAt()+int64(r.stored), raw+r.rawLen, meta+uint64(r.metaRaw)
-		frames[i] = r
-	}
-	metas = b[int(ft.Frames)*tableEntry:]
-	if at > ft.IndexOff || raw != ft.Raw || meta != uint64(len(metas)) {
-		return nil, nil, damaged("an index that fits its footer", ft.IndexOff)
-	}
-	return frames, metas, nil
-}
-
-// frame returns the frame that holds a byte of the raw payload.
-func (f *file) frame(raw uint32) (frameRef, bool, error) {
-	f.mu.Lock()
-	frames, loaded := f.mu.frames, f.mu.loaded || !f.sealed
-	f.mu.Unlock()
-	if !loaded {
-		var err error
-		if frames, _, err = f.index(); err != nil {
-			return frameRef{}, false, err
-		}
-		f.mu.Lock()
-		if f.sealed && f.mu.pins > 0 {
-			f.mu.frames, f.mu.loaded = frames, true
-		}
-		f.mu.Unlock()
-	}
-	i, found := slices.BinarySearchFunc(frames, raw, func(r frameRef, raw uint32) int {
-		switch {
-		case r.raw+r.rawLen <= raw:
-			return -1
-		case r.raw > raw:
-			return 1
-		}
-		return 0
-	})
-	if !found {
-		return frameRef{}, false, nil
-	}
-	return frames[i], true, nil
-}
-
-// each calls visit for the records of the file in order.
-func (f *file) each(visit func(*Record) error) error {
-	frames, metas, err := f.index()
-	if err != nil {
-		return err
-	}
-	m, end := metaReader{file: f.header.ID, thinned: f.header.Level != Whole}, uint32(0)
-	m.rec.Thinned = m.thinned
-	for i := range frames {
-		r := &frames[i]
-		if m.raw != r.raw {
-			return f.name(damaged("records that fill their frames", r.off))
-		}
-		m.rest, m.end = metas[:r.metaRaw], r.raw+r.rawLen
-		end = m.end
-		metas = metas[r.metaRaw:]
-		m.rec.Seq, m.rec.Time = 0, 0
-		for len(m.rest) > 0 {
-			if !m.next() {
-				return f.name(damaged("records in bounds", r.off))
-			}
-			if err := visit(&m.rec); err != nil {
-				return err
-			}
-		}
-	}
-	if m.raw != end {
-		return f.name(damaged("records that fill the file", frames[len(frames)-1].off))
-	}
-	return nil
 }

@@ -14,6 +14,8 @@ const (
 	frameSize   = 64
 	footerSize  = 128
 	tableEntry  = 32
+	sheetEntry  = 8
+	orderEntry  = 4
 	sectorSize  = block.Size
 	boundHeader = 96 // bytes of the header that keys are derived from
 
@@ -21,6 +23,8 @@ const (
 	// thinnedVersion is that of a file that does not have every record: a program that knows only the other would make moments of it that never were. boundThinned is boundHeader of it.
 	thinnedVersion = 2
 	boundThinned   = 128
+	// placedVersion is that of a thinned file whose payload lies by blocks, so that versions of a block are beside one another.
+	placedVersion = 3
 
 	headerMagic = "HNXHIST\n"
 	footerMagic = "HNXHISE\n"
@@ -34,7 +38,8 @@ const (
 	maxFrameRaw  = FrameRaw
 	maxFrameMeta = 128 << 10
 	// MaxFileRaw bounds the raw payload of a file, in bytes, and with it its index.
-	MaxFileRaw = 256 << 20
+	MaxFileRaw     = 256 << 20
+	maxFileSectors = MaxFileRaw / sectorSize
 	// maxFileStored is the length from which on a file is sealed, in bytes.
 	maxFileStored = 64 << 20
 	maxIndex      = 64 << 20
@@ -61,6 +66,7 @@ type Header struct {
 
 	// Of a file that was thinned; zero in others.
 
+	Placed  bool // version 3: an order says where the payload of records lies; else it lies in their order
 	Level   Level
 	Through uint32 // it stands for the files from ID to this one
 	// FirstPoint and LastPoint bound the sequence numbers of the points that are left in it; zero: there is none.
@@ -69,8 +75,11 @@ type Header struct {
 
 // version is that of the format of the file.
 func (h *Header) version() uint32 {
-	if h.Level == Whole {
+	switch {
+	case h.Level == Whole:
 		return formatVersion
+	case h.Placed:
+		return placedVersion
 	}
 	return thinnedVersion
 }
@@ -116,8 +125,8 @@ func ParseHeader(b []byte) (h Header, seed uint32, err error) {
 	reserved := 96
 	switch v := le.Uint32(b[8:]); v {
 	case formatVersion:
-	case thinnedVersion:
-		reserved = 120
+	case thinnedVersion, placedVersion:
+		reserved, h.Placed = 120, v == placedVersion
 		h.Level, h.Through = Level(le.Uint32(b[96:])), le.Uint32(b[100:])
 		h.FirstPoint, h.LastPoint = le.Uint64(b[104:]), le.Uint64(b[112:])
 		if h.Level == Whole || h.Level > Hours || h.Through < le.Uint32(b[40:]) || h.Through > maxFileID || h.FirstPoint > h.LastPoint || h.FirstPoint == 0 && h.LastPoint > 0 {
@@ -239,6 +248,24 @@ type footer struct {
 	Chain    uint32   // of the last frame
 	Raw      uint32   // bytes of payload
 	Nonce    [12]byte // of the index, random; zero where nothing is encrypted
+
+	// Of version 3; zero in others.
+
+	Sheets  uint32
+	Sectors uint32 // that the records wrote
+}
+
+// written is how much the records of the file wrote, in bytes.
+func (f *footer) written(h *Header) uint32 {
+	if h.Placed {
+		return f.Sectors * sectorSize
+	}
+	return f.Raw
+}
+
+// tables is what an index has before what the records did, in bytes.
+func (f *footer) tables() int64 {
+	return int64(f.Frames)*tableEntry + int64(f.Sheets)*sheetEntry + int64(f.Sectors)*orderEntry
 }
 
 func (f *footer) encode(seed, version uint32) []byte {
@@ -255,6 +282,8 @@ func (f *footer) encode(seed, version uint32) []byte {
 	le.PutUint32(b[56:], f.IndexSum)
 	le.PutUint32(b[60:], f.Chain)
 	copy(b[64:], f.Nonce[:])
+	le.PutUint32(b[76:], f.Sheets)
+	le.PutUint32(b[80:], f.Sectors)
 	le.PutUint32(b[footerSize-4:], crc32.Update(seed, castagnoli, b[:footerSize-4]))
 	return b
 }
@@ -273,8 +302,12 @@ func parseFooter(b []byte, h *Header, seed uint32, size int64) (f footer, err er
 	}
 	f = footer{ID: le.Uint32(b[12:]), Frames: le.Uint32(b[16:]), Raw: le.Uint32(b[20:]), LastSeq: le.Uint64(b[24:]), LastTime: int64(le.Uint64(b[32:])),
 		IndexOff: int64(le.Uint64(b[40:])), IndexLen: int64(le.Uint64(b[48:])), IndexSum: le.Uint32(b[56:]), Chain: le.Uint32(b[60:]), Nonce: [12]byte(b[64:])}
-	if f.ID != h.ID || !zeroes(b[76:footerSize-4]) || h.KeyID == 0 && f.Nonce != [12]byte{} || f.IndexOff < headerSize || f.IndexLen < 0 || f.IndexLen > maxIndex || f.IndexOff+f.IndexLen != at ||
-		int64(f.Frames)*tableEntry > f.IndexLen || f.Raw > MaxFileRaw || f.LastTime < 0 {
+	reserved := 76
+	if h.Placed {
+		f.Sheets, f.Sectors, reserved = le.Uint32(b[76:]), le.Uint32(b[80:]), 84
+	}
+	if f.ID != h.ID || !zeroes(b[reserved:footerSize-4]) || h.KeyID == 0 && f.Nonce != [12]byte{} || f.IndexOff < headerSize || f.IndexLen < 0 || f.IndexLen > maxIndex || f.IndexOff+f.IndexLen != at ||
+		f.tables() > f.IndexLen || f.Raw > MaxFileRaw || f.Sectors > maxFileSectors || f.LastTime < 0 {
 		return f, damaged("footer in bounds", at+12)
 	}
 	return f, nil

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"strings"
 
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
@@ -22,21 +21,34 @@ func isThinning(name string) bool {
 	return ok
 }
 
-// replace puts what a plan leaves of files, which follow each other, in their place, as one file: that is durable under another name before it takes the name of the first; then the others go. Of all but the first nothing is left.
-func (st *Stream) replace(t *Thinning, old []*file, p *thinPlan) (done Thinned, err error) {
+// part is a file and what is left of it.
+type part struct {
+	file *file
+	plan *thinPlan
+}
+
+// replace puts what is left of files, which follow each other, in their place, as one file: that is durable under another name before it takes the name of the first; then the others go.
+func (st *Stream) replace(t *Thinning, parts []part) (done Thinned, err error) {
 	t.step(BeforeWrite)
-	first, last := old[0], old[len(old)-1]
-	for _, f := range old {
-		done.Before += f.end
+	var old []*file
+	points := &thinPlan{}
+	for _, p := range parts {
+		old = append(old, p.file)
+		done.Before += p.file.end
+		if p.plan.first > 0 {
+			points.add(p.plan.first)
+			points.add(p.plan.last)
+		}
 	}
+	first, last := old[0], old[len(old)-1]
 	h := first.header
-	h.Level, h.Through, h.FirstPoint, h.LastPoint = p.level, max(last.header.ID, last.header.Through), p.first, p.last
+	h.Placed, h.Level, h.Through, h.FirstPoint, h.LastPoint = true, parts[0].plan.level, max(last.header.ID, last.header.Through), points.first, points.last
 	f, path, err := st.s.thinnedFile(first, h)
 	if err != nil {
 		return done, err
 	}
 	var late error
-	err = st.writeThinned(t, f, first, last, p)
+	err = st.writeThinned(t, f, parts)
 	if err == nil {
 		t.step(BeforeRename)
 		err = t.Pace(0) // it may have to stop since
@@ -88,84 +100,6 @@ func (s *Set) thinnedFile(old *file, h Header) (f *file, path string, err error)
 		return nil, "", errors.Join(f.name(err), s.handles.drop(f), s.opts.FS.Remove(path))
 	}
 	return f, path, nil
-}
-
-// writeThinned writes what is left, and makes it durable.
-func (st *Stream) writeThinned(t *Thinning, f, old, last *file, p *thinPlan) error {
-	out := &Stream{s: st.s, volume: st.volume, single: true, files: []*file{f}}
-	record := uint32(0)
-	for i := range p.frames {
-		if st.gone.Load() {
-			return errStopped
-		}
-		n, err := st.thinFrame(t, out, old, p, i, record)
-		if err != nil {
-			return err
-		}
-		record += n
-	}
-	out.mu.Lock()
-	defer out.mu.Unlock()
-	if err := out.writeFrame(); err != nil {
-		return err
-	}
-	if f.indexSize() > maxIndex || f.lastSeq > last.lastSeq {
-		return fmt.Errorf("thin %s: %d B of index, records up to %d of %d", old.source(), f.indexSize(), f.lastSeq, last.lastSeq)
-	}
-	f.lastSeq, f.lastTime = last.lastSeq, last.lastTime
-	return f.seal()
-}
-
-// thinFrame copies what is left of a frame. It returns how many records the frame has.
-func (st *Stream) thinFrame(t *Thinning, out *Stream, old *file, p *thinPlan, i int, first uint32) (n uint32, err error) {
-	m, ref := p.reader(old, i), &p.frames[i]
-	var payload []byte
-	for at := m.raw; len(m.rest) > 0; at, n = m.raw, n+1 {
-		if !m.next() {
-			return n, old.name(damaged("records in bounds", ref.off))
-		}
-		r, keep := m.rec, p.keep[first+n]
-		switch {
-		case keep == 0:
-		case r.Kind != Write:
-			err = out.Append(&r)
-		default:
-			if payload == nil {
-				if err := t.Pace(2 * int(ref.stored)); err != nil { // to read it, and to write what is left
-					return n, err
-				}
-				if payload, err = old.readPayload(ref); err != nil {
-					return n, old.name(err)
-				}
-			}
-			err = appendLeft(out, old, &r, keep, payload[at-ref.raw:])
-		}
-		if err == nil && p.kept[first+n] {
-			err = out.Append(&Record{Kind: Kept, Seq: r.Seq, Time: r.Time})
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// appendLeft appends the blocks of a write that are left.
-func appendLeft(out *Stream, old *file, r *Record, keep uint32, payload []byte) error {
-	for _, run := range blocks(keep, len(r.Sums)) {
-		part := Record{Kind: Write, Seq: r.Seq, Time: r.Time, MapEpoch: r.MapEpoch, Off: r.Off + uint64(run[0])*sectorSize, Len: uint64(run[1]) * sectorSize}
-		part.Payload = payload[run[0]*sectorSize : (run[0]+run[1])*sectorSize]
-		part.Sums = r.Sums[run[0] : run[0]+run[1]]
-		for i, want := range part.Sums { // damage must not get a checksum that fits
-			if crc32.Checksum(part.Payload[i*sectorSize:(i+1)*sectorSize], castagnoli) != want {
-				return old.name(damaged("sectors that match their checksums", int64(r.Pos)))
-			}
-		}
-		if err := out.Append(&part); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // swap gives a file that is durable the place of others. A late error came when that was done already: what is durable of it is not known.

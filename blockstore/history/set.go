@@ -39,12 +39,15 @@ type Set struct {
 	}
 	cache   frameCache
 	handles *handles
+
+	gather   int           // sectors; gatherSectors, but for tests
+	joinSpan time.Duration // joinSpan, but for tests
 }
 
 // Open reads what history there is: the ends of sealed files, and the one of each volume that was being filled. A volume whose files cannot be used is in bad, with the reason, and has no stream: whoever opened
 // decides whether its files go.
 func Open(opts Options) (s *Set, bad map[block.VolumeID]error, err error) {
-	s = &Set{opts: opts, handles: &handles{fs: opts.FS}}
+	s = &Set{opts: opts, handles: &handles{fs: opts.FS}, gather: gatherSectors, joinSpan: joinSpan}
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
 	}
@@ -263,19 +266,24 @@ func (s *Set) ReadAt(p []byte, pos uint64, sums []uint32) error {
 	if f == nil {
 		return fmt.Errorf("read history file %08x: %w", fileOf(pos), block.ErrNotFound)
 	}
+	l, err := f.layout()
+	if err != nil {
+		return err
+	}
+	var r frameRef
+	var b []byte // its payload
 	for raw := rawOf(pos); len(p) > 0; {
-		r, ok, err := f.frame(raw)
-		if err != nil {
-			return err
-		}
+		next, off, ok := l.find(raw)
 		if !ok {
 			return f.name(damaged("a frame at that position", int64(raw)))
 		}
-		b, err := s.cache.get(f, &r)
-		if err != nil {
-			return f.name(err)
+		if b == nil || next.off != r.off {
+			r = next
+			if b, err = s.cache.get(f, &r); err != nil {
+				return f.name(err)
+			}
 		}
-		n := copy(p, b[raw-r.raw:])
+		n := copy(p[:l.run(len(p))], b[off:])
 		for at := 0; at < n; at += sectorSize {
 			if got := crc32.Checksum(p[at:at+sectorSize], castagnoli); got != sums[at/sectorSize] {
 				return &block.CorruptError{Source: f.source(), Offset: r.off, Want: fmt.Sprintf("crc32c %08x", sums[at/sectorSize]), Got: fmt.Sprintf("%08x", got)}

@@ -21,7 +21,6 @@ type Stream struct {
 
 	thinning sync.Mutex  // held by one who thins; before mu
 	gone     atomic.Bool // it was removed, or is being closed: who thins it stops
-	single   bool        // of what a thinned file is written with: it has one file
 
 	mu    sync.Mutex
 	files []*file // oldest first; the last one may be open
@@ -113,7 +112,7 @@ func (st *Stream) makeRoom(r *Record) error {
 	}
 	f := st.open()
 	full := f != nil && (f.end >= maxFileStored || f.indexSize() >= maxIndexFull || int64(f.raw) > MaxFileRaw-longestRecord || st.void >= maxVoid-2)
-	if full && !st.part && !st.single { // no record lies in two files
+	if full && !st.part { // no record lies in two files
 		if err := st.rollLocked(); err != nil {
 			return err
 		}
@@ -161,31 +160,16 @@ func (st *Stream) writeFrame() error {
 	if f == nil {
 		return fmt.Errorf("history of volume %d: %w", st.volume, errSpent)
 	}
-	h := frameHeader{Ordinal: f.count, Records: st.meta.n, MetaRaw: uint32(len(st.meta.b)), PayloadRaw: uint32(len(st.payload)), LastSeq: st.whole, LastTime: max(f.lastTime, st.meta.time)}
+	h := frameHeader{Records: st.meta.n, PayloadRaw: uint32(len(st.payload)), LastSeq: st.whole, LastTime: max(f.lastTime, st.meta.time)}
 	body := st.payload
-	switch {
-	case len(body) == 0 || dedup.Incompressible(body):
-	case f.header.Level != Whole: // it is read seldom, and for long
-		if st.packed = st.s.handles.pack.pack(st.packed[:0], body); len(st.packed) > 0 && len(st.packed) < len(body)-len(body)/20 {
-			body, h.Codec = st.packed, codecZstd
-		}
-	default:
+	if len(body) > 0 && !dedup.Incompressible(body) {
 		if st.packed = s2.Encode(st.packed[:cap(st.packed)], body); len(st.packed) < len(body)-len(body)/20 {
 			body, h.Codec = st.packed, codecS2
 		}
 	}
-	meta := f.vault.seal(nonce(nonceMeta, f.end), st.meta.b)
-	body = f.vault.seal(nonce(noncePayload, f.end), body)
-	h.MetaStored, h.MetaSum = uint32(len(meta)), crc32.Checksum(meta, castagnoli)
-	h.PayloadStored, h.PayloadSum = uint32(len(body)), crc32.Checksum(body, castagnoli)
-	var head [frameSize]byte
-	h.encode(head[:], f.chain)
-	if err := vfs.WriteVec(f.f, [][]byte{head[:], meta, body}, f.end); err != nil {
-		f.spent = true
-		return f.name(fmt.Errorf("append: %w", err))
+	if err := f.put(&h, st.meta.b, body); err != nil {
+		return err
 	}
-	f.unsynced = true
-	f.took(&frameRef{off: f.end, raw: f.raw, rawLen: h.PayloadRaw, stored: h.PayloadStored, metaRaw: h.MetaRaw, metaLen: h.MetaStored, sum: h.PayloadSum, codec: h.Codec}, &h, st.meta.b)
 	st.meta.reset()
 	st.payload = st.payload[:0]
 	return nil

@@ -26,7 +26,7 @@ func (st *Stream) stopThinning() (release func()) {
 }
 
 // Thin thins what lies between the two oldest roots between which more is left than should be, and reports whether there was such a stretch. Each file is replaced as a whole, newest first, by one of the same id that is durable before; a death leaves one or the
-// other. What somebody reads stays as it is, and so does what comes before it, for the next call. It needs some MiB of memory: the records of a file (at most 64 MiB as stored, usually one or two) and the blocks that a stretch wrote, a bit each, at most 64 MiB.
+// other. What somebody reads stays as it is, and so does what comes before it, for the next call. It needs some MiB of memory: the records of a file (at most 64 MiB as stored, usually one or two, and as much for what is left of them), the blocks that a stretch wrote, a bit each, at most 64 MiB, and at most 40 MiB of payload and of where it lies.
 func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	st.thinning.Lock()
 	defer st.thinning.Unlock()
@@ -46,7 +46,7 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	done, err = st.thinStretch(t, files, first, end)
 	if err == nil {
 		var more Thinned
-		more, err = st.joinEmpty(t)
+		more, err = st.join(t)
 		done.add(more)
 	}
 	if later := errors.Is(err, errBusy) || errors.Is(err, errDropped) || errors.Is(err, errNoRoom); later && !errors.Is(err, block.ErrCorrupt) {
@@ -144,7 +144,7 @@ func (st *Stream) thinStretch(t *Thinning, files []*file, first, end int) (done 
 		p, err := w.plan(f, want)
 		if err == nil {
 			var one Thinned
-			one, err = st.replace(t, []*file{f}, p)
+			one, err = st.replace(t, []part{{f, p}})
 			done.add(one)
 		}
 		if errors.Is(err, block.ErrCorrupt) {
@@ -164,29 +164,6 @@ func (f *file) told(err error) error {
 	}
 	f.stuck = true
 	return err
-}
-
-// joinEmpty makes one of files that follow each other in which nothing is left, so that a month of idle quarters of an hour is not thousands of files.
-func (st *Stream) joinEmpty(t *Thinning) (done Thinned, err error) {
-	st.mu.Lock()
-	files := append([]*file(nil), st.files...)
-	st.mu.Unlock()
-	for i := 0; i < len(files); {
-		end, level := i, Hours
-		for end < len(files) && files[end].empty() && !files[end].pinned() {
-			level = min(level, files[end].header.Level)
-			end++
-		}
-		if end-i > 1 {
-			one, err := st.replace(t, files[i:end], &thinPlan{level: level})
-			if err != nil {
-				return done, err
-			}
-			done.add(one)
-		}
-		i = max(end, i+1)
-	}
-	return done, nil
 }
 
 // empty reports whether nothing is left in a file that was thinned.

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -93,8 +91,16 @@ func (p *past) append(st *Stream, r Record, part bool) {
 		for i := range r.Payload {
 			r.Payload[i] = byte(r.Seq) + byte(i/1000)
 		}
-		for at := range r.Len / sectorSize {
-			le.PutUint64(r.Payload[at*sectorSize:], p.rng.Uint64())
+		for at := uint64(0); at < r.Len; at += sectorSize {
+			sector, chance := r.Payload[at:][:sectorSize], p.rng.Uint64()
+			switch chance % 4 {
+			case 0: // another version of what was there
+				copy(sector, p.blocks[(r.Off+at)/sectorSize])
+			case 1: // what another block has
+				copy(sector, p.blocks[chance/4%60])
+				continue
+			}
+			le.PutUint64(sector[chance/256%100*8:], chance)
 		}
 	}
 	must(p.t, st.Append(&r))
@@ -220,6 +226,33 @@ func thinAll(t *testing.T, st *Stream, th *Thinning) (done Thinned) {
 	return done
 }
 
+// dropIdle gives up the roots that nothing stands on, as the owner of a stream does.
+func (p *past) dropIdle(st *Stream) {
+	left := p.roots[:1:1]
+	for i := 1; i+1 < len(p.roots); i++ {
+		if !st.Idle(p.roots[i].Seq, p.roots[i+1].Seq) {
+			left = append(left, p.roots[i])
+		}
+	}
+	p.roots = append(left, p.roots[len(p.roots)-1])
+}
+
+// joined counts the files that stand for what lies between several roots.
+func (p *past) joined(st *Stream) (n int) {
+	for _, f := range st.files {
+		roots := 0
+		for _, r := range p.roots {
+			if f.header.After < r.Seq && r.Seq <= f.lastSeq {
+				roots++
+			}
+		}
+		if roots > 1 && f.header.Level == Hours {
+			n++
+		}
+	}
+	return n
+}
+
 // After any thinning each point that is left is what the volume was then, and the policy's points are left.
 func TestThin(t *testing.T) {
 	for seed := range uint64(4) {
@@ -233,6 +266,10 @@ func TestThin(t *testing.T) {
 			st, err := s.Create(testVolume)
 			must(t, err)
 			p := newPast(t, seed)
+			if s.gather = 50; seed < 2 { // else a file is gathered at once
+				s.gather = 1 << 20
+			}
+			s.joinSpan = 3 * time.Hour
 			for round := range 8 {
 				p.grow(st, 2*time.Hour, time.Minute)
 				before := st.Bytes()
@@ -240,6 +277,7 @@ func TestThin(t *testing.T) {
 				if round > 0 && (done.Files == 0 || st.Bytes() >= before || before-st.Bytes() != done.Before-done.After) {
 					t.Fatalf("round %d: %+v, %d B before and %d after", round, done, before, st.Bytes())
 				}
+				p.dropIdle(st)
 				points, _ := p.check(s, st, fmt.Sprint("round ", round))
 				p.complete(st, points)
 				if seed%3 == 0 { // nobody else finds anything to do, and an open finds the same
@@ -247,13 +285,17 @@ func TestThin(t *testing.T) {
 						t.Errorf("thinned twice: %+v", done)
 					}
 					must(t, s.Close())
+					gather := s.gather
 					s = openSet(t, fs, keys)
-					st = s.Stream(testVolume)
+					s.gather, s.joinSpan, st = gather, 3*time.Hour, s.Stream(testVolume)
 					again, _ := p.check(s, st, "reopened")
 					if !slices.EqualFunc(points, again, func(a, b Record) bool { return a.Kind == b.Kind && a.Seq == b.Seq && a.Label == b.Label }) {
 						t.Fatal("an open finds other points")
 					}
 				}
+			}
+			if p.joined(st) == 0 {
+				t.Error("no files were joined")
 			}
 			must(t, s.Close())
 		})
@@ -331,10 +373,11 @@ func TestThinCrash(t *testing.T) {
 	for seed := range uint64(2) {
 		fs := vfs.NewCrashableMem()
 		s := openSet(t, fs, nil)
+		s.joinSpan = 3 * time.Hour
 		st, err := s.Create(testVolume)
 		must(t, err)
 		p := newPast(t, seed)
-		p.grow(st, 10*time.Hour, 2*time.Minute)
+		p.grow(st, 14*time.Hour, 2*time.Minute)
 		steps, hit := 0, map[ThinStep]int{}
 		for range 3 {
 			thinAll(t, st, p.policy(func(step ThinStep) {
@@ -346,6 +389,7 @@ func TestThinCrash(t *testing.T) {
 					left := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: p.rng})
 					what := fmt.Sprintf("seed %d, step %d, %d %% of what was not synced", seed, step, percent)
 					again := openSet(t, left, nil)
+					again.joinSpan = 3 * time.Hour
 					found := again.Stream(testVolume)
 					if found.LastSeq() != p.all[len(p.all)-1].Seq {
 						t.Fatalf("%s: the last record is %d, want %d", what, found.LastSeq(), p.all[len(p.all)-1].Seq)
@@ -364,7 +408,11 @@ func TestThinCrash(t *testing.T) {
 					}
 				}
 			}))
+			p.dropIdle(st)
 			p.grow(st, 5*time.Hour, time.Minute)
+		}
+		if p.joined(st) == 0 {
+			t.Error("no files were joined")
 		}
 		if steps < 100 || len(hit) != 5 {
 			t.Fatalf("only %d steps: %v", steps, hit)
@@ -498,85 +546,4 @@ func TestIdleRoots(t *testing.T) {
 		t.Fatalf("%d idle roots, %d others, of %d", idle, sure, len(p.roots))
 	}
 	must(t, s.Close())
-}
-
-// The golden file of a stretch that was thinned stays readable for ever.
-func TestThinnedGolden(t *testing.T) {
-	const golden, name = "testdata/thinned.golden", "history/0000000000000007/00000001.hist"
-	sectors := func(of ...byte) (b []byte) {
-		for _, c := range of {
-			b = append(b, bytes.Repeat([]byte{c}, sectorSize)...)
-		}
-		return b
-	}
-	if *update {
-		fs := vfs.NewCrashableMem()
-		s := openSet(t, fs, nil)
-		st, err := s.Create(testVolume)
-		must(t, err)
-		minute := int64(time.Minute)
-		for _, r := range []Record{
-			{Kind: Write, Seq: 2, Time: 1, Off: 0, Len: 3 * sectorSize, Payload: sectors('a', 'b', 'c')},
-			{Kind: Write, Seq: 3, Time: 2, Off: sectorSize, Len: sectorSize, Payload: sectors('d')}, // the second sector of the one before is superseded
-			{Kind: Barrier, Seq: 3, Time: 3},
-			{Kind: Trim, Seq: 4, Time: 4, Off: 0, Len: sectorSize},
-			{Kind: Mark, Seq: 4, Time: 5, Label: "golden"},
-			{Kind: Write, Seq: 5, Time: 2 * minute, Off: 0, Len: sectorSize, Payload: sectors('e')},
-			{Kind: Barrier, Seq: 5, Time: 2*minute + 1},
-			{Kind: Write, Seq: 6, Time: 3 * minute, Off: 0, Len: sectorSize, Payload: sectors('f')}, // a minute without a flush
-		} {
-			must(t, st.Append(&r))
-		}
-		must(t, st.Roll())
-		_, _, err = st.Thin(&Thinning{Roots: []Root{{Seq: 1}, {Seq: 7}}, Level: func(int64) Level { return Minutes }, Pace: func(int) error { return nil }})
-		must(t, err)
-		must(t, os.WriteFile(golden, readAll(t, fs, name), 0o644))
-		must(t, s.Close())
-	}
-	b, err := os.ReadFile(golden)
-	must(t, err)
-	h, _, err := ParseHeader(b[:headerSize])
-	must(t, err)
-	if h.Level != Minutes || h.Through != 1 || h.FirstPoint != 3 || h.LastPoint != 6 || le.Uint32(b[8:]) != thinnedVersion {
-		t.Errorf("%+v", h)
-	}
-	fs := vfs.NewCrashableMem()
-	writeAll(t, fs, name, bytes.Clone(b))
-	s := openSet(t, fs, nil)
-	var got []string
-	must(t, s.Stream(testVolume).Each(0, ^uint64(0), func(r *Record) error {
-		text := fmt.Sprint(r.Kind, " ", r.Seq, " ", r.Off/sectorSize, " ", r.Label, r.Thinned)
-		if r.Kind == Write {
-			p := make([]byte, r.Len)
-			if err := s.ReadAt(p, r.Pos, r.Sums); err != nil {
-				return err
-			}
-			for at := 0; at < len(p); at += sectorSize {
-				text += " " + string(p[at])
-			}
-		}
-		got = append(got, text)
-		return nil
-	}))
-	want := []string{"1 2 0 true a", "1 2 2 true c", "1 3 1 true d", "240 3 0 true", "2 4 0 true", "241 4 0 goldentrue", "1 5 0 true e", "240 5 0 true", "1 6 0 true f", "242 6 0 true"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	must(t, s.Close())
-	for name, damage := range map[string]func(b []byte) []byte{
-		"a level that there is not": func(b []byte) []byte { b[96] = 9; return b },
-		"no footer":                 func(b []byte) []byte { return b[:len(b)-footerSize] },
-		"the other version":         func(b []byte) []byte { b[8] = formatVersion; return b },
-		"a newer version":           func(b []byte) []byte { b[8] = 3; return b },
-	} {
-		b := damage(bytes.Clone(b))
-		le.PutUint32(b[headerSize-4:], crc32.Checksum(b[:headerSize-4], castagnoli))
-		fs := vfs.NewCrashableMem()
-		writeAll(t, fs, "history/0000000000000007/00000001.hist", b)
-		s, bad, err := Open(Options{FS: fs, Dir: "history", StoreID: block.UUID{1}})
-		if err != nil || !errors.Is(bad[testVolume], block.ErrCorrupt) && !errors.Is(bad[testVolume], block.ErrVersion) {
-			t.Errorf("%s: %v, %v", name, err, bad)
-		}
-		must(t, s.Close())
-	}
 }

@@ -37,10 +37,9 @@ func newThinner(st *Stream, t *Thinning) *thinner {
 // thinPlan is what is left of a file.
 type thinPlan struct {
 	level  Level
-	frames []frameRef
-	metas  []byte
-	starts []int           // of the records of each frame, in metas
-	keep   []uint32        // of each record: not 0 if it is left; of a write a bit for each block
+	index  index           // of the file
+	starts []int           // of the records of each sheet, in the metas
+	keep   []uint32        // of each record: not 0 if it is left; of a write a bit for each block; nil: all are left
 	kept   map[uint32]bool // records behind which a point is set
 	first  uint64          // points
 	last   uint64
@@ -128,21 +127,18 @@ func (w *thinner) pass(f *file) error {
 func (w *thinner) plan(f *file, level Level) (*thinPlan, error) {
 	p := &thinPlan{level: level, kept: map[uint32]bool{}}
 	var err error
-	if p.frames, p.metas, err = f.index(); err != nil {
+	if p.index, err = f.index(); err != nil {
 		return nil, err
 	}
-	if err := w.t.Pace(len(p.metas)); err != nil {
+	if err := w.t.Pace(len(p.index.metas)); err != nil {
 		return nil, err
 	}
 	d := &decision{w: w, f: f, p: p, width: level.width(), all: level == f.header.Level, flushed: map[int64]bool{}}
-	counts, n, at := make([]int, len(p.frames)), 0, 0
-	p.starts = make([]int, len(p.frames))
-	for i := range p.frames {
-		p.starts[i] = at
-		at += int(p.frames[i].metaRaw)
-	}
+	p.begin()
+	sheets := p.index.sheets
+	counts, n := make([]int, len(sheets)), 0
 	var scratch []glance
-	for i := range p.frames { // flushes that come before a record count for it as well
+	for i := range sheets { // flushes that come before a record count for it as well
 		if scratch, err = p.glance(f, i, scratch[:0]); err != nil {
 			return nil, err
 		}
@@ -155,7 +151,7 @@ func (w *thinner) plan(f *file, level Level) (*thinPlan, error) {
 		n += len(scratch)
 	}
 	p.keep = make([]uint32, n)
-	for i := len(p.frames) - 1; i >= 0; i-- {
+	for i := len(sheets) - 1; i >= 0; i-- {
 		if scratch, err = p.glance(f, i, scratch[:0]); err != nil {
 			return nil, err
 		}
@@ -166,25 +162,35 @@ func (w *thinner) plan(f *file, level Level) (*thinPlan, error) {
 	return p, p.spaceVoids(f, scratch)
 }
 
-// glance appends the records of a frame.
+// begin finds where the records of each sheet begin.
+func (p *thinPlan) begin() {
+	at := 0
+	p.starts = make([]int, len(p.index.sheets))
+	for i := range p.starts {
+		p.starts[i] = at
+		at += int(p.index.sheets[i].meta)
+	}
+}
+
+// glance appends the records of a sheet.
 func (p *thinPlan) glance(f *file, i int, all []glance) ([]glance, error) {
 	m := p.reader(f, i)
 	for len(m.rest) > 0 {
 		if !m.next() {
-			return nil, f.name(damaged("records in bounds", p.frames[i].off))
+			return nil, f.name(damaged("records in bounds", p.index.sheets[i].at))
 		}
 		all = append(all, glance{m.rec.Kind, m.rec.Seq, m.rec.Time, m.rec.Off, m.rec.Len})
 	}
 	if m.raw != m.end {
-		return nil, f.name(damaged("records that fill their frames", p.frames[i].off))
+		return nil, f.name(damaged("records that fill their frames", p.index.sheets[i].at))
 	}
 	return all, nil
 }
 
-// reader reads the records of a frame.
+// reader reads the records of a sheet.
 func (p *thinPlan) reader(f *file, i int) *metaReader {
-	r, at := &p.frames[i], p.starts[i]
-	return &metaReader{file: f.header.ID, thinned: f.header.Level != Whole, raw: r.raw, end: r.raw + r.rawLen, rest: p.metas[at : at+int(r.metaRaw)]}
+	s, at := &p.index.sheets[i], p.starts[i]
+	return &metaReader{file: f.header.ID, thinned: f.header.Level != Whole, raw: s.raw, end: s.raw + s.rawLen, rest: p.index.metas[at : at+int(s.meta)]}
 }
 
 // decision is what is decided of one file.
@@ -290,7 +296,7 @@ func (w *thinner) cover(r *glance) (left uint32) {
 // spaceVoids keeps writes between changes without payload of which too many would follow one another: their positions lie between two sectors.
 func (p *thinPlan) spaceVoids(f *file, scratch []glance) (err error) {
 	at, voids, since, dropped := 0, 0, 0, -1
-	for i := range p.frames {
+	for i := range p.index.sheets {
 		if scratch, err = p.glance(f, i, scratch[:0]); err != nil {
 			return err
 		}
