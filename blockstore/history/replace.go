@@ -134,7 +134,7 @@ func (st *Stream) thinFrame(t *Thinning, out *Stream, old *file, p *thinPlan, i 
 				if err := t.Pace(2 * int(ref.stored)); err != nil { // to read it, and to write what is left
 					return n, err
 				}
-				if payload, err = old.readPayload(ref); err != nil {
+				if payload, err = old.payload(ref); err != nil {
 					return n, old.name(err)
 				}
 			}
@@ -185,6 +185,13 @@ func (st *Stream) swap(t *Thinning, f *file, path string, old []*file) (late, er
 		}
 	}
 	s := st.s
+	// Durably before the file is another one: a sidecar never lies beside bytes that it was not made of.
+	if _, bytes, _ := old[0].guard.get(); bytes > 0 {
+		if err := errors.Join(old[0].removeSidecar(), old[0].syncBeside()); err != nil {
+			return nil, f.name(fmt.Errorf("replace: parity: %w", err))
+		}
+		t.step(Unguarded)
+	}
 	if err := s.opts.FS.Rename(path, f.path); err != nil {
 		return nil, f.name(fmt.Errorf("replace: %w", err))
 	}
@@ -205,7 +212,7 @@ func (st *Stream) swap(t *Thinning, f *file, path string, old []*file) (late, er
 		s.cache.forget(o)
 		_ = s.handles.drop(o) // it was only read
 		if i > 0 && late == nil {
-			late = ignoreMissing(s.opts.FS.Remove(o.path)) // else the next open does it
+			late = errors.Join(o.removeSidecar(), ignoreMissing(s.opts.FS.Remove(o.path))) // else the next open does it
 		}
 	}
 	t.step(AfterRemove)
