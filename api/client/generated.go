@@ -838,6 +838,8 @@ type Explanation struct {
 	HeldUnusedBytes uint64 `json:"heldUnusedBytes"`
 	// Beside segments. Of a volume: its part.
 	ParityBytes uint64 `json:"parityBytes"`
+	// Beside files of history. Of a volume: of its own.
+	HistoryParityBytes uint64 `json:"historyParityBytes"`
 	// Of the store, as the next two.
 	MetadataBytes   uint64 `json:"metadataBytes"`
 	UndestagedBytes uint64 `json:"undestagedBytes"`
@@ -912,6 +914,9 @@ func (v *Explanation) GetHeldUnusedBytes() uint64 { return v.HeldUnusedBytes }
 
 // GetParityBytes returns Explanation.ParityBytes, and is useful for accessing the field via an interface.
 func (v *Explanation) GetParityBytes() uint64 { return v.ParityBytes }
+
+// GetHistoryParityBytes returns Explanation.HistoryParityBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetHistoryParityBytes() uint64 { return v.HistoryParityBytes }
 
 // GetMetadataBytes returns Explanation.MetadataBytes, and is useful for accessing the field via an interface.
 func (v *Explanation) GetMetadataBytes() uint64 { return v.MetadataBytes }
@@ -3451,6 +3456,7 @@ fragment Explanation on Explanation {
 	partlyDeadBytes
 	heldUnusedBytes
 	parityBytes
+	historyParityBytes
 	metadataBytes
 	undestagedBytes
 	freeBytes
@@ -4637,6 +4643,7 @@ fragment Explanation on Explanation {
 	partlyDeadBytes
 	heldUnusedBytes
 	parityBytes
+	historyParityBytes
 	metadataBytes
 	undestagedBytes
 	freeBytes
@@ -7130,6 +7137,7 @@ fragment Explanation on Explanation {
 	partlyDeadBytes
 	heldUnusedBytes
 	parityBytes
+	historyParityBytes
 	metadataBytes
 	undestagedBytes
 	freeBytes
