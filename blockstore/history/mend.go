@@ -110,13 +110,14 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 	known := f.guard.through.Load() != nil
 	_ = vfs.Uncache(src)
 	var failed error
+	proved := false
 	if sc := s.look(f, &d); sc != nil {
 		defer sc.release()
 		if _, err := sc.verify(ctx, src, &d, w); err != nil {
 			return d, err
 		}
 		if len(d.Columns) > len(d.Lost) {
-			fresh, err := s.mendFile(ctx, f, src, sc, d.Lost, w)
+			fresh, whole, err := s.mendFile(ctx, f, src, sc, d.Lost, w)
 			switch {
 			case ctx.Err() != nil:
 				return d, ctx.Err()
@@ -125,12 +126,14 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 			case err != nil:
 				failed = err
 			default:
-				src, d.Mended = fresh, len(d.Lost) == 0
+				src, proved = fresh, whole
 			}
 		}
 	}
-	if _, d.Unsound = f.sound(ctx, src, w.Pace); ctx.Err() != nil {
-		return d, ctx.Err()
+	if !proved {
+		if _, d.Unsound = f.sound(ctx, src, w.Pace); ctx.Err() != nil {
+			return d, ctx.Err()
+		}
 	}
 	if failed != nil {
 		if d.Unsound == nil { // the damage lies where only parity knows what should be there
@@ -140,10 +143,9 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 	}
 	f.guard.mark(d.Unsound != nil)
 	if d.Unsound != nil {
-		d.Mended = false
 		return d, nil
 	}
-	d.Mended = d.Mended || known || len(d.Columns) > 0 // a read that failed may have been one of a device that is well again
+	d.Mended = proved || known || len(d.Columns) > 0 // a read that failed may have been one of a device that is well again
 	f.guard.healed.Store(true)
 	f.guard.through.Store(nil)
 	if d.Spoilt > 0 || d.Parity != nil || len(d.Lost) > 0 { // what is lost and has no checksum of its own is nothing: between frames and index
@@ -153,21 +155,25 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 	return d, nil
 }
 
-// mendFile replaces a file by its mended copy, and returns that.
-func (s *Set) mendFile(ctx context.Context, f *file, src io.ReaderAt, sc *sidecar, lost []int64, w *Work) (fresh vfs.File, err error) {
+// mendFile replaces a file by its mended copy, and returns that, and whether all of the file's own checksums are right in it, as they have to be if nothing is lost.
+func (s *Set) mendFile(ctx context.Context, f *file, src io.ReaderAt, sc *sidecar, lost []int64, w *Work) (fresh vfs.File, whole bool, err error) {
 	if err := w.room(sc.of.size); err != nil {
-		return nil, f.name(fmt.Errorf("mend it in a copy: %w", err))
+		return nil, false, f.name(fmt.Errorf("mend it in a copy: %w", err))
 	}
 	c, err := w.Coder(sc.shape)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	path := beside(f.path, mendingSuffix)
 	if fresh, err = vfs.Create(s.opts.FS, path); err != nil {
-		return nil, f.name(fmt.Errorf("mend it in a copy: %w", err))
+		return nil, false, f.name(fmt.Errorf("mend it in a copy: %w", err))
 	}
 	w.step(MendBegun)
-	if err = sc.copyMended(ctx, src, fresh, lost, c, w); err == nil {
+	whole, err = sc.copyMended(ctx, src, fresh, lost, c, w)
+	if err == nil && whole {
+		_, err = f.sound(ctx, fresh, w.Pace)
+	}
+	if err == nil {
 		w.step(MendWritten)
 		err = s.whileThere(f, func() error {
 			if err := s.opts.FS.Rename(path, f.path); err != nil {
@@ -182,40 +188,41 @@ func (s *Set) mendFile(ctx context.Context, f *file, src io.ReaderAt, sc *sideca
 		})
 	}
 	if err != nil {
-		return nil, errors.Join(f.name(fmt.Errorf("mend it in a copy: %w", err)), fresh.Close(), ignoreMissing(s.opts.FS.Remove(path)))
+		return nil, false, errors.Join(f.name(fmt.Errorf("mend it in a copy: %w", err)), fresh.Close(), ignoreMissing(s.opts.FS.Remove(path)))
 	}
 	w.step(MendDone)
-	return fresh, nil
+	return fresh, whole, nil
 }
 
-// copyMended writes a mended copy durably, and reads it back: all columns but those that are lost pass.
-func (sc *sidecar) copyMended(ctx context.Context, src io.ReaderAt, dst vfs.File, lost []int64, c *erasure.Coder, w *Work) error {
+// copyMended writes a mended copy durably, and reads it back: all columns but those that are lost pass. whole says that there are none of these, nor any that no checksum is known of.
+func (sc *sidecar) copyMended(ctx context.Context, src io.ReaderAt, dst vfs.File, lost []int64, c *erasure.Coder, w *Work) (whole bool, err error) {
 	for p, part := range sc.parts {
 		at := int64(p) * partSize
 		if part == nil {
 			if err := copyPlain(ctx, src, dst, at, sc.of.partLen(p), w); err != nil {
-				return err
+				return false, err
 			}
 			continue
 		}
 		if _, err := part.Mend(ctx, sc.within(src, p), writeAt{dst, at}, c, w.Pace); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if err := vfs.DataSync(dst); err != nil {
-		return err
+		return false, err
 	}
 	_ = vfs.Uncache(dst)
 	var again Found
-	if _, err := sc.verify(ctx, dst, &again, w); err != nil {
-		return err
+	guarded, err := sc.verify(ctx, dst, &again, w)
+	if err != nil {
+		return false, err
 	}
 	for _, off := range again.Columns {
 		if _, known := slices.BinarySearch(lost, off); !known {
-			return &block.CorruptError{Source: "its mended copy", Offset: off, Want: "a mended column", Got: "another one when it was read back"}
+			return false, &block.CorruptError{Source: "its mended copy", Offset: off, Want: "a mended column", Got: "another one when it was read back"}
 		}
 	}
-	return nil
+	return guarded && len(again.Columns) == 0, nil
 }
 
 // copyPlain copies a part that has no sidecar which can be used. What cannot be read becomes zeroes.
