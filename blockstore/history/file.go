@@ -236,15 +236,6 @@ func (f *file) readMeta(r *frameRef, sum uint32) ([]byte, error) {
 	return b, err
 }
 
-// payload returns the payload of a frame.
-func (f *file) payload(r *frameRef) (b []byte, err error) {
-	err = f.mended(func() (err error) {
-		b, err = f.readPayload(r)
-		return err
-	})
-	return b, err
-}
-
 // readPayload reads and decompresses the payload of a frame.
 func (f *file) readPayload(r *frameRef) ([]byte, error) {
 	if r.rawLen == 0 {
@@ -331,15 +322,7 @@ func (f *file) unpin() {
 	}
 }
 
-// index returns the frames of a file and what all their records did.
-func (f *file) index() (frames []frameRef, metas []byte, err error) {
-	err = f.mended(func() (err error) {
-		frames, metas, err = f.readIndex()
-		return err
-	})
-	return frames, metas, err
-}
-
+// readIndex returns the frames of a file and what all their records did.
 func (f *file) readIndex() (frames []frameRef, metas []byte, err error) {
 	f.mu.Lock()
 	sealed, end := f.sealed, f.end

@@ -40,20 +40,10 @@ func (s *Set) Lost(ctx context.Context, k FileKey, most int, pace erasure.Pace) 
 		spans[i].Off, spans[i].Len = bad[i].payloadAt(), int64(bad[i].stored)
 	}
 	err = f.each(func(r *Record) error {
-		if r.Kind != Write {
-			return nil
-		}
-		i, found := slices.BinarySearchFunc(bad, rawOf(r.Pos), func(b frameRef, raw uint32) int {
-			switch {
-			case b.raw+b.rawLen <= raw:
-				return -1
-			case b.raw > raw:
-				return 1
+		for at := uint64(0); r.Kind == Write && at < r.Len; at += sectorSize {
+			if i, found := frameAt(bad, rawOf(r.Pos+at)); found {
+				spans[i].take(r)
 			}
-			return 0
-		})
-		if found {
-			spans[i].take(r)
 		}
 		return nil
 	})
@@ -72,16 +62,33 @@ func (s *Set) Lost(ctx context.Context, k FileKey, most int, pace erasure.Pace) 
 	return lost, more, nil
 }
 
+// frameAt finds the frame that has a byte of the raw payload.
+func frameAt(frames []frameRef, raw uint32) (int, bool) {
+	return slices.BinarySearchFunc(frames, raw, func(r frameRef, raw uint32) int {
+		switch {
+		case r.raw+r.rawLen <= raw:
+			return -1
+		case r.raw > raw:
+			return 1
+		}
+		return 0
+	})
+}
+
 // take counts a record whose payload is lost.
 func (l *LostRange) take(r *Record) {
 	if l.FromSeq == 0 {
 		l.From, l.FromSeq = r.Time, r.Seq
 	}
-	l.To, l.ToSeq = max(l.To, r.Time), r.Seq
+	l.From, l.FromSeq = min(l.From, r.Time), min(l.FromSeq, r.Seq)
+	l.To, l.ToSeq = max(l.To, r.Time), max(l.ToSeq, r.Seq)
 }
 
 // join lets a range go on to the end of the next one.
 func (l *LostRange) join(next *LostRange) {
 	l.Len = next.Off + next.Len - l.Off
-	l.To, l.ToSeq = max(l.To, next.To), max(l.ToSeq, next.ToSeq)
+	if next.FromSeq > 0 {
+		l.take(&Record{Time: next.From, Seq: next.FromSeq})
+		l.take(&Record{Time: next.To, Seq: next.ToSeq})
+	}
 }

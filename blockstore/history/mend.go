@@ -28,15 +28,20 @@ func (d *Found) Whole() bool {
 	return len(d.Columns) == 0 && d.Spoilt == 0 && d.Parity == nil && d.Unsound == nil
 }
 
-// Check reads all of a file and its sidecar, from the device where that can be asked for, and says what is damaged. Of one without a sidecar its own checksums tell. An error is the end of ctx, or block.ErrNotFound of a file that is gone.
+// Check reads all of a file and its sidecar, from the device where that can be asked for, and says what is damaged. Of one without a sidecar its own checksums tell. An error is the end of ctx, block.ErrNotFound of a file that is gone, or what keeps this process from opening it now.
 func (s *Set) Check(ctx context.Context, k FileKey, w *Work) (d Found, err error) {
 	f, err := s.sealedFile(k)
 	if err != nil {
 		return d, err
 	}
-	src, err := s.handles.take(f)
+	src, err := s.take(f)
+	if errors.Is(err, block.ErrCorrupt) {
+		d.Sealed, _ = f.describe()
+		d.Unsound = f.name(err)
+		return d, nil
+	}
 	if err != nil {
-		return d, f.name(errors.Join(err, errGone))
+		return d, f.name(err)
 	}
 	defer s.handles.put(f)
 	_ = vfs.Uncache(src) // what lies in memory says nothing about the device; where it cannot be dropped, it is read
@@ -102,9 +107,14 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 	if err != nil {
 		return d, err
 	}
-	src, err := s.handles.take(f)
+	src, err := s.take(f)
+	if errors.Is(err, block.ErrCorrupt) {
+		d.Sealed, _ = f.describe()
+		d.Unsound = f.name(err)
+		return d, nil
+	}
 	if err != nil {
-		return d, f.name(errors.Join(err, errGone))
+		return d, f.name(err)
 	}
 	defer s.handles.put(f)
 	known := f.guard.through.Load() != nil

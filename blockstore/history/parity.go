@@ -141,6 +141,18 @@ func (s *Set) sealedFile(k FileKey) (*file, error) {
 	return f, nil
 }
 
+// take opens a file to look at all of it, until it is put back. One that cannot be opened is block.ErrCorrupt, if that says something of the file; one that was dropped is block.ErrNotFound.
+func (s *Set) take(f *file) (vfs.File, error) {
+	src, err := s.handles.take(f)
+	switch {
+	case errors.Is(err, block.ErrClosed):
+		return nil, errGone
+	case mendable(err):
+		return nil, unreadable(0, err)
+	}
+	return src, err
+}
+
 // findSidecars takes note of the sidecars that lie beside the files of a stream, and removes those without a file. Whether they are the right ones is looked at later (Lacks).
 func (st *Stream) findSidecars(names []string) error {
 	fs := st.s.opts.FS
@@ -236,9 +248,12 @@ func (s *Set) Guard(ctx context.Context, k FileKey, shape erasure.Shape, w *Work
 	if err != nil {
 		return 0, err
 	}
-	src, err := s.handles.take(f)
+	src, err := s.take(f)
 	if err != nil {
-		return 0, f.name(errors.Join(err, errGone))
+		if errors.Is(err, block.ErrCorrupt) {
+			f.guard.mark(true)
+		}
+		return 0, f.name(err)
 	}
 	defer s.handles.put(f)
 	of := f.bytesID()

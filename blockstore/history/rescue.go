@@ -154,3 +154,21 @@ func (sc *sidecar) proved(src io.ReaderAt, size int64) bool {
 	}
 	return blank && size == sc.of.size
 }
+
+// index returns the frames of a file and what all their records did.
+func (f *file) index() (frames []frameRef, metas []byte, err error) {
+	err = f.mended(func() (err error) {
+		frames, metas, err = f.readIndex()
+		return err
+	})
+	return frames, metas, err
+}
+
+// payload returns the payload of a frame.
+func (f *file) payload(r *frameRef) (b []byte, err error) {
+	err = f.mended(func() (err error) {
+		b, err = f.readPayload(r)
+		return err
+	})
+	return b, err
+}
