@@ -208,13 +208,13 @@ func (s *Set) Lacks(want erasure.Shape) (of Sealed, found bool) {
 	return Sealed{}, false
 }
 
-// Unguard removes the sidecar of a file.
+// Unguard removes the sidecar of a file, durably.
 func (s *Set) Unguard(k FileKey) error {
 	f, err := s.sealedFile(k)
 	if err != nil {
 		return err
 	}
-	return f.name(s.whileThere(f, f.removeSidecar))
+	return f.name(s.whileThere(f, f.unguard))
 }
 
 // whileThere does something beside a file of a stream, unless that was replaced or dropped meanwhile: then it is block.ErrNotFound.

@@ -187,7 +187,7 @@ func (st *Stream) swap(t *Thinning, f *file, path string, old []*file) (late, er
 	s := st.s
 	// Durably before the file is another one: a sidecar never lies beside bytes that it was not made of.
 	if _, bytes, _ := old[0].guard.get(); bytes > 0 {
-		if err := errors.Join(old[0].removeSidecar(), old[0].syncBeside()); err != nil {
+		if err := old[0].unguard(); err != nil {
 			return nil, f.name(fmt.Errorf("replace: parity: %w", err))
 		}
 		t.step(Unguarded)

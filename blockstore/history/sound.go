@@ -213,9 +213,17 @@ func (f *file) sidecar() (*sidecar, error) {
 	return sc, nil
 }
 
-// removeSidecar removes the sidecar of a file, before the file goes or is replaced.
+// removeSidecar removes the sidecar of a file that goes.
 func (f *file) removeSidecar() error {
-	err := ignoreMissing(f.handles.fs.Remove(beside(f.path, sidecarSuffix)))
+	return ignoreMissing(f.handles.fs.Remove(beside(f.path, sidecarSuffix)))
+}
+
+// unguard removes the sidecar of a file that stays, or is replaced, durably. Stream.mu is held.
+func (f *file) unguard() error {
+	err := f.removeSidecar()
+	if err == nil {
+		err = f.syncBeside()
+	}
 	if err == nil {
 		f.guard.set(erasure.Shape{}, 0)
 	}
