@@ -107,6 +107,22 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 	if err != nil {
 		return d, err
 	}
+	for range mendTries {
+		d, err = s.mend(ctx, f, w)
+		if err != nil || d.Unsound == nil || d.Sidecar == 0 || d.Parity != nil || len(d.Lost) > 0 {
+			break
+		} // else it was damaged between two looks
+	}
+	if err == nil && d.Unsound != nil {
+		err = s.whileThere(f, func() error { return nil }) // what is being replaced loses its sidecar first
+	}
+	return d, err
+}
+
+// mendTries bounds the looks at a file that is damaged while it is looked at.
+const mendTries = 3
+
+func (s *Set) mend(ctx context.Context, f *file, w *Work) (d Found, err error) {
 	src, err := s.take(f)
 	if errors.Is(err, block.ErrCorrupt) {
 		d.Sealed, _ = f.describe()
@@ -160,7 +176,7 @@ func (s *Set) Mend(ctx context.Context, k FileKey, w *Work) (d Found, err error)
 	f.guard.through.Store(nil)
 	if d.Spoilt > 0 || d.Parity != nil || len(d.Lost) > 0 { // what is lost and has no checksum of its own is nothing: between frames and index
 		d.Mended, d.Parity, d.Lost = true, nil, nil
-		return d, s.Unguard(k)
+		return d, f.name(s.whileThere(f, f.unguard))
 	}
 	return d, nil
 }
