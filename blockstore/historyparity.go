@@ -255,9 +255,11 @@ func (k *keeper) scrubHistory(ctx context.Context, key history.FileKey, findOnly
 	case err != nil:
 		return nil, err
 	case f.Whole():
-		if !findOnly {
-			k.forgetHistory(key)
+		k.mu.Lock()
+		if d := k.mu.histories[key]; d != nil && !d.Mended { // as of a device that is well again
+			delete(k.mu.histories, key)
 		}
+		k.mu.Unlock()
 		return nil, nil
 	case !findOnly:
 		return k.mendHistory(ctx, key)
