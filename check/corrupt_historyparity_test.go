@@ -19,7 +19,7 @@ func TestDamagedHistoryParity(t *testing.T) {
 	l.create("a", 8<<20)
 	l.must(l.s.SetHistory(context.Background(), "a", blockstore.HistoryPolicy{Window: time.Hour}))
 	for i := range uint64(2) { // each open begins a file
-		l.write("a", i<<20, l.data(400_000))
+		l.write("a", i<<20, l.data(200_000))
 		l.flush("a")
 		l.close()
 		if i == 0 {
