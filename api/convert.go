@@ -55,7 +55,7 @@ func statsOf(s blockstore.Stats) generated.Stats {
 		ParityBytes: s.ParityBytes, GuardedBytes: s.GuardedBytes, UnguardedBytes: s.UnguardedBytes,
 		ColdBytes: s.ColdBytes, CoolingBytes: s.CoolingBytes, CooledBytes: s.CooledBytes,
 		SimilarBytes: s.SimilarBytes, SimilarSavedBytes: s.SimilarSaved, SimilarSeconds: s.SimilarWorkerFor.Seconds(),
-		DamageFound: s.DamageFound, DamageMended: s.DamageMended, DamageLost: s.DamageLost, InlineRepairs: s.InlineRepairs, SecondCopyBytes: s.SecondCopyBytes, HistoryBytes: s.HistoryBytes, HistoryDropped: s.HistoryDropped,
+		DamageFound: s.DamageFound, DamageMended: s.DamageMended, DamageLost: s.DamageLost, InlineRepairs: s.InlineRepairs, SecondCopyBytes: s.SecondCopyBytes, HistoryBytes: s.HistoryBytes, HistoryParityBytes: s.HistoryParityBytes, HistoryDropped: s.HistoryDropped,
 		DedupRatio: ratio(s.NonZeroBytes, s.UniqueBytes), CompressionRatio: ratio(s.UniqueBytes, s.StoredBytes),
 		Space: s.Space.String(), FreeBytes: s.FreeBytes, ReserveBytes: s.ReserveBytes,
 		LogCapBytes: s.LogCapBytes, LogUsedBytes: s.LogUsedBytes, StreamUsedBytes: s.StreamUsedBytes, StreamRoomBytes: s.StreamRoomBytes, LogFill: ratio(s.LogUsedBytes, s.LogCapBytes),

@@ -119,6 +119,7 @@ func (m exposition) store(s blockstore.Stats) {
 		{"hv_undestaged_bytes", "gauge", "Data in the log alone.", float64(s.UndestagedBytes)},
 		{"hv_destage_lag_seconds", "gauge", "Age of the oldest data in the log alone.", s.DestageLag.Seconds()},
 		{"hv_history_bytes", "gauge", "Files of history.", float64(s.HistoryBytes)},
+		{"hv_history_parity_bytes", "gauge", "Parity sidecars of files of history.", float64(s.HistoryParityBytes)},
 		{"hv_damage_found_total", "counter", "Damaged columns of 4 KiB found since the start.", float64(s.DamageFound)},
 		{"hv_damage_mended_total", "counter", "Damaged columns mended since the start.", float64(s.DamageMended)},
 		{"hv_damage_lost_total", "counter", "Damaged columns that nothing mends, since the start.", float64(s.DamageLost)},

@@ -15,10 +15,10 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
 )
 
-// Damage is what is known of a damaged segment.
+// Damage is what is known of a damaged segment, or of a damaged file of history.
 type Damage struct {
-	Segment block.SegmentID
-	File    string // key of the segment in its tier
+	Segment block.SegmentID // 0: it is a file of history
+	File    string          // key of the segment in its tier; of a file of history its path in the data directory
 	FoundAt time.Time
 	Columns int  // damaged columns of 4 KiB, as far as a sidecar could tell
 	Mended  bool // all of it; nothing below is set then
@@ -28,6 +28,8 @@ type Damage struct {
 	Places []DamagedPlace // what of volumes that is, at most maxPlaces
 	More   uint64         // places that are not listed
 	Reason string         // why it is not mended
+
+	History *HistoryDamage // of a file of history
 }
 
 // DamagedPlace is a range of a volume or snapshot that answers EIO.
@@ -46,8 +48,11 @@ func (s *Store) Damages() []Damage {
 	k := s.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	all := make([]Damage, 0, len(k.mu.damaged))
+	all := make([]Damage, 0, len(k.mu.damaged)+len(k.mu.histories))
 	for _, d := range k.mu.damaged {
+		all = append(all, *d)
+	}
+	for _, d := range k.mu.histories {
 		all = append(all, *d)
 	}
 	return all
@@ -203,6 +208,9 @@ func (d *Damage) add(p DamagedPlace) {
 
 // String says in one line what happened, for logs.
 func (d *Damage) String() string {
+	if d.History != nil {
+		return d.History.text(d)
+	}
 	if d.Mended {
 		return fmt.Sprintf("segment %s: %d damaged columns, all mended", d.File, d.Columns)
 	}

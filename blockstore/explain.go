@@ -53,11 +53,12 @@ type Explanation struct {
 
 	// Of the store.
 
-	HeldUnusedBytes uint64 // dead bytes of segments that wait for reclaim
-	ParityBytes     uint64 // of a volume: its part of it
-	MetadataBytes   uint64
-	UndestagedBytes uint64
-	FreeBytes       uint64
+	HeldUnusedBytes    uint64 // dead bytes of segments that wait for reclaim
+	ParityBytes        uint64 // beside segments; of a volume: its part of it
+	HistoryParityBytes uint64 // beside files of history; of a volume: of its own
+	MetadataBytes      uint64
+	UndestagedBytes    uint64
+	FreeBytes          uint64
 
 	PerVolume []ExplainedVolume // of the store, by name
 
@@ -277,6 +278,7 @@ func (v *survey) finish() {
 	}
 	st := v.s.Stats()
 	o.ParityBytes, o.MetadataBytes, o.FreeBytes = parity, st.MetadataBytes, st.FreeBytes
+	o.HistoryParityBytes = v.s.historyParity(o.Volume)
 	slices.SortFunc(o.PerVolume, func(a, b ExplainedVolume) int { return cmp.Compare(a.Name, b.Name) })
 	needed, once := o.Unique.RawBytes+o.Shared.RawBytes, o.DataBytes-o.DedupInsideBytes
 	if o.Volume == "" {

@@ -99,7 +99,7 @@ func (h *historian) open() error {
 		h.s.reportCorruption(fmt.Errorf("history cannot be had any more: %w", err))
 		st = historyState{}
 	}
-	set, bad, err := history.Open(history.Options{FS: h.s.fs, Dir: h.s.path(historyDir), StoreID: h.s.super.StoreID, Keys: h.s.keys.logKeys(), Now: h.s.opts.Now})
+	set, bad, err := history.Open(history.Options{FS: h.s.fs, Dir: h.s.path(historyDir), StoreID: h.s.super.StoreID, Keys: h.s.keys.logKeys(), Now: h.s.opts.Now, Damaged: h.s.keeper.kick})
 	if err != nil {
 		return err
 	}

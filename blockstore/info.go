@@ -167,15 +167,16 @@ type Stats struct {
 	SimilarSaved     uint64 // bytes after compression
 	SimilarWorkerFor time.Duration
 
-	// Damage of segments and sidecars since the open, in columns of 4 KiB.
+	// Damage of segments, sealed files of history, and sidecars since the open, in columns of 4 KiB.
 
-	DamageFound     uint64
-	DamageMended    uint64
-	DamageLost      uint64
-	InlineRepairs   uint64 // reads that parity or a second copy answered
-	HistoryBytes    uint64 // of the files that history is in; what its roots hold is in the segments
-	HistoryDropped  uint64 // how often history within a window went, for its budget or because it could not go on, since the store was opened
-	SecondCopyBytes uint64 // of the file with frames that very many references lead to
+	DamageFound        uint64
+	DamageMended       uint64
+	DamageLost         uint64
+	InlineRepairs      uint64 // reads that parity or a second copy answered
+	HistoryBytes       uint64 // of the files that history is in; what its roots hold is in the segments
+	HistoryParityBytes uint64 // of sidecars of these files
+	HistoryDropped     uint64 // how often history within a window went, for its budget or because it could not go on, since the store was opened
+	SecondCopyBytes    uint64 // of the file with frames that very many references lead to
 
 	// Space of the file system, in bytes.
 

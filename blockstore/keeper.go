@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
 	"github.com/hyper-nixos/hyper-nixos/tiers"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
 // keeper looks after sealed segments, one at a time and in this order: it mends what a reader or a scrub found damaged (repair.go), makes the parity sidecars that are
-// missing (parity.go), scrubs (scrub.go), and copies what much depends on a second time (second.go). One goroutine does all of it, so that a segment and its sidecar never change under each other's feet.
+// missing (parity.go), scrubs (scrub.go), and copies what much depends on a second time (second.go). Sealed files of history are kept the same way (historyparity.go). One goroutine does all of it, so that a segment and its sidecar never change under each other's feet.
 //
 // A segment may be dropped meanwhile. Files are made whole before they get their names, and who has named one looks again whether its segment still has a row: if not, the
 // file goes the way of the segment. Reads go on all the while; they open the new file when the old one was replaced (tiers.Set).
@@ -36,6 +37,8 @@ type keeper struct {
 	rescues chan struct{} // tokens of reads that reconstruct
 	counts  keptCounts
 
+	historyStep func(history.ParityStep) // tests stop there
+
 	mu struct {
 		sync.Mutex
 		damaged map[block.SegmentID]*Damage // found since the start, mended or not
@@ -44,6 +47,11 @@ type keeper struct {
 		busy    block.SegmentID             // being mended; 0 none
 		emptied map[block.SegmentID]bool    // of which lost chunks were healed
 		scrub   scrubRun
+
+		// The same of sealed files of history.
+		histories map[history.FileKey]*Damage
+		files     []history.FileKey // to be mended
+		mending   bool              // one of them is
 	}
 }
 
@@ -67,6 +75,7 @@ func newKeeper(s *Store) *keeper {
 	k := &keeper{s: s, wake: make(chan struct{}, 1), rescues: make(chan struct{}, rescuers)}
 	k.pace.s = s
 	k.mu.damaged, k.mu.unsound, k.mu.emptied = map[block.SegmentID]*Damage{}, map[block.SegmentID]bool{}, map[block.SegmentID]bool{}
+	k.mu.histories = map[history.FileKey]*Damage{}
 	return k
 }
 
@@ -86,6 +95,7 @@ func (k *keeper) run(ctx context.Context) {
 	for {
 		k.s.ProbeDisks()
 		k.takeBack()
+		k.pruneHistory()
 		for ctx.Err() == nil {
 			more, err := k.round(ctx)
 			k.s.report("care for segments", err)
@@ -114,7 +124,7 @@ func (k *keeper) round(ctx context.Context) (did bool, err error) {
 		}
 		k.swept = true
 	}
-	for _, step := range []func(context.Context) (bool, error){k.stepRepair, k.stepStripe, k.stepParity, k.stepScrub, k.stepSecond} {
+	for _, step := range []func(context.Context) (bool, error){k.stepRepair, k.stepHistoryRepair, k.stepStripe, k.stepParity, k.stepHistoryParity, k.stepScrub, k.stepSecond} {
 		if did, err = step(ctx); did || err != nil {
 			return did, err
 		}

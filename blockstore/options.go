@@ -48,7 +48,7 @@ type Options struct {
 	Workers int
 	// ReserveBytes of the file system are kept for destage, deletes and reclaim; default max(1 GiB, 3 %), less on small file systems.
 	ReserveBytes int64
-	// Parity is the shape of the sidecars that sealed segments get; default none. Another shape is brought about in the background.
+	// Parity is the shape of the sidecars that sealed segments and sealed files of history get; default none. Another shape is brought about in the background.
 	Parity erasure.Shape
 	// KeepBytesPerSecond is the budget of parity, scrub and repair: bytes read and written; default 96 MiB, a quarter of it while guests are served.
 	KeepBytesPerSecond int64
@@ -102,7 +102,7 @@ type Options struct {
 type Events struct {
 	// Corruption reports bytes that failed their check.
 	Corruption func(err error)
-	// Damage reports a segment that was found damaged, mended or not; Corruption reports one that could not be mended, too.
+	// Damage reports a segment, or a file of history, that was found damaged, mended or not; Corruption reports one that could not be mended, too.
 	Damage func(Damage)
 	// Disk reports a directory of a disk that fell out or is in sync again. err says why, where something failed.
 	Disk func(dir, state string, err error)

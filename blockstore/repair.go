@@ -10,7 +10,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
-// Repair tries again to mend every segment that is known to be damaged, looks for lost chunks in what was written since, in the log and in histories, and returns when that is done. What it could not mend, and why, Damages says;
+// Repair tries again to mend every segment and file of history that is known to be damaged, looks for lost chunks in what was written since, in the log and in histories, and returns when that is done. What it could not mend, and why, Damages says;
 // LostChunks says what Heal would take.
 func (s *Store) Repair(ctx context.Context) error {
 	if err := s.mendSegments(ctx); err != nil {
@@ -22,7 +22,7 @@ func (s *Store) Repair(ctx context.Context) error {
 	return s.waitMended(ctx)
 }
 
-// mendSegments has the keeper try again to mend what is damaged.
+// mendSegments has the keeper try again to mend what is damaged, files of history included.
 func (s *Store) mendSegments(ctx context.Context) error {
 	k := s.keeper
 	k.mu.Lock()
@@ -31,11 +31,16 @@ func (s *Store) mendSegments(ctx context.Context) error {
 			k.mu.queue = append(k.mu.queue, id)
 		}
 	}
+	for key, d := range k.mu.histories {
+		if !d.Mended && !slices.Contains(k.mu.files, key) {
+			k.mu.files = append(k.mu.files, key)
+		}
+	}
 	k.mu.Unlock()
 	return s.waitMended(ctx)
 }
 
-// waitMended waits until no segment is to be mended.
+// waitMended waits until nothing is to be mended.
 func (s *Store) waitMended(ctx context.Context) error {
 	k := s.keeper
 	k.kick()
@@ -55,7 +60,7 @@ func (s *Store) waitMended(ctx context.Context) error {
 func (k *keeper) repairing() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return len(k.mu.queue) > 0 || k.mu.busy != 0
+	return len(k.mu.queue) > 0 || k.mu.busy != 0 || len(k.mu.files) > 0 || k.mu.mending
 }
 
 // stepRepair mends the next segment that somebody found damaged, and reports whether there was one.

@@ -11,14 +11,17 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/history"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
 // A scrub reads every sealed segment once and looks at each byte: the columns of the segment and its sidecar, the segment's own checksums, every frame, the hash of
 // every chunk. What it finds it mends at once, or records.
 //
+// Behind the segments it looks at the sealed files of history, volume by volume, oldest first: the columns of the file and its sidecar, or where there is none the file's own checksums.
+//
 // It begins with the segments whose chunks have the most references, since most would be lost with them. How far it is stands in two places that outlive the process: the file
-// `scrub` (scrubfile.go) says that a scrub runs and when it began, and each segment's row when it was last verified. Those verified since the beginning are done; a scrub
+// `scrub` (scrubfile.go) says that a scrub runs, when it began, and which file of history it has come to, and each segment's row when it was last verified. Those verified since the beginning are done; a scrub
 // goes on after a restart with the others, whatever was written or dropped meanwhile.
 
 // ScrubState is the life of a scrub.
@@ -52,8 +55,9 @@ type ScrubStatus struct {
 	EndedAt   time.Time // zero while it has not ended
 
 	SegmentsDone, SegmentsLeft uint64
-	BytesDone, BytesLeft       uint64 // of segments
-	Damaged                    uint64 // segments that were found damaged
+	HistoryDone, HistoryLeft   uint64 // sealed files of history
+	BytesDone, BytesLeft       uint64 // of segments and files
+	Damaged                    uint64 // segments and files that were found damaged
 	Mended                     uint64 // of these, those that are whole again
 }
 
@@ -61,7 +65,8 @@ type ScrubStatus struct {
 type scrubRun struct {
 	rec   scrubRecord
 	queue []block.SegmentID // that are left, in order; nil until it is known
-	known bool              // queue is
+	files []history.Sealed  // likewise, of history
+	known bool              // queue and files are
 	left  uint64            // bytes
 }
 
@@ -141,7 +146,7 @@ func (r *scrubRun) status() ScrubStatus {
 		return t
 	}
 	return ScrubStatus{State: r.rec.State, Run: r.rec.Run, FindOnly: r.rec.FindOnly, StartedAt: moment(r.rec.Started), EndedAt: moment(r.rec.Ended),
-		SegmentsDone: r.rec.Segments, SegmentsLeft: uint64(len(r.queue)), BytesDone: r.rec.Bytes, BytesLeft: r.left, Damaged: r.rec.Damaged, Mended: r.rec.Mended}
+		SegmentsDone: r.rec.Segments, SegmentsLeft: uint64(len(r.queue)), HistoryDone: r.rec.Files, HistoryLeft: uint64(len(r.files)), BytesDone: r.rec.Bytes, BytesLeft: r.left, Damaged: r.rec.Damaged, Mended: r.rec.Mended}
 }
 
 // resumeScrub takes over what an earlier run left. A record that cannot be read is reported and forgotten: a new scrub can be started.
@@ -175,10 +180,17 @@ func (k *keeper) stepScrub(ctx context.Context) (bool, error) {
 	}
 	k.mu.Lock()
 	var id block.SegmentID
-	if len(r.queue) > 0 {
+	var file history.Sealed
+	switch {
+	case len(r.queue) > 0:
 		id = r.queue[0]
+	case len(r.files) > 0:
+		file = r.files[0]
 	}
 	k.mu.Unlock()
+	if file.ID != 0 {
+		return true, k.scrubFile(ctx, run, &file, findOnly)
+	}
 	if id == 0 {
 		_, err := k.s.changeScrub(func(r *scrubRun) error {
 			if r.rec.Run == run && r.rec.State == ScrubRunning {
@@ -209,15 +221,40 @@ func (k *keeper) stepScrub(ctx context.Context) (bool, error) {
 		}
 		r.left -= min(r.left, row.Size)
 		r.rec.Segments, r.rec.Bytes = r.rec.Segments+1, r.rec.Bytes+row.Size
-		if d != nil {
-			r.rec.Damaged++
-			if d.Mended {
-				r.rec.Mended++
-			}
-		}
+		r.count(d)
 		return nil
 	})
 	return true, err
+}
+
+// scrubFile scrubs a file of history, and counts it.
+func (k *keeper) scrubFile(ctx context.Context, run uint64, file *history.Sealed, findOnly bool) error {
+	d, err := k.scrubHistory(ctx, file.FileKey, findOnly)
+	if err != nil {
+		return err
+	}
+	_, err = k.s.changeScrub(func(r *scrubRun) error {
+		if r.rec.Run != run || len(r.files) == 0 || r.files[0].FileKey != file.FileKey {
+			return nil // as in stepScrub
+		}
+		r.files = r.files[1:]
+		r.left -= min(r.left, uint64(file.Bytes))
+		r.rec.Files, r.rec.Bytes, r.rec.At = r.rec.Files+1, r.rec.Bytes+uint64(file.Bytes), file.FileKey
+		r.count(d)
+		return nil
+	})
+	return err
+}
+
+// count counts what was found damaged; nil is nothing.
+func (r *scrubRun) count(d *Damage) {
+	if d == nil {
+		return
+	}
+	r.rec.Damaged++
+	if d.Mended {
+		r.rec.Mended++
+	}
 }
 
 // planScrub orders the segments that are left: those first whose chunks have the most references beyond one each, then the oldest.
@@ -237,12 +274,17 @@ func (k *keeper) planScrub(ctx context.Context, run uint64, started int64) error
 	slices.SortFunc(queue, func(a, b block.SegmentID) int {
 		return cmp.Or(cmp.Compare(weight[b], weight[a]), cmp.Compare(a, b))
 	})
+	all := k.s.historian.set.Sealed()
 	k.scrubbing.Lock()
 	defer k.scrubbing.Unlock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if r := &k.mu.scrub; r.rec.Run == run {
-		r.queue, r.left, r.known = queue, left, true
+		files := slices.DeleteFunc(all, func(f history.Sealed) bool { return f.Compare(r.rec.At) <= 0 })
+		for _, f := range files {
+			left += uint64(f.Bytes)
+		}
+		r.queue, r.files, r.left, r.known = queue, files, left, true
 	}
 	return nil
 }

@@ -51,7 +51,8 @@ func (s *Store) Stats() Stats {
 		st.DiskWrittenBytes += metrics.Levels[i].TableBytesFlushed + metrics.Levels[i].TableBytesCompacted
 	}
 	k := &s.keeper.counts
-	st.DamageFound, st.DamageMended, st.DamageLost, st.InlineRepairs = k.found.Load(), k.mended.Load(), k.lost.Load(), k.inline.Load()
+	st.DamageFound, st.DamageMended, st.DamageLost, st.InlineRepairs = k.found.Load(), k.mended.Load(), k.lost.Load(), k.inline.Load()+s.historian.set.InlineRepairs()
+	st.HistoryParityBytes = s.historyParity("")
 	st.HistoryBytes, st.HistoryDropped = uint64(s.historian.set.Bytes()), s.historian.dropped.Load()
 	st.SecondCopyBytes = s.keeper.seconds.bytes()
 	st.DiskWrittenBytes += uint64(k.written.Load())

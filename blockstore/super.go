@@ -43,6 +43,8 @@ const (
 	roCompatHistory = 1 << 0
 	// roCompatBitmaps says that volumes have bitmaps, or had: a program that does not know them would change maps without a word to them.
 	roCompatBitmaps = 1 << 1
+	// roCompatHistoryParity says that files of history have sidecars, or had: a program that does not know them would leave them beside files that it has thinned.
+	roCompatHistoryParity = 1 << 2
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ParityDump is a sidecar: its heads, and which parity columns pass their checksum.
+// ParityDump is a sidecar, of a segment or of a file of history, which may have several parts: its heads, and which parity columns pass their checksum.
 type ParityDump struct {
 	File  string           `json:"file"`
 	Size  int64            `json:"size"`
@@ -23,8 +23,8 @@ type ParityHeadDump struct {
 	Damaged []int           `json:"damagedParity,omitempty"` // parity columns of the group, in the order of the file, that fail the sums of this head
 }
 
-// maxParityFile is the length of the longest sidecar: as much parity as data, and heads.
-const maxParityFile = segMaxSize + 2*parityHead*(segMaxSize/parityColumn/2/parityStripes+1)
+// maxParityFile is the length of the longest sidecar: as much parity as data, and heads, for each part of a file of history of 4 GiB at most.
+const maxParityFile = 64 * (segMaxSize + 2*parityHead*(segMaxSize/parityColumn/2/parityStripes+1))
 
 // DumpParity reads the sidecar in a file. It needs no store: where heads are damaged, others tell where the groups lie.
 func DumpParity(path string) (*ParityDump, error) {
@@ -40,34 +40,45 @@ func DumpParity(path string) (*ParityDump, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dump parity: %w", err)
 	}
-	var any *parityHeadPart
-	for at := 0; at+parityHead <= len(b) && any == nil; at += parityHead {
-		if h, err := parseParityHead(b[at : at+parityHead]); err == nil {
-			any = h
-		}
-	}
+	any := anyParityHead(b)
 	if any == nil {
 		d.Error = "no head that can be read"
 		return d, nil
 	}
 	p := newParityShape(int(any.Data), int(any.Parity), int64(any.Size))
-	if want := p.at(p.groups); want != len(b) {
+	base := 0
+	if any.Segment>>63 == 1 { // of a file of history: all parts but the last one are full
+		full := newParityShape(int(any.Data), int(any.Parity), historyPart)
+		for n := full.at(full.groups); len(b)-base > n; base += n {
+			d.readPart(&full, base, b[base:base+n])
+		}
+		if last := anyParityHead(b[base:]); last != nil {
+			p = newParityShape(int(last.Data), int(last.Parity), int64(last.Size))
+		}
+	}
+	if want := base + p.at(p.groups); want != len(b) {
 		d.Error = fmt.Sprintf("want %d B, got %d B", want, len(b))
 	}
+	d.readPart(&p, base, b[base:])
+	return d, nil
+}
+
+// readPart reads one sidecar, which begins at base of the file.
+func (d *ParityDump) readPart(p *parityShape, base int, b []byte) {
+	var err error
 	for g := range p.groups {
 		for _, off := range []int{p.at(g), p.at(g+1) - parityHead} {
-			h := ParityHeadDump{Offset: int64(off)}
+			h := ParityHeadDump{Offset: int64(base + off)}
 			if off+parityHead > len(b) {
 				h.Error = "behind the end of the file"
 			} else if h.Head, err = parseParityHead(b[off : off+parityHead]); err != nil {
 				h.Head, h.Error = nil, err.Error()
 			} else {
-				h.Damaged = damagedParity(&p, g, h.Head, b)
+				h.Damaged = damagedParity(p, g, h.Head, b)
 			}
 			d.Heads = append(d.Heads, h)
 		}
 	}
-	return d, nil
 }
 
 func damagedParity(p *parityShape, g int, h *parityHeadPart, b []byte) (bad []int) {
@@ -88,6 +99,10 @@ func (d *ParityDump) WriteText(w io.Writer) error {
 	for _, h := range d.Heads {
 		if h.Head != nil {
 			x := h.Head
+			if x.Segment>>63 == 1 {
+				fmt.Fprintf(&b, ": %d+%d of history file %08x with header %08x and footer %08x, store %s", x.Data, x.Parity, x.Segment>>32&(1<<31-1), x.Generation, x.FooterCRC, x.Store)
+				break
+			}
 			fmt.Fprintf(&b, ": %d+%d of segment %d generation %d, %d B, footer %08x, store %s", x.Data, x.Parity, x.Segment, x.Generation, x.Size, x.FooterCRC, x.Store)
 			break
 		}
@@ -102,6 +117,8 @@ func (d *ParityDump) WriteText(w io.Writer) error {
 			fmt.Fprintf(&b, "  %10d  %s\n", h.Offset, h.Error)
 		case len(h.Damaged) > 0:
 			fmt.Fprintf(&b, "  %10d  group %d, %d stripes, damaged parity columns %v\n", h.Offset, h.Head.Group, h.Head.Here, h.Damaged)
+		case h.Head.Segment>>63 == 1:
+			fmt.Fprintf(&b, "  %10d  part %d, group %d, %d stripes\n", h.Offset, uint32(h.Head.Segment), h.Head.Group, h.Head.Here)
 		default:
 			fmt.Fprintf(&b, "  %10d  group %d, %d stripes\n", h.Offset, h.Head.Group, h.Head.Here)
 		}

@@ -429,6 +429,9 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 		return err
 	}
 	last, healthy, first, through := uint64(0), true, true, uint32(0)
+	if err := r.checkHistorySidecars(dir, names); err != nil {
+		return err
+	}
 	for _, e := range names {
 		unit := filepath.Join(dir, e.Name())
 		var id uint32

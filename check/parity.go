@@ -122,26 +122,42 @@ func (r *run) checkParity(row *segmentRow, p placement, b []byte) error {
 	if r.field == nil {
 		r.field = newGalois()
 	}
+	of := parityOf{path: path, segment: uint64(row.ID), generation: row.Generation, footer: binary.LittleEndian.Uint32(b[len(b)-4:])}
 	generator := r.field.generator(k, m)
 	for g := range shape.groups {
-		r.checkParityGroup(row, path, &shape, generator, g, b, par)
+		r.checkParityGroup(&of, &shape, generator, g, b, par)
 	}
 	return nil
 }
 
-func (r *run) checkParityGroup(row *segmentRow, path string, p *parityShape, generator [][]byte, g int, b, par []byte) {
+// parityOf says what a sidecar must name, and where it lies.
+type parityOf struct {
+	path       string
+	base       int // of the sidecar in the file
+	segment    uint64
+	generation uint32
+	footer     uint32
+}
+
+func (o *parityOf) text(store block.UUID, p *parityShape, size, g int) string {
+	return fmt.Sprintf("group %d of segment %d.%d, %d B, footer %08x, %d+%d, store %v", g, o.segment, o.generation, size, o.footer, p.k, p.m, store)
+}
+
+// checkParityGroup holds a group of a sidecar, which is in par, against what it was made of, in b.
+func (r *run) checkParityGroup(of *parityOf, p *parityShape, generator [][]byte, g int, b, par []byte) {
+	path := of.path
 	at, end := p.at(g), p.at(g+1)
 	var good *parityHeadPart
 	for _, off := range []int{at, end - parityHead} {
 		h, err := parseParityHead(par[off : off+parityHead])
 		if err != nil {
 			f := asFault(err)
-			r.fail(path, int64(off)+f.off, f.want, f.got)
+			r.fail(path, int64(of.base+off)+f.off, f.want, f.got)
 			continue
 		}
-		want := fmt.Sprintf("group %d of segment %d.%d, %d B, footer %08x, %d+%d, store %v", g, row.ID, row.Generation, row.Size, binary.LittleEndian.Uint32(b[len(b)-4:]), p.k, p.m, r.super.StoreID)
+		want := of.text(r.super.StoreID, p, len(b), g)
 		got := fmt.Sprintf("group %d of segment %d.%d, %d B, footer %08x, %d+%d, store %v", h.Group, h.Segment, h.Generation, h.Size, h.FooterCRC, h.Data, h.Parity, h.StoreID)
-		if r.expect(got == want, path, int64(off), want, got) {
+		if r.expect(got == want, path, int64(of.base+off), want, got) {
 			good = h
 		}
 	}
@@ -149,7 +165,7 @@ func (r *run) checkParityGroup(row *segmentRow, path string, p *parityShape, gen
 		return
 	}
 	first, second := par[at:at+parityHead], par[end-parityHead:end]
-	r.expect(string(first) == string(second), path, int64(end-parityHead), "a head equal to that before the group", "another one")
+	r.expect(string(first) == string(second), path, int64(of.base+end-parityHead), "a head equal to that before the group", "another one")
 	n := p.in(g)
 	column := func(c int) []byte {
 		col := make([]byte, parityColumn)
@@ -169,7 +185,7 @@ func (r *run) checkParityGroup(row *segmentRow, path string, p *parityShape, gen
 			if c < p.columns {
 				want = crc(data)
 			}
-			off := int64(at + paritySums + 4*(i*n+t))
+			off := int64(of.base + at + paritySums + 4*(i*n+t))
 			r.expect(good.sums[i*n+t] == want, path, off, fmt.Sprintf("crc %08x of the column at %d of the segment", want, c*parityColumn), fmt.Sprintf("%08x", good.sums[i*n+t]))
 			for j := range coded {
 				r.field.add(coded[j], data, generator[j][i])
@@ -178,9 +194,9 @@ func (r *run) checkParityGroup(row *segmentRow, path string, p *parityShape, gen
 		for j := range coded {
 			off := at + parityHead + (j*n+t)*parityColumn
 			got := par[off : off+parityColumn]
-			r.expect(string(got) == string(coded[j]), path, int64(off), "the parity of its stripe", "other bytes")
+			r.expect(string(got) == string(coded[j]), path, int64(of.base+off), "the parity of its stripe", "other bytes")
 			sum := good.sums[(p.k+j)*n+t]
-			r.expect(sum == crc(got), path, int64(at+paritySums+4*((p.k+j)*n+t)), fmt.Sprintf("crc %08x of the column at %d", crc(got), off), fmt.Sprintf("%08x", sum))
+			r.expect(sum == crc(got), path, int64(of.base+at+paritySums+4*((p.k+j)*n+t)), fmt.Sprintf("crc %08x of the column at %d", crc(got), off), fmt.Sprintf("%08x", sum))
 		}
 	}
 }

@@ -75,6 +75,7 @@ type Totals struct {
 	LogBytes        int64  `json:"logBytes"` // headers and payload of these records
 	HistoryFiles    int    `json:"historyFiles"`
 	HistoryBytes    uint64 `json:"historyBytes"`
+	HistoryParity   uint64 `json:"historyParityBytes"` // of sidecars of these files
 	Segments        int    `json:"segments"`
 	SegmentBytes    int64  `json:"segmentBytes"`
 	Frames          uint64 `json:"frames"`
@@ -123,7 +124,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	fmt.Fprintf(&b, "  %d volumes, %d snapshots, %d nodes\n", t.Volumes, t.Snapshots, t.Nodes)
 	fmt.Fprintf(&b, "  log: %d files, %d records, %d B\n", t.LogFiles, t.LogRecords, t.LogBytes)
 	if t.HistoryFiles > 0 {
-		fmt.Fprintf(&b, "  history: %d files, %d B\n", t.HistoryFiles, t.HistoryBytes)
+		fmt.Fprintf(&b, "  history: %d files, %d B, %d B of parity\n", t.HistoryFiles, t.HistoryBytes, t.HistoryParity)
 	}
 	fmt.Fprintf(&b, "  segments: %d, %d B, %d frames, %d chunks stored\n", t.Segments, t.SegmentBytes, t.Frames, t.StoredChunks)
 	fmt.Fprintf(&b, "  chunks: %d of %d B, %d B of them shared, %d references\n", t.Chunks, t.ChunkBytes, t.SharedBytes, t.References)

@@ -102,14 +102,22 @@ func (c *Control) degradedFor(now time.Time, least time.Duration, r blockstore.R
 
 // damaged says how much was found damaged since the start and is not mended, if that are at least so many findings; 0 is never.
 func damaged(s blockstore.Stats, damages []blockstore.Damage, least int) string {
-	segments := 0
+	segments, files := 0, 0
 	for _, d := range damages {
-		if !d.Mended {
+		switch {
+		case d.Mended:
+		case d.History != nil:
+			files++
+		default:
 			segments++
 		}
 	}
-	if least == 0 || segments == 0 && s.Corruptions == 0 || uint64(segments)+s.Corruptions < uint64(least) {
+	if least == 0 || segments+files == 0 && s.Corruptions == 0 || uint64(segments+files)+s.Corruptions < uint64(least) {
 		return ""
 	}
-	return fmt.Sprintf("damage was found since the start that is not mended: %d segments, and %d times data failed its check", segments, s.Corruptions)
+	what := fmt.Sprintf("%d segments", segments)
+	if files > 0 {
+		what += fmt.Sprintf(", %d files of history", files)
+	}
+	return fmt.Sprintf("damage was found since the start that is not mended: %s, and %d times data failed its check", what, s.Corruptions)
 }

@@ -126,6 +126,14 @@ func engineEvents(log *slog.Logger, alarms *Alarms, now func() time.Time) blocks
 	return blockstore.Events{
 		Corruption: func(err error) { fault("data failed its check", err) },
 		Damage: func(d blockstore.Damage) {
+			if h := d.History; h != nil {
+				if d.Mended {
+					log.Warn("a damaged file of history was mended", "file", d.File, "volume", h.Volume, "columns", d.Columns)
+				} else {
+					fault("a file of history is damaged", errors.New(d.String()), "file", d.File, "volume", h.Volume)
+				}
+				return
+			}
 			if d.Mended {
 				log.Warn("a damaged segment was mended", "segment", d.File, "columns", d.Columns)
 				return

@@ -19,9 +19,11 @@ type Scrub struct {
 	EndedAt      *time.Time
 	SegmentsDone uint64
 	SegmentsLeft uint64
+	HistoryDone  uint64 // sealed files of history
+	HistoryLeft  uint64
 	BytesDone    uint64
 	BytesLeft    uint64
-	Damaged      uint64 // segments
+	Damaged      uint64 // segments and files
 	Mended       uint64 // of these
 }
 
@@ -34,7 +36,7 @@ func scrubOf(s blockstore.ScrubStatus, err error) (Scrub, error) {
 	}
 	return Scrub{
 		State: s.State.String(), Run: s.Run, FindOnly: s.FindOnly, StartedAt: moment(s.StartedAt), EndedAt: moment(s.EndedAt),
-		SegmentsDone: s.SegmentsDone, SegmentsLeft: s.SegmentsLeft, BytesDone: s.BytesDone, BytesLeft: s.BytesLeft, Damaged: s.Damaged, Mended: s.Mended,
+		SegmentsDone: s.SegmentsDone, SegmentsLeft: s.SegmentsLeft, HistoryDone: s.HistoryDone, HistoryLeft: s.HistoryLeft, BytesDone: s.BytesDone, BytesLeft: s.BytesLeft, Damaged: s.Damaged, Mended: s.Mended,
 	}, err
 }
 
@@ -58,9 +60,9 @@ func (c *Control) ResumeScrub() (Scrub, error) { return scrubOf(c.engine.ResumeS
 // CancelScrub ends the scrub.
 func (c *Control) CancelScrub() (Scrub, error) { return scrubOf(c.engine.CancelScrub()) }
 
-// Damage is what is known of a damaged segment.
+// Damage is what is known of a damaged segment, or of a damaged file of history.
 type Damage struct {
-	Segment    uint64
+	Segment    uint64 // 0: it is a file of history
 	File       string
 	FoundAt    time.Time
 	Columns    int
@@ -70,9 +72,10 @@ type Damage struct {
 	Places     []blockstore.DamagedPlace
 	MorePlaces uint64
 	Reason     string
+	History    *blockstore.HistoryDamage // of a file of history
 }
 
-// Damages lists the segments that were found damaged since the start, by their ids.
+// Damages lists the segments and files of history that were found damaged since the start: files by their names, and then segments by their ids.
 func (c *Control) Damages() []Damage {
 	all := []Damage{}
 	for _, d := range c.engine.Damages() {
@@ -80,9 +83,9 @@ func (c *Control) Damages() []Damage {
 		if places == nil {
 			places = []blockstore.DamagedPlace{}
 		}
-		all = append(all, Damage{Segment: uint64(d.Segment), File: d.File, FoundAt: d.FoundAt, Columns: d.Columns, Mended: d.Mended, Lost: d.Lost, Chunks: d.Chunks, Places: places, MorePlaces: d.More, Reason: d.Reason})
+		all = append(all, Damage{Segment: uint64(d.Segment), File: d.File, FoundAt: d.FoundAt, Columns: d.Columns, Mended: d.Mended, Lost: d.Lost, Chunks: d.Chunks, Places: places, MorePlaces: d.More, Reason: d.Reason, History: d.History})
 	}
-	slices.SortFunc(all, func(a, b Damage) int { return cmp.Compare(a.Segment, b.Segment) })
+	slices.SortFunc(all, func(a, b Damage) int { return cmp.Or(cmp.Compare(a.Segment, b.Segment), cmp.Compare(a.File, b.File)) })
 	return all
 }
 

@@ -484,8 +484,9 @@ func (v *CreatedToken) GetExpiresAt() *time.Time { return v.ExpiresAt }
 //
 // A segment that was found damaged.
 type Damage struct {
+	// 0: it is a file of history.
 	Segment uint64 `json:"segment"`
-	// Name of the file in its tier.
+	// Name of the file in its tier; of a file of history in the data directory.
 	File    string    `json:"file"`
 	FoundAt time.Time `json:"foundAt"`
 	// Damaged columns of 4 KiB, as far as that is known.
@@ -502,6 +503,8 @@ type Damage struct {
 	Reason string `json:"reason"`
 	// What of volumes and snapshots answers EIO.
 	Places []DamagedPlace `json:"places"`
+	// Of a file of history.
+	History *HistoryDamage `json:"history"`
 }
 
 // GetSegment returns Damage.Segment, and is useful for accessing the field via an interface.
@@ -533,6 +536,9 @@ func (v *Damage) GetReason() string { return v.Reason }
 
 // GetPlaces returns Damage.Places, and is useful for accessing the field via an interface.
 func (v *Damage) GetPlaces() []DamagedPlace { return v.Places }
+
+// GetHistory returns Damage.History, and is useful for accessing the field via an interface.
+func (v *Damage) GetHistory() *HistoryDamage { return v.History }
 
 // DamagedPlace includes the requested fields of the GraphQL type DamagedPlace.
 type DamagedPlace struct {
@@ -830,8 +836,10 @@ type Explanation struct {
 	PartlyDeadBytes uint64 `json:"partlyDeadBytes"`
 	// Of the store: dead bytes of segments that wait for reclaim.
 	HeldUnusedBytes uint64 `json:"heldUnusedBytes"`
-	// Of a volume: its part.
+	// Beside segments. Of a volume: its part.
 	ParityBytes uint64 `json:"parityBytes"`
+	// Beside files of history. Of a volume: of its own.
+	HistoryParityBytes uint64 `json:"historyParityBytes"`
 	// Of the store, as the next two.
 	MetadataBytes   uint64 `json:"metadataBytes"`
 	UndestagedBytes uint64 `json:"undestagedBytes"`
@@ -906,6 +914,9 @@ func (v *Explanation) GetHeldUnusedBytes() uint64 { return v.HeldUnusedBytes }
 
 // GetParityBytes returns Explanation.ParityBytes, and is useful for accessing the field via an interface.
 func (v *Explanation) GetParityBytes() uint64 { return v.ParityBytes }
+
+// GetHistoryParityBytes returns Explanation.HistoryParityBytes, and is useful for accessing the field via an interface.
+func (v *Explanation) GetHistoryParityBytes() uint64 { return v.HistoryParityBytes }
 
 // GetMetadataBytes returns Explanation.MetadataBytes, and is useful for accessing the field via an interface.
 func (v *Explanation) GetMetadataBytes() uint64 { return v.MetadataBytes }
@@ -1242,6 +1253,25 @@ func (v *History) GetWholeSeq() uint64 { return v.WholeSeq }
 // GetWhole returns History.Whole, and is useful for accessing the field via an interface.
 func (v *History) GetWhole() time.Time { return v.Whole }
 
+// HistoryDamage includes the requested fields of the GraphQL type HistoryDamage.
+type HistoryDamage struct {
+	// Whose history it is.
+	Volume string `json:"volume"`
+	// How many ranges are not listed.
+	More int `json:"more"`
+	// What cannot be read of the file; none, if readers have all that they need.
+	Ranges []HistoryRange `json:"ranges"`
+}
+
+// GetVolume returns HistoryDamage.Volume, and is useful for accessing the field via an interface.
+func (v *HistoryDamage) GetVolume() string { return v.Volume }
+
+// GetMore returns HistoryDamage.More, and is useful for accessing the field via an interface.
+func (v *HistoryDamage) GetMore() int { return v.More }
+
+// GetRanges returns HistoryDamage.Ranges, and is useful for accessing the field via an interface.
+func (v *HistoryDamage) GetRanges() []HistoryRange { return v.Ranges }
+
 // HistoryMoment includes the GraphQL fields of HistoryMoment requested by the fragment HistoryMoment.
 // The GraphQL type's documentation follows.
 //
@@ -1297,6 +1327,37 @@ func (v *HistoryPoint) GetKind() string { return v.Kind }
 
 // GetLabel returns HistoryPoint.Label, and is useful for accessing the field via an interface.
 func (v *HistoryPoint) GetLabel() string { return v.Label }
+
+// HistoryRange includes the requested fields of the GraphQL type HistoryRange.
+type HistoryRange struct {
+	// In the file.
+	Offset uint64 `json:"offset"`
+	Length uint64 `json:"length"`
+	// Of the writes that lie there.
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+	// Their first and last record in the log.
+	FromSeq uint64 `json:"fromSeq"`
+	ToSeq   uint64 `json:"toSeq"`
+}
+
+// GetOffset returns HistoryRange.Offset, and is useful for accessing the field via an interface.
+func (v *HistoryRange) GetOffset() uint64 { return v.Offset }
+
+// GetLength returns HistoryRange.Length, and is useful for accessing the field via an interface.
+func (v *HistoryRange) GetLength() uint64 { return v.Length }
+
+// GetFrom returns HistoryRange.From, and is useful for accessing the field via an interface.
+func (v *HistoryRange) GetFrom() time.Time { return v.From }
+
+// GetTo returns HistoryRange.To, and is useful for accessing the field via an interface.
+func (v *HistoryRange) GetTo() time.Time { return v.To }
+
+// GetFromSeq returns HistoryRange.FromSeq, and is useful for accessing the field via an interface.
+func (v *HistoryRange) GetFromSeq() uint64 { return v.FromSeq }
+
+// GetToSeq returns HistoryRange.ToSeq, and is useful for accessing the field via an interface.
+func (v *HistoryRange) GetToSeq() uint64 { return v.ToSeq }
 
 // Index includes the GraphQL fields of Index requested by the fragment Index.
 // The GraphQL type's documentation follows.
@@ -1798,11 +1859,14 @@ type Scrub struct {
 	FindOnly     bool   `json:"findOnly"`
 	SegmentsDone uint64 `json:"segmentsDone"`
 	SegmentsLeft uint64 `json:"segmentsLeft"`
-	BytesDone    uint64 `json:"bytesDone"`
-	BytesLeft    uint64 `json:"bytesLeft"`
-	// Segments that were found damaged.
+	// Sealed files of history, which come behind the segments.
+	HistoryDone uint64 `json:"historyDone"`
+	HistoryLeft uint64 `json:"historyLeft"`
+	BytesDone   uint64 `json:"bytesDone"`
+	BytesLeft   uint64 `json:"bytesLeft"`
+	// Segments and files of history that were found damaged.
 	Damaged uint64 `json:"damaged"`
-	// Segments of these that are whole again.
+	// Those of these that are whole again.
 	Mended    uint64     `json:"mended"`
 	StartedAt *time.Time `json:"startedAt"`
 	EndedAt   *time.Time `json:"endedAt"`
@@ -1822,6 +1886,12 @@ func (v *Scrub) GetSegmentsDone() uint64 { return v.SegmentsDone }
 
 // GetSegmentsLeft returns Scrub.SegmentsLeft, and is useful for accessing the field via an interface.
 func (v *Scrub) GetSegmentsLeft() uint64 { return v.SegmentsLeft }
+
+// GetHistoryDone returns Scrub.HistoryDone, and is useful for accessing the field via an interface.
+func (v *Scrub) GetHistoryDone() uint64 { return v.HistoryDone }
+
+// GetHistoryLeft returns Scrub.HistoryLeft, and is useful for accessing the field via an interface.
+func (v *Scrub) GetHistoryLeft() uint64 { return v.HistoryLeft }
 
 // GetBytesDone returns Scrub.BytesDone, and is useful for accessing the field via an interface.
 func (v *Scrub) GetBytesDone() uint64 { return v.BytesDone }
@@ -2064,7 +2134,7 @@ type Stats struct {
 	SimilarSavedBytes uint64 `json:"similarSavedBytes"`
 	// What it took to find out what is alike, on all workers together.
 	SimilarSeconds float64 `json:"similarSeconds"`
-	// Damaged columns of 4 KiB of segments and sidecars that were found since the store was opened.
+	// Damaged columns of 4 KiB of segments, files of history and sidecars that were found since the store was opened.
 	DamageFound  uint64 `json:"damageFound"`
 	DamageMended uint64 `json:"damageMended"`
 	DamageLost   uint64 `json:"damageLost"`
@@ -2074,6 +2144,8 @@ type Stats struct {
 	SecondCopyBytes uint64 `json:"secondCopyBytes"`
 	// Files that history is in. What its roots hold counts as stored.
 	HistoryBytes uint64 `json:"historyBytes"`
+	// Their parity sidecars.
+	HistoryParityBytes uint64 `json:"historyParityBytes"`
 	// How often history within a window went, for its budget or because it could not go on, since the store was opened.
 	HistoryDropped uint64 `json:"historyDropped"`
 	// nonZeroBytes per uniqueBytes; 0 while there is nothing.
@@ -2179,6 +2251,9 @@ func (v *Stats) GetSecondCopyBytes() uint64 { return v.SecondCopyBytes }
 
 // GetHistoryBytes returns Stats.HistoryBytes, and is useful for accessing the field via an interface.
 func (v *Stats) GetHistoryBytes() uint64 { return v.HistoryBytes }
+
+// GetHistoryParityBytes returns Stats.HistoryParityBytes, and is useful for accessing the field via an interface.
+func (v *Stats) GetHistoryParityBytes() uint64 { return v.HistoryParityBytes }
 
 // GetHistoryDropped returns Stats.HistoryDropped, and is useful for accessing the field via an interface.
 func (v *Stats) GetHistoryDropped() uint64 { return v.HistoryDropped }
@@ -3381,6 +3456,7 @@ fragment Explanation on Explanation {
 	partlyDeadBytes
 	heldUnusedBytes
 	parityBytes
+	historyParityBytes
 	metadataBytes
 	undestagedBytes
 	freeBytes
@@ -3519,6 +3595,8 @@ fragment Scrub on Scrub {
 	findOnly
 	segmentsDone
 	segmentsLeft
+	historyDone
+	historyLeft
 	bytesDone
 	bytesLeft
 	damaged
@@ -4565,6 +4643,7 @@ fragment Explanation on Explanation {
 	partlyDeadBytes
 	heldUnusedBytes
 	parityBytes
+	historyParityBytes
 	metadataBytes
 	undestagedBytes
 	freeBytes
@@ -4796,6 +4875,8 @@ fragment Scrub on Scrub {
 	findOnly
 	segmentsDone
 	segmentsLeft
+	historyDone
+	historyLeft
 	bytesDone
 	bytesLeft
 	damaged
@@ -4894,6 +4975,7 @@ query GetStats {
 		inlineRepairs
 		secondCopyBytes
 		historyBytes
+		historyParityBytes
 		historyDropped
 		dedupRatio
 		compressionRatio
@@ -5171,6 +5253,18 @@ fragment Damage on Damage {
 		snapshot
 		offset
 		length
+	}
+	history {
+		volume
+		more
+		ranges {
+			offset
+			length
+			from
+			to
+			fromSeq
+			toSeq
+		}
 	}
 }
 `
@@ -5635,6 +5729,8 @@ fragment Scrub on Scrub {
 	findOnly
 	segmentsDone
 	segmentsLeft
+	historyDone
+	historyLeft
 	bytesDone
 	bytesLeft
 	damaged
@@ -5963,6 +6059,18 @@ fragment Damage on Damage {
 		snapshot
 		offset
 		length
+	}
+	history {
+		volume
+		more
+		ranges {
+			offset
+			length
+			from
+			to
+			fromSeq
+			toSeq
+		}
 	}
 }
 `
@@ -6303,6 +6411,8 @@ fragment Scrub on Scrub {
 	findOnly
 	segmentsDone
 	segmentsLeft
+	historyDone
+	historyLeft
 	bytesDone
 	bytesLeft
 	damaged
@@ -7027,6 +7137,7 @@ fragment Explanation on Explanation {
 	partlyDeadBytes
 	heldUnusedBytes
 	parityBytes
+	historyParityBytes
 	metadataBytes
 	undestagedBytes
 	freeBytes
@@ -7089,6 +7200,8 @@ fragment Scrub on Scrub {
 	findOnly
 	segmentsDone
 	segmentsLeft
+	historyDone
+	historyLeft
 	bytesDone
 	bytesLeft
 	damaged

@@ -107,6 +107,7 @@ type ComplexityRoot struct {
 		Columns    func(childComplexity int) int
 		File       func(childComplexity int) int
 		FoundAt    func(childComplexity int) int
+		History    func(childComplexity int) int
 		Lost       func(childComplexity int) int
 		Mended     func(childComplexity int) int
 		MorePlaces func(childComplexity int) int
@@ -174,35 +175,36 @@ type ComplexityRoot struct {
 	}
 
 	Explanation struct {
-		At               func(childComplexity int) int
-		ClonedBytes      func(childComplexity int) int
-		DamagedBytes     func(childComplexity int) int
-		DataBytes        func(childComplexity int) int
-		DedupAcrossBytes func(childComplexity int) int
-		DedupInsideBytes func(childComplexity int) int
-		Elsewhere        func(childComplexity int) int
-		FirstBytes       func(childComplexity int) int
-		FreeBytes        func(childComplexity int) int
-		HeldUnusedBytes  func(childComplexity int) int
-		MemoryBytes      func(childComplexity int) int
-		MetadataBytes    func(childComplexity int) int
-		Pages            func(childComplexity int) int
-		ParityBytes      func(childComplexity int) int
-		PartlyDeadBytes  func(childComplexity int) int
-		PerVolume        func(childComplexity int) int
-		Rows             func(childComplexity int) int
-		SampledOneIn     func(childComplexity int) int
-		Shared           func(childComplexity int) int
-		SizeBytes        func(childComplexity int) int
-		Snapshots        func(childComplexity int) int
-		TookSeconds      func(childComplexity int) int
-		UndestagedBytes  func(childComplexity int) int
-		Unique           func(childComplexity int) int
-		UnwrittenBytes   func(childComplexity int) int
-		Volume           func(childComplexity int) int
-		Volumes          func(childComplexity int) int
-		Waiting          func(childComplexity int) int
-		ZeroBytes        func(childComplexity int) int
+		At                 func(childComplexity int) int
+		ClonedBytes        func(childComplexity int) int
+		DamagedBytes       func(childComplexity int) int
+		DataBytes          func(childComplexity int) int
+		DedupAcrossBytes   func(childComplexity int) int
+		DedupInsideBytes   func(childComplexity int) int
+		Elsewhere          func(childComplexity int) int
+		FirstBytes         func(childComplexity int) int
+		FreeBytes          func(childComplexity int) int
+		HeldUnusedBytes    func(childComplexity int) int
+		HistoryParityBytes func(childComplexity int) int
+		MemoryBytes        func(childComplexity int) int
+		MetadataBytes      func(childComplexity int) int
+		Pages              func(childComplexity int) int
+		ParityBytes        func(childComplexity int) int
+		PartlyDeadBytes    func(childComplexity int) int
+		PerVolume          func(childComplexity int) int
+		Rows               func(childComplexity int) int
+		SampledOneIn       func(childComplexity int) int
+		Shared             func(childComplexity int) int
+		SizeBytes          func(childComplexity int) int
+		Snapshots          func(childComplexity int) int
+		TookSeconds        func(childComplexity int) int
+		UndestagedBytes    func(childComplexity int) int
+		Unique             func(childComplexity int) int
+		UnwrittenBytes     func(childComplexity int) int
+		Volume             func(childComplexity int) int
+		Volumes            func(childComplexity int) int
+		Waiting            func(childComplexity int) int
+		ZeroBytes          func(childComplexity int) int
 	}
 
 	Garbage struct {
@@ -258,6 +260,12 @@ type ComplexityRoot struct {
 		WindowSeconds  func(childComplexity int) int
 	}
 
+	HistoryDamage struct {
+		More   func(childComplexity int) int
+		Ranges func(childComplexity int) int
+		Volume func(childComplexity int) int
+	}
+
 	HistoryMoment struct {
 		At         func(childComplexity int) int
 		Attachment func(childComplexity int) int
@@ -271,6 +279,15 @@ type ComplexityRoot struct {
 		Kind  func(childComplexity int) int
 		Label func(childComplexity int) int
 		Seq   func(childComplexity int) int
+	}
+
+	HistoryRange struct {
+		From    func(childComplexity int) int
+		FromSeq func(childComplexity int) int
+		Length  func(childComplexity int) int
+		Offset  func(childComplexity int) int
+		To      func(childComplexity int) int
+		ToSeq   func(childComplexity int) int
 	}
 
 	Index struct {
@@ -413,6 +430,8 @@ type ComplexityRoot struct {
 		Damaged      func(childComplexity int) int
 		EndedAt      func(childComplexity int) int
 		FindOnly     func(childComplexity int) int
+		HistoryDone  func(childComplexity int) int
+		HistoryLeft  func(childComplexity int) int
 		Mended       func(childComplexity int) int
 		Run          func(childComplexity int) int
 		SegmentsDone func(childComplexity int) int
@@ -462,6 +481,7 @@ type ComplexityRoot struct {
 		HeldUnusedBytes    func(childComplexity int) int
 		HistoryBytes       func(childComplexity int) int
 		HistoryDropped     func(childComplexity int) int
+		HistoryParityBytes func(childComplexity int) int
 		InlineRepairs      func(childComplexity int) int
 		LogCapBytes        func(childComplexity int) int
 		LogFill            func(childComplexity int) int
@@ -955,6 +975,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Damage.FoundAt(childComplexity), true
+	case "Damage.history":
+		if e.ComplexityRoot.Damage.History == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Damage.History(childComplexity), true
 	case "Damage.lost":
 		if e.ComplexityRoot.Damage.Lost == nil {
 			break
@@ -1281,6 +1307,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Explanation.HeldUnusedBytes(childComplexity), true
+	case "Explanation.historyParityBytes":
+		if e.ComplexityRoot.Explanation.HistoryParityBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Explanation.HistoryParityBytes(childComplexity), true
 	case "Explanation.memoryBytes":
 		if e.ComplexityRoot.Explanation.MemoryBytes == nil {
 			break
@@ -1646,6 +1678,25 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 
 		return e.ComplexityRoot.History.WindowSeconds(childComplexity), true
 
+	case "HistoryDamage.more":
+		if e.ComplexityRoot.HistoryDamage.More == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryDamage.More(childComplexity), true
+	case "HistoryDamage.ranges":
+		if e.ComplexityRoot.HistoryDamage.Ranges == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryDamage.Ranges(childComplexity), true
+	case "HistoryDamage.volume":
+		if e.ComplexityRoot.HistoryDamage.Volume == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryDamage.Volume(childComplexity), true
+
 	case "HistoryMoment.at":
 		if e.ComplexityRoot.HistoryMoment.At == nil {
 			break
@@ -1701,6 +1752,43 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.HistoryPoint.Seq(childComplexity), true
+
+	case "HistoryRange.from":
+		if e.ComplexityRoot.HistoryRange.From == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryRange.From(childComplexity), true
+	case "HistoryRange.fromSeq":
+		if e.ComplexityRoot.HistoryRange.FromSeq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryRange.FromSeq(childComplexity), true
+	case "HistoryRange.length":
+		if e.ComplexityRoot.HistoryRange.Length == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryRange.Length(childComplexity), true
+	case "HistoryRange.offset":
+		if e.ComplexityRoot.HistoryRange.Offset == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryRange.Offset(childComplexity), true
+	case "HistoryRange.to":
+		if e.ComplexityRoot.HistoryRange.To == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryRange.To(childComplexity), true
+	case "HistoryRange.toSeq":
+		if e.ComplexityRoot.HistoryRange.ToSeq == nil {
+			break
+		}
+
+		return e.ComplexityRoot.HistoryRange.ToSeq(childComplexity), true
 
 	case "Index.chunks":
 		if e.ComplexityRoot.Index.Chunks == nil {
@@ -2609,6 +2697,18 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Scrub.FindOnly(childComplexity), true
+	case "Scrub.historyDone":
+		if e.ComplexityRoot.Scrub.HistoryDone == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.HistoryDone(childComplexity), true
+	case "Scrub.historyLeft":
+		if e.ComplexityRoot.Scrub.HistoryLeft == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Scrub.HistoryLeft(childComplexity), true
 	case "Scrub.mended":
 		if e.ComplexityRoot.Scrub.Mended == nil {
 			break
@@ -2852,6 +2952,12 @@ func (e *executableSchema) Complexity(ctx context.Context, typeName, field strin
 		}
 
 		return e.ComplexityRoot.Stats.HistoryDropped(childComplexity), true
+	case "Stats.historyParityBytes":
+		if e.ComplexityRoot.Stats.HistoryParityBytes == nil {
+			break
+		}
+
+		return e.ComplexityRoot.Stats.HistoryParityBytes(childComplexity), true
 	case "Stats.inlineRepairs":
 		if e.ComplexityRoot.Stats.InlineRepairs == nil {
 			break
@@ -4120,8 +4226,10 @@ type Explanation {
   partlyDeadBytes: Bytes!
   "Of the store: dead bytes of segments that wait for reclaim."
   heldUnusedBytes: Bytes!
-  "Of a volume: its part."
+  "Beside segments. Of a volume: its part."
   parityBytes: Bytes!
+  "Beside files of history. Of a volume: of its own."
+  historyParityBytes: Bytes!
   "Of the store, as the next two."
   metadataBytes: Bytes!
   undestagedBytes: Bytes!
@@ -4167,11 +4275,14 @@ type Scrub {
   endedAt: Time
   segmentsDone: Count!
   segmentsLeft: Count!
+  "Sealed files of history, which come behind the segments."
+  historyDone: Count!
+  historyLeft: Count!
   bytesDone: Bytes!
   bytesLeft: Bytes!
-  "Segments that were found damaged."
+  "Segments and files of history that were found damaged."
   damaged: Count!
-  "Segments of these that are whole again."
+  "Those of these that are whole again."
   mended: Count!
 }
 
@@ -4206,8 +4317,9 @@ type Disk {
 
 "A segment that was found damaged."
 type Damage {
+  "0: it is a file of history."
   segment: Count!
-  "Name of the file in its tier."
+  "Name of the file in its tier; of a file of history in the data directory."
   file: String!
   foundAt: Time!
   "Damaged columns of 4 KiB, as far as that is known."
@@ -4224,6 +4336,29 @@ type Damage {
   morePlaces: Count!
   "Why it is not mended; else empty."
   reason: String!
+  "Of a file of history."
+  history: HistoryDamage
+}
+
+type HistoryDamage {
+  "Whose history it is."
+  volume: String!
+  "What cannot be read of the file; none, if readers have all that they need."
+  ranges: [HistoryRange!]!
+  "How many ranges are not listed."
+  more: Int!
+}
+
+type HistoryRange {
+  "In the file."
+  offset: Bytes!
+  length: Bytes!
+  "Of the writes that lie there."
+  from: Time!
+  to: Time!
+  "Their first and last record in the log."
+  fromSeq: Count!
+  toSeq: Count!
 }
 
 type DamagedPlace {
@@ -4295,7 +4430,7 @@ type Stats {
   similarSavedBytes: Bytes!
   "What it took to find out what is alike, on all workers together."
   similarSeconds: Float!
-  "Damaged columns of 4 KiB of segments and sidecars that were found since the store was opened."
+  "Damaged columns of 4 KiB of segments, files of history and sidecars that were found since the store was opened."
   damageFound: Count!
   damageMended: Count!
   damageLost: Count!
@@ -4303,6 +4438,8 @@ type Stats {
   inlineRepairs: Count!
   "Files that history is in. What its roots hold counts as stored."
   historyBytes: Bytes!
+  "Their parity sidecars."
+  historyParityBytes: Bytes!
   "How often history within a window went, for its budget or because it could not go on, since the store was opened."
   historyDropped: Count!
   "Second copies of frames that very many references lead to."
@@ -4511,6 +4648,8 @@ func (ec *executionContext) childFields_Damage(ctx context.Context, field graphq
 		return ec.fieldContext_Damage_morePlaces(ctx, field)
 	case "reason":
 		return ec.fieldContext_Damage_reason(ctx, field)
+	case "history":
+		return ec.fieldContext_Damage_history(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type Damage", field.Name)
 }
@@ -4673,6 +4812,8 @@ func (ec *executionContext) childFields_Explanation(ctx context.Context, field g
 		return ec.fieldContext_Explanation_heldUnusedBytes(ctx, field)
 	case "parityBytes":
 		return ec.fieldContext_Explanation_parityBytes(ctx, field)
+	case "historyParityBytes":
+		return ec.fieldContext_Explanation_historyParityBytes(ctx, field)
 	case "metadataBytes":
 		return ec.fieldContext_Explanation_metadataBytes(ctx, field)
 	case "undestagedBytes":
@@ -4801,6 +4942,18 @@ func (ec *executionContext) childFields_History(ctx context.Context, field graph
 	return nil, fmt.Errorf("no field named %q was found under type History", field.Name)
 }
 
+func (ec *executionContext) childFields_HistoryDamage(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "volume":
+		return ec.fieldContext_HistoryDamage_volume(ctx, field)
+	case "ranges":
+		return ec.fieldContext_HistoryDamage_ranges(ctx, field)
+	case "more":
+		return ec.fieldContext_HistoryDamage_more(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type HistoryDamage", field.Name)
+}
+
 func (ec *executionContext) childFields_HistoryMoment(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
 	switch field.Name {
 	case "volume":
@@ -4829,6 +4982,24 @@ func (ec *executionContext) childFields_HistoryPoint(ctx context.Context, field 
 		return ec.fieldContext_HistoryPoint_label(ctx, field)
 	}
 	return nil, fmt.Errorf("no field named %q was found under type HistoryPoint", field.Name)
+}
+
+func (ec *executionContext) childFields_HistoryRange(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+	switch field.Name {
+	case "offset":
+		return ec.fieldContext_HistoryRange_offset(ctx, field)
+	case "length":
+		return ec.fieldContext_HistoryRange_length(ctx, field)
+	case "from":
+		return ec.fieldContext_HistoryRange_from(ctx, field)
+	case "to":
+		return ec.fieldContext_HistoryRange_to(ctx, field)
+	case "fromSeq":
+		return ec.fieldContext_HistoryRange_fromSeq(ctx, field)
+	case "toSeq":
+		return ec.fieldContext_HistoryRange_toSeq(ctx, field)
+	}
+	return nil, fmt.Errorf("no field named %q was found under type HistoryRange", field.Name)
 }
 
 func (ec *executionContext) childFields_Index(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
@@ -4963,6 +5134,10 @@ func (ec *executionContext) childFields_Scrub(ctx context.Context, field graphql
 		return ec.fieldContext_Scrub_segmentsDone(ctx, field)
 	case "segmentsLeft":
 		return ec.fieldContext_Scrub_segmentsLeft(ctx, field)
+	case "historyDone":
+		return ec.fieldContext_Scrub_historyDone(ctx, field)
+	case "historyLeft":
+		return ec.fieldContext_Scrub_historyLeft(ctx, field)
 	case "bytesDone":
 		return ec.fieldContext_Scrub_bytesDone(ctx, field)
 	case "bytesLeft":
@@ -5067,6 +5242,8 @@ func (ec *executionContext) childFields_Stats(ctx context.Context, field graphql
 		return ec.fieldContext_Stats_inlineRepairs(ctx, field)
 	case "historyBytes":
 		return ec.fieldContext_Stats_historyBytes(ctx, field)
+	case "historyParityBytes":
+		return ec.fieldContext_Stats_historyParityBytes(ctx, field)
 	case "historyDropped":
 		return ec.fieldContext_Stats_historyDropped(ctx, field)
 	case "secondCopyBytes":
@@ -7679,6 +7856,38 @@ func (ec *executionContext) fieldContext_Damage_reason(_ context.Context, field 
 	return graphql.NewScalarFieldContext("Damage", field, false, false, "String")
 }
 
+func (ec *executionContext) _Damage_history(ctx context.Context, field graphql.CollectedField, obj *control.Damage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Damage_history(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.History, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v *blockstore.HistoryDamage) graphql.Marshaler {
+			return ec.marshalOHistoryDamage2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHistoryDamage(ctx, selections, v)
+		},
+		true,
+		false,
+	)
+}
+func (ec *executionContext) fieldContext_Damage_history(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "Damage",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HistoryDamage(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
 func (ec *executionContext) _DamagedPlace_volume(ctx context.Context, field graphql.CollectedField, obj *blockstore.DamagedPlace) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -9062,6 +9271,29 @@ func (ec *executionContext) fieldContext_Explanation_parityBytes(_ context.Conte
 	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
 }
 
+func (ec *executionContext) _Explanation_historyParityBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Explanation_historyParityBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryParityBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Explanation_historyParityBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Explanation", field, false, false, "Bytes")
+}
+
 func (ec *executionContext) _Explanation_metadataBytes(ctx context.Context, field graphql.CollectedField, obj *blockstore.Explanation) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -10248,6 +10480,84 @@ func (ec *executionContext) fieldContext_History_whole(_ context.Context, field 
 	return graphql.NewScalarFieldContext("History", field, false, false, "Time")
 }
 
+func (ec *executionContext) _HistoryDamage_volume(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryDamage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryDamage_volume(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Volume, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v string) graphql.Marshaler {
+			return ec.marshalNString2string(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryDamage_volume(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryDamage", field, false, false, "String")
+}
+
+func (ec *executionContext) _HistoryDamage_ranges(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryDamage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryDamage_ranges(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Ranges, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v []blockstore.HistoryRange) graphql.Marshaler {
+			return ec.marshalNHistoryRange2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHistoryRangeᚄ(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryDamage_ranges(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	fc = &graphql.FieldContext{
+		Object:     "HistoryDamage",
+		Field:      field,
+		IsMethod:   false,
+		IsResolver: false,
+		Child: func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.childFields_HistoryRange(ctx, field)
+		},
+	}
+	return fc, nil
+}
+
+func (ec *executionContext) _HistoryDamage_more(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryDamage) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryDamage_more(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.More, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v int) graphql.Marshaler {
+			return ec.marshalNInt2int(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryDamage_more(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryDamage", field, false, false, "Int")
+}
+
 func (ec *executionContext) _HistoryMoment_volume(ctx context.Context, field graphql.CollectedField, obj *control.HistoryMoment) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -10462,6 +10772,144 @@ func (ec *executionContext) _HistoryPoint_label(ctx context.Context, field graph
 }
 func (ec *executionContext) fieldContext_HistoryPoint_label(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("HistoryPoint", field, false, false, "String")
+}
+
+func (ec *executionContext) _HistoryRange_offset(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryRange) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryRange_offset(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Offset, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryRange_offset(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryRange", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _HistoryRange_length(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryRange) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryRange_length(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.Length, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryRange_length(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryRange", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _HistoryRange_from(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryRange) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryRange_from(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.From, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryRange_from(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryRange", field, false, false, "Time")
+}
+
+func (ec *executionContext) _HistoryRange_to(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryRange) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryRange_to(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.To, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v time.Time) graphql.Marshaler {
+			return ec.marshalNTime2timeᚐTime(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryRange_to(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryRange", field, false, false, "Time")
+}
+
+func (ec *executionContext) _HistoryRange_fromSeq(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryRange) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryRange_fromSeq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.FromSeq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryRange_fromSeq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryRange", field, false, false, "Count")
+}
+
+func (ec *executionContext) _HistoryRange_toSeq(ctx context.Context, field graphql.CollectedField, obj *blockstore.HistoryRange) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_HistoryRange_toSeq(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.ToSeq, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_HistoryRange_toSeq(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("HistoryRange", field, false, false, "Count")
 }
 
 func (ec *executionContext) _Index_whole(ctx context.Context, field graphql.CollectedField, obj *control.Index) (ret graphql.Marshaler) {
@@ -15610,6 +16058,52 @@ func (ec *executionContext) fieldContext_Scrub_segmentsLeft(_ context.Context, f
 	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
 }
 
+func (ec *executionContext) _Scrub_historyDone(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_historyDone(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryDone, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_historyDone(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
+func (ec *executionContext) _Scrub_historyLeft(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Scrub_historyLeft(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryLeft, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNCount2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Scrub_historyLeft(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Scrub", field, false, false, "Count")
+}
+
 func (ec *executionContext) _Scrub_bytesDone(ctx context.Context, field graphql.CollectedField, obj *control.Scrub) (ret graphql.Marshaler) {
 	return graphql.ResolveField(
 		ctx,
@@ -16596,6 +17090,29 @@ func (ec *executionContext) _Stats_historyBytes(ctx context.Context, field graph
 	)
 }
 func (ec *executionContext) fieldContext_Stats_historyBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
+	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
+}
+
+func (ec *executionContext) _Stats_historyParityBytes(ctx context.Context, field graphql.CollectedField, obj *Stats) (ret graphql.Marshaler) {
+	return graphql.ResolveField(
+		ctx,
+		ec.OperationContext,
+		field,
+		func(ctx context.Context, field graphql.CollectedField) (*graphql.FieldContext, error) {
+			return ec.fieldContext_Stats_historyParityBytes(ctx, field)
+		},
+		func(ctx context.Context) (any, error) {
+			return obj.HistoryParityBytes, nil
+		},
+		nil,
+		func(ctx context.Context, selections ast.SelectionSet, v uint64) graphql.Marshaler {
+			return ec.marshalNBytes2uint64(ctx, selections, v)
+		},
+		true,
+		true,
+	)
+}
+func (ec *executionContext) fieldContext_Stats_historyParityBytes(_ context.Context, field graphql.CollectedField) (fc *graphql.FieldContext, err error) {
 	return graphql.NewScalarFieldContext("Stats", field, false, false, "Bytes")
 }
 
@@ -20487,6 +21004,11 @@ func (ec *executionContext) _Damage(ctx context.Context, sel ast.SelectionSet, o
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "history":
+			out.Values[i] = ec._Damage_history(ctx, field, obj)
+			if out.Values[i] == graphql.RequiredNull {
+				out.Invalids++
+			}
 		default:
 			panic("unknown field " + strconv.Quote(field.Name))
 		}
@@ -20996,6 +21518,11 @@ func (ec *executionContext) _Explanation(ctx context.Context, sel ast.SelectionS
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "historyParityBytes":
+			out.Values[i] = ec._Explanation_historyParityBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "metadataBytes":
 			out.Values[i] = ec._Explanation_metadataBytes(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
@@ -21375,6 +21902,49 @@ func (ec *executionContext) _History(ctx context.Context, sel ast.SelectionSet, 
 	return out
 }
 
+var historyDamageImplementors = []string{"HistoryDamage"}
+
+func (ec *executionContext) _HistoryDamage(ctx context.Context, sel ast.SelectionSet, obj *blockstore.HistoryDamage) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, historyDamageImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("HistoryDamage")
+		case "volume":
+			out.Values[i] = ec._HistoryDamage_volume(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "ranges":
+			out.Values[i] = ec._HistoryDamage_ranges(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "more":
+			out.Values[i] = ec._HistoryDamage_more(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
 var historyMomentImplementors = []string{"HistoryMoment"}
 
 func (ec *executionContext) _HistoryMoment(ctx context.Context, sel ast.SelectionSet, obj *control.HistoryMoment) graphql.Marshaler {
@@ -21456,6 +22026,64 @@ func (ec *executionContext) _HistoryPoint(ctx context.Context, sel ast.Selection
 			}
 		case "label":
 			out.Values[i] = ec._HistoryPoint_label(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		default:
+			panic("unknown field " + strconv.Quote(field.Name))
+		}
+	}
+	out.Dispatch(ctx)
+	if out.Invalids > 0 {
+		return graphql.Null
+	}
+
+	if n := len(deferred.Defers); n > 0 {
+		atomic.AddInt32(&ec.Deferred, int32(min(n, math.MaxInt32)))
+		ec.ProcessDeferredGroup(deferred)
+	}
+
+	return out
+}
+
+var historyRangeImplementors = []string{"HistoryRange"}
+
+func (ec *executionContext) _HistoryRange(ctx context.Context, sel ast.SelectionSet, obj *blockstore.HistoryRange) graphql.Marshaler {
+	fields := graphql.CollectFields(ec.OperationContext, sel, historyRangeImplementors)
+
+	out := graphql.NewFieldSet(fields)
+	deferred := graphql.NewDeferredGroup(ctx)
+	for i, field := range fields {
+		switch field.Name {
+		case "__typename":
+			out.Values[i] = graphql.MarshalString("HistoryRange")
+		case "offset":
+			out.Values[i] = ec._HistoryRange_offset(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "length":
+			out.Values[i] = ec._HistoryRange_length(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "from":
+			out.Values[i] = ec._HistoryRange_from(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "to":
+			out.Values[i] = ec._HistoryRange_to(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "fromSeq":
+			out.Values[i] = ec._HistoryRange_fromSeq(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "toSeq":
+			out.Values[i] = ec._HistoryRange_toSeq(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -22457,6 +23085,16 @@ func (ec *executionContext) _Scrub(ctx context.Context, sel ast.SelectionSet, ob
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
+		case "historyDone":
+			out.Values[i] = ec._Scrub_historyDone(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "historyLeft":
+			out.Values[i] = ec._Scrub_historyLeft(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
 		case "bytesDone":
 			out.Values[i] = ec._Scrub_bytesDone(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
@@ -22753,6 +23391,11 @@ func (ec *executionContext) _Stats(ctx context.Context, sel ast.SelectionSet, ob
 			}
 		case "historyBytes":
 			out.Values[i] = ec._Stats_historyBytes(ctx, field, obj)
+			if out.Values[i] == graphql.Null {
+				out.Invalids++
+			}
+		case "historyParityBytes":
+			out.Values[i] = ec._Stats_historyParityBytes(ctx, field, obj)
 			if out.Values[i] == graphql.Null {
 				out.Invalids++
 			}
@@ -23991,6 +24634,26 @@ func (ec *executionContext) marshalNHistoryPoint2ᚕgithubᚗcomᚋhyperᚑnixos
 	return ret
 }
 
+func (ec *executionContext) marshalNHistoryRange2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHistoryRange(ctx context.Context, sel ast.SelectionSet, v blockstore.HistoryRange) graphql.Marshaler {
+	return ec._HistoryRange(ctx, sel, &v)
+}
+
+func (ec *executionContext) marshalNHistoryRange2ᚕgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHistoryRangeᚄ(ctx context.Context, sel ast.SelectionSet, v []blockstore.HistoryRange) graphql.Marshaler {
+	ret := graphql.MarshalSliceConcurrently(ctx, len(v), 0, false, func(ctx context.Context, i int) graphql.Marshaler {
+		fc := graphql.GetFieldContext(ctx)
+		fc.Result = &v[i]
+		return ec.marshalNHistoryRange2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHistoryRange(ctx, sel, v[i])
+	})
+
+	for _, e := range ret {
+		if e == graphql.Null {
+			return graphql.Null
+		}
+	}
+
+	return ret
+}
+
 func (ec *executionContext) marshalNIndex2githubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐIndex(ctx context.Context, sel ast.SelectionSet, v control.Index) graphql.Marshaler {
 	return ec._Index(ctx, sel, &v)
 }
@@ -24585,6 +25248,13 @@ func (ec *executionContext) marshalOHistory2ᚖgithubᚗcomᚋhyperᚑnixosᚋhy
 		return graphql.Null
 	}
 	return ec._History(ctx, sel, v)
+}
+
+func (ec *executionContext) marshalOHistoryDamage2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋblockstoreᚐHistoryDamage(ctx context.Context, sel ast.SelectionSet, v *blockstore.HistoryDamage) graphql.Marshaler {
+	if v == nil {
+		return graphql.Null
+	}
+	return ec._HistoryDamage(ctx, sel, v)
 }
 
 func (ec *executionContext) marshalORestoring2ᚖgithubᚗcomᚋhyperᚑnixosᚋhyperᚑnixosᚋcontrolᚐRestoring(ctx context.Context, sel ast.SelectionSet, v *control.Restoring) graphql.Marshaler {

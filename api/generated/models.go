@@ -144,7 +144,7 @@ type Stats struct {
 	SimilarSavedBytes uint64 `json:"similarSavedBytes"`
 	// What it took to find out what is alike, on all workers together.
 	SimilarSeconds float64 `json:"similarSeconds"`
-	// Damaged columns of 4 KiB of segments and sidecars that were found since the store was opened.
+	// Damaged columns of 4 KiB of segments, files of history and sidecars that were found since the store was opened.
 	DamageFound  uint64 `json:"damageFound"`
 	DamageMended uint64 `json:"damageMended"`
 	DamageLost   uint64 `json:"damageLost"`
@@ -152,6 +152,8 @@ type Stats struct {
 	InlineRepairs uint64 `json:"inlineRepairs"`
 	// Files that history is in. What its roots hold counts as stored.
 	HistoryBytes uint64 `json:"historyBytes"`
+	// Their parity sidecars.
+	HistoryParityBytes uint64 `json:"historyParityBytes"`
 	// How often history within a window went, for its budget or because it could not go on, since the store was opened.
 	HistoryDropped uint64 `json:"historyDropped"`
 	// Second copies of frames that very many references lead to.

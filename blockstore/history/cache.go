@@ -31,7 +31,7 @@ func (c *frameCache) get(f *file, r *frameRef) ([]byte, error) {
 		}
 	}
 	c.mu.Unlock()
-	b, err := f.readPayload(r)
+	b, err := f.payload(r)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,10 @@
 // Thinning (Stream.Thin) replaces a file that has grown old by one of the same id that has fewer records: only after a point (Kind.Point) of such a file are the records before it a state that the volume had. The new file is durable before
 // it takes the name, files of a day that will not be thinned any more become one (join.go), and a file that somebody reads (Stream.Pin) is not replaced.
 //
+// A sealed file may have a sidecar with parity (Set.Guard), which takes it as bytes. It names the checksums of the file's header and footer, and is removed, durably, before the file is replaced. A read that meets damage goes on through it; Set.Mend replaces the file by a copy with the bytes that were sealed. When that is done, and
+// within which budget, is for the owner to say.
+//
 // Few files are open at a time (handles): there may be more than a process can have open.
 //
-// Locks: Stream.thinning, held by one who thins over the whole, before Stream.mu; Stream.mu, held by one appender at a time over its write, before Set.mu, file.mu and handles.mu, which are held for instructions only.
+// Locks: Stream.thinning, held by one who thins over the whole, before Stream.mu; Stream.mu, held by one appender at a time over its write, before Set.mu, file.mu, guard.mu and handles.mu, which are held for instructions only.
 package history

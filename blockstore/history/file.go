@@ -65,6 +65,9 @@ type file struct {
 	apart     bool   // it could not be joined with others; likewise
 	firstSeq  uint64 // of the first record, if it was looked at; likewise
 	firstTime int64
+
+	sealSum uint32 // checksum of the footer, once it is sealed; guarded by mu
+	guard   guard
 }
 
 func (f *file) source() string { return "history file " + f.path }
@@ -106,13 +109,20 @@ func openFile(handles *handles, path string, store block.UUID, volume block.Volu
 	if err != nil {
 		return nil, err
 	}
+	size := info.Size()
 	if err := f.readHeader(keys); err != nil {
-		return nil, f.name(err)
+		if !mendable(err) || !f.openThrough(store, id, size, false) || f.readHeader(keys) != nil {
+			return nil, f.name(err)
+		}
+		size = f.guard.through.Load().of.size
 	}
 	if f.header.StoreID != store || f.header.Volume != volume || f.header.ID != id {
 		return nil, f.name(damaged("a file of this store and volume, of the id in its name", 16))
 	}
-	found, err := f.readFooter(info.Size())
+	found, err := f.readFooter(size)
+	if !found && (err == nil || mendable(err)) && (f.guard.through.Load() != nil || f.openThrough(store, id, size, true)) {
+		found, err = f.readFooter(f.guard.through.Load().of.size)
+	}
 	if err != nil {
 		return nil, f.name(err)
 	}
@@ -120,6 +130,7 @@ func openFile(handles *handles, path string, store block.UUID, volume block.Volu
 		handles.end(f)
 		return f, nil
 	}
+	f.guard.through.Store(nil)
 	if f.header.Level != Whole { // it got its name when it was whole
 		return nil, f.name(damaged("a footer, as of every file that was thinned", info.Size()-footerSize))
 	}
@@ -140,7 +151,7 @@ func openFile(handles *handles, path string, store block.UUID, volume block.Volu
 
 func (f *file) readHeader(keys *keyring.Ring) error {
 	page := make([]byte, headerSize)
-	if err := vfs.ReadFull(f.f, page, 0); err != nil {
+	if err := f.readVia(f.f, page, 0); err != nil {
 		return damaged("a header", 0)
 	}
 	var err error
@@ -158,7 +169,7 @@ func (f *file) readFooter(size int64) (bool, error) {
 		return false, nil
 	}
 	b := make([]byte, footerSize)
-	if err := vfs.ReadFull(f.f, b, size-footerSize); err != nil {
+	if err := f.readVia(f.f, b, size-footerSize); err != nil {
 		return false, err
 	}
 	ft, err := parseFooter(b, &f.header, f.seed, size)
@@ -169,6 +180,7 @@ func (f *file) readFooter(size int64) (bool, error) {
 		return false, err
 	}
 	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen
+	f.sealSum = le.Uint32(b[footerSize-4:])
 	f.sealed, f.end, f.raw, f.chain, f.count, f.lastSeq, f.lastTime = true, size, ft.Raw, ft.Chain, ft.Frames, ft.LastSeq, ft.LastTime
 	return true, nil
 }
@@ -303,7 +315,8 @@ func (f *file) seal() error {
 	}
 	stored := f.vault.seal(random[:], index)
 	ft := footer{Nonce: random, ID: f.header.ID, Frames: f.count, LastSeq: f.lastSeq, LastTime: f.lastTime, IndexOff: f.end, IndexLen: int64(len(stored)), IndexSum: crc32.Checksum(stored, castagnoli), Chain: f.chain, Raw: f.raw, Sheets: uint32(len(f.sheets)), Sectors: uint32(len(f.order))}
-	err := vfs.WriteVec(f.f, [][]byte{stored, ft.encode(f.seed, f.header.version())}, f.end)
+	foot := ft.encode(f.seed, f.header.version())
+	err := vfs.WriteVec(f.f, [][]byte{stored, foot}, f.end)
 	if err == nil {
 		err = vfs.DataSync(f.f)
 	}
@@ -314,7 +327,7 @@ func (f *file) seal() error {
 	f.mu.Lock()
 	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen
 	f.end += int64(len(stored)) + footerSize
-	f.sealed, f.metas, f.sheets, f.order, f.unsynced = true, nil, nil, nil, false
+	f.sealed, f.sealSum, f.metas, f.sheets, f.order, f.unsynced = true, le.Uint32(foot[footerSize-4:]), nil, nil, nil, false
 	f.mu.frames, f.mu.loaded = nil, false
 	f.mu.Unlock()
 	f.handles.end(f)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
@@ -17,15 +18,20 @@ type handles struct {
 	fs   vfs.FS
 	pack packing
 
+	damaged func()        // somebody met damage of a file; may be nil, and does not wait
+	asked   atomic.Int64  // files with guard.asked
+	inline  atomic.Uint64 // reads that parity answered
+
 	mu   sync.Mutex
 	idle []*file // open and used by nobody, the one first that was used longest ago
 }
 
 // opened is a file's handle.
 type opened struct {
-	f     vfs.File // nil: it is not open
-	users int      // its appender and those who read at the moment
-	gone  bool     // it was dropped: nobody opens it again, and the last user closes it
+	f     vfs.File   // nil: it is not open
+	old   []vfs.File // of a file that was mended: the damaged one, until its last user is gone
+	users int        // its appender and those who read at the moment
+	gone  bool       // it was dropped: nobody opens it again, and the last user closes it
 }
 
 // begin gives a file the handle that it was made or opened with, for its appender until end.
@@ -94,8 +100,10 @@ func (h *handles) useLocked(f *file) vfs.File {
 func (h *handles) put(f *file) {
 	h.mu.Lock()
 	var unused vfs.File
+	var old []vfs.File
 	o := &f.opened
 	if o.users--; o.users == 0 {
+		old, o.old = o.old, nil
 		if o.gone {
 			unused, o.f = o.f, nil
 		} else if h.idle = append(h.idle, f); len(h.idle) > maxIdle {
@@ -105,9 +113,20 @@ func (h *handles) put(f *file) {
 		}
 	}
 	h.mu.Unlock()
+	for _, f := range old {
+		_ = f.Close()
+	}
 	if unused != nil {
 		_ = unused.Close() // nothing was written since the last sync
 	}
+}
+
+// renew gives a file, which the caller has taken, the handle of its mended copy.
+func (h *handles) renew(f *file, fresh vfs.File) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.opened.old = append(f.opened.old, f.opened.f)
+	f.opened.f = fresh
 }
 
 // drop closes a file for good, as soon as nobody reads it.
@@ -140,5 +159,5 @@ func (f *file) read(p []byte, off int64) error {
 		return err
 	}
 	defer f.handles.put(f)
-	return vfs.ReadFull(handle, p, off)
+	return f.readVia(handle, p, off)
 }

@@ -86,8 +86,8 @@ func encodeIndex(frames []frameRef, sheets []sheet, order []uint32, metas []byte
 	return append(b, metas...)
 }
 
-// index reads what a file says of what is in it.
-func (f *file) index() (x index, err error) {
+// readIndex reads what a file says of what is in it.
+func (f *file) readIndex() (x index, err error) {
 	f.mu.Lock()
 	sealed, end := f.sealed, f.end
 	if !sealed {

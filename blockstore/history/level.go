@@ -58,6 +58,7 @@ const (
 	BeforeSync                   // it has its name, which is not durable
 	BeforeRemove                 // the others that it stands for are still there
 	AfterRemove
+	Unguarded // between the second and the third, of a file that has parity: that is gone, and the file still there
 )
 
 // Thinned says what was done.

@@ -119,6 +119,13 @@ func (st *Stream) swap(t *Thinning, f *file, path string, old []*file) (late, er
 		}
 	}
 	s := st.s
+	// Durably before the file is another one: a sidecar never lies beside bytes that it was not made of.
+	if _, bytes, _ := old[0].guard.get(); bytes > 0 {
+		if err := old[0].unguard(); err != nil {
+			return nil, f.name(fmt.Errorf("replace: parity: %w", err))
+		}
+		t.step(Unguarded)
+	}
 	if err := s.opts.FS.Rename(path, f.path); err != nil {
 		return nil, f.name(fmt.Errorf("replace: %w", err))
 	}
@@ -139,7 +146,7 @@ func (st *Stream) swap(t *Thinning, f *file, path string, old []*file) (late, er
 		s.cache.forget(o)
 		_ = s.handles.drop(o) // it was only read
 		if i > 0 && late == nil {
-			late = ignoreMissing(s.opts.FS.Remove(o.path)) // else the next open does it
+			late = errors.Join(o.removeSidecar(), ignoreMissing(s.opts.FS.Remove(o.path))) // else the next open does it
 		}
 	}
 	t.step(AfterRemove)

@@ -24,6 +24,7 @@ type Options struct {
 	StoreID block.UUID
 	Keys    *keyring.Ring // nil: the store is not encrypted
 	Now     func() time.Time
+	Damaged func() // somebody met damage of a sealed file (Set.Asked); may be nil, does not wait, and calls nothing of this package
 }
 
 // Set is the history of all volumes of a store.
@@ -47,7 +48,7 @@ type Set struct {
 // Open reads what history there is: the ends of sealed files, and the one of each volume that was being filled. A volume whose files cannot be used is in bad, with the reason, and has no stream: whoever opened
 // decides whether its files go.
 func Open(opts Options) (s *Set, bad map[block.VolumeID]error, err error) {
-	s = &Set{opts: opts, handles: &handles{fs: opts.FS}, gather: gatherSectors, joinSpan: joinSpan}
+	s = &Set{opts: opts, handles: &handles{fs: opts.FS, damaged: opts.Damaged}, gather: gatherSectors, joinSpan: joinSpan}
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
 	}
@@ -96,15 +97,28 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 		}
 	}()
 	slices.Sort(names)
+	guarded := func(id uint32) bool {
+		_, found := slices.BinarySearch(names, sidecarName(id))
+		return found
+	}
 	for _, name := range names {
-		if id, ok := parseFileName(name); ok { // whether it can be used or not
+		id, ok := parseFileName(name)
+		if !ok {
+			id, ok = parseSidecarName(name)
+		}
+		if ok { // whether it can be used or not
 			s.mu.nextID = max(s.mu.nextID, id+1)
 		}
 	}
 	for _, name := range names {
 		path := s.opts.FS.PathJoin(s.dirOf(volume), name)
 		id, ok := parseFileName(name)
-		if n := len(st.files); !ok && isThinning(name) || ok && n > 0 && id <= st.files[n-1].header.Through {
+		if n := len(st.files); !ok && isLeftOver(name) || ok && n > 0 && id <= st.files[n-1].header.Through {
+			if ok && guarded(id) {
+				if err := s.opts.FS.Remove(beside(path, sidecarSuffix)); err != nil {
+					return err
+				}
+			}
 			if err := s.opts.FS.Remove(path); err != nil { // of a file that was not whole when a death came, or one that another stands for
 				return err
 			}
@@ -113,10 +127,12 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 		if !ok {
 			continue
 		}
-		if empty, err := s.neverBegun(path); err != nil {
-			return err
-		} else if empty {
-			continue
+		if !guarded(id) { // what has a sidecar was sealed
+			if empty, err := s.neverBegun(path); err != nil {
+				return err
+			} else if empty {
+				continue
+			}
 		}
 		f, err := openFile(s.handles, path, s.opts.StoreID, volume, id, s.opts.Keys)
 		if err != nil {
@@ -128,6 +144,9 @@ func (s *Set) openStream(volume block.VolumeID) (err error) {
 		if n := len(st.files); n > 1 && f.header.After > st.files[n-2].lastSeq {
 			return f.name(damaged(fmt.Sprintf("the file that has the records from %d to %d", st.files[n-2].lastSeq, f.header.After), 80))
 		}
+	}
+	if err := st.findSidecars(names); err != nil {
+		return err
 	}
 	s.mu.streams[volume] = st
 	for _, f := range st.files {
@@ -221,7 +240,9 @@ func (s *Set) removeFiles(volume block.VolumeID) error {
 		return nil
 	}
 	for _, name := range names {
-		if _, ok := parseFileName(name); ok || isThinning(name) {
+		_, file := parseFileName(name)
+		_, sidecar := parseSidecarName(name)
+		if file || sidecar || isLeftOver(name) {
 			err = errors.Join(err, s.opts.FS.Remove(s.opts.FS.PathJoin(s.dirOf(volume), name)))
 		}
 	}
@@ -341,7 +362,7 @@ func (s *Set) drop(f *file) error {
 	delete(s.mu.files, f.header.ID)
 	s.mu.Unlock()
 	s.cache.forget(f)
-	return errors.Join(s.handles.drop(f), s.opts.FS.Remove(f.path))
+	return errors.Join(s.handles.drop(f), f.removeSidecar(), s.opts.FS.Remove(f.path))
 }
 
 // checkLabel refuses what a label cannot be.

@@ -33,6 +33,9 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	st.mu.Lock()
 	files := append([]*file(nil), st.files...)
 	for i, f := range files {
+		if f.guard.healed.Swap(false) {
+			f.stuck, f.apart = false, false
+		}
 		if !f.sealed { // of that and what follows nothing is thinned, nor before a root that it may have records before, which need what comes before them
 			files, t = files[:i], t.before(f.header.After)
 			break

@@ -212,7 +212,7 @@ func (w *thinWriter) gather(part []left, buf []byte) error {
 				return err
 			}
 			var err error
-			if payload, err = old.readPayload(&r); err != nil {
+			if payload, err = old.payload(&r); err != nil {
 				return old.name(err)
 			}
 			of, ref = old, r

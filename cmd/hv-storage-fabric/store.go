@@ -51,6 +51,7 @@ func (a *app) statsTable(s client.Stats) {
 		{"similar", fmt.Sprintf("%s of %s that went cold, saved about %s, took %s", human(s.SimilarBytes), human(s.CooledBytes), human(s.SimilarSavedBytes), seconds(s.SimilarSeconds))},
 		{"metadata", human(s.MetadataBytes)},
 		{"parity", fmt.Sprintf("%s for %s of segments, %s have none yet", human(s.ParityBytes), human(s.GuardedBytes), human(s.UnguardedBytes))},
+		{"parity of history", human(s.HistoryParityBytes)},
 		{"damage", fmt.Sprintf("%d columns found, %d mended, %d lost, %d reads answered by parity or a second copy", s.DamageFound, s.DamageMended, s.DamageLost, s.InlineRepairs)},
 		{"history", human(s.HistoryBytes) + " of files"},
 		{"second copies", human(s.SecondCopyBytes) + " of what very many references lead to"},

@@ -165,7 +165,8 @@ func (a *app) explainedSpace(e *client.Explanation) [][]string {
 	if e.Volume != "" {
 		rows[0][3], rows[1][3] = "no other volume needs it", "other volumes need it, too"
 		rows[2][3], rows[3][3] = "only its snapshots need it: deleting them frees it", "only its snapshots need it, and other volumes"
-		return append(rows, partlyDead, []string{"parity", units.Size(e.ParityBytes).Human(), "", "its part; store.parity of hvd"})
+		return append(rows, partlyDead, []string{"parity", units.Size(e.ParityBytes).Human(), "", "its part; store.parity of hvd"},
+			[]string{"parity of history", units.Size(e.HistoryParityBytes).Human(), "", "of its own; store.parity of hvd"})
 	}
 	plain := func(name string, n uint64, note string) []string {
 		return []string{name, units.Size(n).Human(), "", note}
@@ -176,6 +177,7 @@ func (a *app) explainedSpace(e *client.Explanation) [][]string {
 		plain("dead", e.HeldUnusedBytes, "in segments that wait for reclaim"),
 		plain("reclaimable", e.HeldUnusedBytes+e.Waiting.StoredBytes, "these two: hv-storage-fabric store settle --wait gives them back"),
 		plain("parity", e.ParityBytes, "beside segments; store.parity of hvd"),
+		plain("parity of history", e.HistoryParityBytes, "beside sealed files of history; store.parity of hvd"),
 		plain("metadata", e.MetadataBytes, "maps, chunk rows, and their checkpoints"),
 	)
 }

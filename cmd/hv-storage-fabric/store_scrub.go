@@ -13,7 +13,7 @@ import (
 )
 
 func newStoreScrub(a *app) *cobra.Command {
-	c := group(&cobra.Command{Use: "scrub", Short: "Verify every segment of the store, and mend what is damaged"})
+	c := group(&cobra.Command{Use: "scrub", Short: "Verify every segment and file of history of the store, and mend what is damaged"})
 	c.AddCommand(
 		newScrubStart(a),
 		a.scrubCommand("status", "Show how far the scrub is that runs or ran last", func(ctx context.Context, api *client.Client) (client.Scrub, error) {
@@ -23,7 +23,7 @@ func newStoreScrub(a *app) *cobra.Command {
 			}
 			return r.Scrub, nil
 		}),
-		a.scrubCommand("pause", "Stop the scrub after the segment it is at, across restarts of hvd", func(ctx context.Context, api *client.Client) (client.Scrub, error) {
+		a.scrubCommand("pause", "Stop the scrub after the segment or file it is at, across restarts of hvd", func(ctx context.Context, api *client.Client) (client.Scrub, error) {
 			r, err := client.PauseScrub(ctx, api)
 			if err != nil {
 				return client.Scrub{}, err
@@ -57,8 +57,8 @@ func newScrubStart(a *app) *cobra.Command {
 	var findOnly, wait bool
 	c := &cobra.Command{
 		Use:   "start",
-		Short: "Begin to verify every sealed segment",
-		Long: `Begin to read every sealed segment, its parity and the hash of each chunk, those with the most references first, and mend what is damaged.
+		Short: "Begin to verify every sealed segment and file of history",
+		Long: `Begin to read every sealed segment, its parity and the hash of each chunk, those with the most references first, then every sealed file of history with its parity, and mend what is damaged.
 It goes on after a restart of hvd where it was, and uses at most store.keep-rate of hvd, less while guests are served. Without --wait it begins and returns.`,
 		Example: "  hv-storage-fabric store scrub start --wait\n  hv-storage-fabric store scrub start --find-only",
 		Args:    exactly(),
@@ -81,7 +81,7 @@ It goes on after a restart of hvd where it was, and uses at most store.keep-rate
 				return err
 			}
 			if wait && s.Damaged > s.Mended {
-				return fmt.Errorf("%d segments are damaged and not mended; hv-storage-fabric store repair says what that affects", s.Damaged-s.Mended)
+				return fmt.Errorf("%d segments or files of history are damaged and not mended; hv-storage-fabric store repair says what that affects", s.Damaged-s.Mended)
 			}
 			return nil
 		},
@@ -120,11 +120,11 @@ func (a *app) showScrub(s client.Scrub) error {
 	return a.show(s, func() {
 		rows := [][2]string{{"state", s.State}}
 		if s.Run > 0 {
-			what := fmt.Sprintf("%d segments, %s", s.SegmentsDone, units.Size(s.BytesDone).Human())
-			if s.SegmentsLeft > 0 {
-				what += fmt.Sprintf("; %d segments, %s left", s.SegmentsLeft, units.Size(s.BytesLeft).Human())
+			what := scrubbed(s.SegmentsDone, s.HistoryDone, s.BytesDone)
+			if s.SegmentsLeft+s.HistoryLeft > 0 {
+				what += "; " + scrubbed(s.SegmentsLeft, s.HistoryLeft, s.BytesLeft) + " left"
 			}
-			rows = append(rows, [2]string{"run", fmt.Sprint(s.Run)}, [2]string{"done", what}, [2]string{"damaged", fmt.Sprintf("%d segments, %d of them mended", s.Damaged, s.Mended)})
+			rows = append(rows, [2]string{"run", fmt.Sprint(s.Run)}, [2]string{"done", what}, [2]string{"damaged", fmt.Sprintf("%d, %d of them mended", s.Damaged, s.Mended)})
 		}
 		for _, m := range []struct {
 			name string
@@ -138,12 +138,21 @@ func (a *app) showScrub(s client.Scrub) error {
 	})
 }
 
+// scrubbed says how much was or is to be looked at.
+func scrubbed(segments, files, bytes uint64) string {
+	what := fmt.Sprintf("%d segments, ", segments)
+	if files > 0 {
+		what += fmt.Sprintf("%d files of history, ", files)
+	}
+	return what + units.Size(bytes).Human()
+}
+
 func newStoreRepair(a *app) *cobra.Command {
 	var list bool
 	c := &cobra.Command{
 		Use:   "repair",
-		Short: "Mend the segments that are known to be damaged, and say what cannot be mended",
-		Long: `Try again to mend every segment that reads or scrubs found damaged since hvd was started, and list these with what of volumes and snapshots is affected.
+		Short: "Mend the segments and files of history that are known to be damaged, and say what cannot be mended",
+		Long: `Try again to mend every segment and every file of history that reads or scrubs found damaged since hvd was started, and list these with what of volumes and snapshots is affected.
 What a read or a scrub meets is mended without this command as far as parity reaches. What it does not reach is looked for in what was written again since, in the log and in histories.
 What is lost then, "hv-backup repair-store" takes from backups of the volumes. The exit code is 1 if damage is left.`,
 		Example: "  hv-storage-fabric store scrub start --wait; hv-storage-fabric store repair\n  hv-storage-fabric store repair --list -o json | jq '.[] | select(.mended | not) | .places'",
@@ -186,6 +195,10 @@ func (a *app) showDamages(all []client.Damage) error {
 			a.say("no damage is known")
 		}
 		for _, d := range all {
+			if d.History != nil {
+				a.showHistoryDamage(&d)
+				continue
+			}
 			if d.Mended {
 				a.say("%s: %d damaged columns, all mended", d.File, d.Columns)
 				continue
@@ -204,7 +217,22 @@ func (a *app) showDamages(all []client.Damage) error {
 		}
 	})
 	if err == nil && left > 0 {
-		err = fmt.Errorf("%d segments are damaged and not mended: `hv-backup repair-store --repo REPO` takes what is listed from backups; or write it again", left)
+		err = fmt.Errorf("%d segments or files of history are damaged and not mended: what is listed of volumes `hv-backup repair-store --repo REPO` takes from backups; or write it again", left)
 	}
 	return err
+}
+
+// showHistoryDamage says what is wrong with a file of history, and which writes it had.
+func (a *app) showHistoryDamage(d *client.Damage) {
+	if d.Mended {
+		a.say("%s, history of %s: %d damaged columns, all mended", d.File, d.History.Volume, d.Columns)
+		return
+	}
+	a.say("%s, history of %s: %d damaged columns, %d beyond parity: %s", d.File, d.History.Volume, d.Columns, d.Lost, d.Reason)
+	for _, r := range d.History.Ranges {
+		a.say("  lost at %d+%d B: writes %d to %d, from %s to %s", r.Offset, r.Length, r.FromSeq, r.ToSeq, r.From.Local().Format(time.RFC3339), r.To.Local().Format(time.RFC3339))
+	}
+	if d.History.More > 0 {
+		a.say("  and %d ranges more", d.History.More)
+	}
 }

@@ -91,7 +91,7 @@ type Store struct {
 	Stripe       string        `yaml:"stripe" doc:"How sealed segments are cut over the disks, the data directory included: DATA+PARITY shards, such as 3+1, or off. As many disks may be lost as there are parity shards. Another value is brought about in the background."`
 	LogCopies    int           `yaml:"log-copies" doc:"On how many disks the log lies, the data directory included, 1 to 3. 0: one more than store.stripe has parity shards, or as many as there are."`
 	Restore      string        `yaml:"restore-data-dir" enum:"off,on" doc:"on: a data directory that is empty is lost, and is made anew from store.disks. off: it is refused, as its disk may just not be mounted."`
-	Parity       string        `yaml:"parity" doc:"Reed-Solomon parity of each sealed segment, DATA+PARITY shards, such as 16+2, or off. Another value is brought about in the background."`
+	Parity       string        `yaml:"parity" doc:"Reed-Solomon parity of each sealed segment and each sealed file of history, DATA+PARITY shards, such as 16+2, or off. Another value is brought about in the background."`
 	KeyFile      string        `yaml:"key-file" doc:"File of the age identity that opens an encrypted store; only its owner may have access to it. A store that is made while it is set is encrypted, for good."`
 	Credential   string        `yaml:"key-credential" doc:"Name of the systemd credential with that identity (LoadCredential=, LoadCredentialEncrypted=), instead of store.key-file."`
 	Recipients   string        `yaml:"recipients" doc:"Further age recipients, separated by commas, that can open a store that is made encrypted, such as one whose identity is kept in a safe. Later: store key add."`

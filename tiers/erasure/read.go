@@ -22,6 +22,18 @@ func (p Pace) wait(ctx context.Context, bytes int) error {
 // sumOf is the checksum of a column, which is as long as ColumnSize: zeroes fill up what the file lacks.
 func sumOf(column []byte) uint32 { return crc32.Checksum(column, castagnoli) }
 
+// Passes reports whether bytes of the segment at off, a whole column or the rest of it, fit the checksum of that column.
+func (s *Sidecar) Passes(b []byte, off int64) bool {
+	col := int(off / ColumnSize)
+	if off%ColumnSize != 0 || col >= s.l.columns || len(b) != s.l.columnLen(col) {
+		return false
+	}
+	p := make([]byte, ColumnSize)
+	copy(p, b)
+	want, known := s.sum(col%s.l.stripes, col/s.l.stripes)
+	return known && sumOf(p) == want
+}
+
 // readColumns fills buf with the columns from c on. What the file has no more of is zeroes. failed is called with each column that cannot be read, which is zeroes then: an error
 // of the device is damage like any other, and costs no more than the columns it hits.
 func (l *layout) readColumns(src io.ReaderAt, buf []byte, c int, failed func(c int)) {

@@ -51,6 +51,15 @@ func Open(r io.ReaderAt, size int64, want Identity) (*Sidecar, error) {
 	return s, nil
 }
 
+// Identify reads what a sidecar of size bytes says that it belongs to, and its shape, for a caller that has nothing else to go by. One of which no head can be used is block.ErrCorrupt.
+func Identify(r io.ReaderAt, size int64) (Identity, Shape, error) {
+	h, err := firstHead(r, size)
+	if err != nil {
+		return Identity{}, Shape{}, err
+	}
+	return h.id, h.shape, nil
+}
+
 // String names the segment as messages do.
 func (id *Identity) String() string {
 	return fmt.Sprintf("segment %016x.%08x of %d B and footer %08x, store %v", uint64(id.Segment), id.Generation, id.SizeBytes, id.FooterCRC, id.StoreID)
