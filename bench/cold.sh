@@ -59,7 +59,7 @@ row() { # NAME SECONDS-TO-WRITE
 last() { printf '%s\n' "$CORPUS/$1"-*.raw | tail -1; }
 # overwrite URI IMAGE N: writes noise over N random blocks of 4 KiB that hold data, has it go down, and writes what the image has there back, in another order
 overwrite() {
-	IMAGE=$2 BLOCKS=$3 HV=$hv nbdsh -u "$1" - <<'EOF'
+	IMAGE=$2 BLOCKS=$3 HV=$hv nbdsh -u "$1" -c - <<'EOF'
 import mmap, os, random, subprocess
 image = mmap.mmap(open(os.environ["IMAGE"], "rb").fileno(), 0, prot=mmap.PROT_READ)
 zero = bytes(4096)
