@@ -44,6 +44,7 @@ func (a *audit) subtree(t extentmap.Subtree, bound block.Epoch) {
 	_, _, err := a.s.maps.Walk(context.Background(), t, bound, 0, extentmap.Visitor{
 		Page: func(p extentmap.Page) bool {
 			a.pages[p.ID()] = true
+			p.Parts(func(id uint64, _ block.Epoch) { a.pages[id] = true })
 			for i := range p.Len() {
 				x := p.Extent(i)
 				if key := (insertion{x: x}); x.Kind == extentmap.KindChunk && !a.seen[key] {

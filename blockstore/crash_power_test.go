@@ -124,7 +124,9 @@ func powerLoss(t *testing.T, seed uint64) {
 	mem := newCrashMem(t)
 	c := newCutter(mem, seed)
 	var problems crashProblems
-	s, err := Open(ctx, crashOptions(c.fs(), "data/store", &problems))
+	opts := crashOptions(c.fs(), "data/store", &problems)
+	opts.smallParts = seed%2 == 0
+	s, err := Open(ctx, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,11 +121,10 @@ func (w *regionWork) recut(s *Store, root extentmap.Root) (bool, error) {
 	if root.ID == 0 || w.snap.Data == 0 || w.snap.Data == block.BlocksPerRegion {
 		return false, nil // nothing of the old region would be left
 	}
-	page, err := s.maps.Region(root, w.snap.Region)
+	extents, err := s.maps.Extents(root, w.snap.Region)
 	if err != nil {
 		return false, err
 	}
-	extents := page.Len()
 	if s.space.fill.Load() >= fillDestage && extents+w.snap.Data <= recutFragmentsPressed {
 		if extents+w.snap.Data > piecesMost(w.n.volume.cut) {
 			s.recuts.note(w.n, w.snap.Region)

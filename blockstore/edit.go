@@ -28,6 +28,9 @@ func (m *metaBatch) edit(n *node) *mapEdit {
 		return nil
 	}
 	e.u = extentmap.NewUpdate(m.s.maps, m.b, n.effectiveRoot(), n.birth(), m.nextPage, e)
+	if m.s.opts.smallParts {
+		e.u.SmallParts()
+	}
 	return e
 }
 
@@ -57,6 +60,11 @@ func (e *mapEdit) finish() error {
 	if err != nil {
 		return err
 	}
+	if e.u.Parted() {
+		if err := e.m.s.needFeature(incompatParts); err != nil {
+			return err
+		}
+	}
 	e.m.roots[e.n] = root
 	e.m.grown[e.n] += e.grown
 	return e.dead.Flush(e.m.b)
@@ -78,7 +86,7 @@ func (e *mapEdit) Killed(x extentmap.Extent) {
 	e.inherit(x.Birth, extentmap.Dead{Kind: extentmap.DeadChunk, ID: uint64(x.Chunk)})
 }
 
-// KilledPage deletes a page that only this node had.
+// KilledPage deletes a page, or a part of one, that only this node had.
 func (e *mapEdit) KilledPage(id uint64, birth block.Epoch) {
 	if birth > e.bound {
 		e.m.delete(extentmap.PageKey(id))

@@ -30,9 +30,10 @@ var knownFeatures = []Feature{
 	{featureIncompat, 2, "encrypted", "log and segments are encrypted"},
 	{featureIncompat, 3, "snapshots", "snapshots may be renamed, protected, taken of several volumes at once, and marked as taken by a schedule"},
 	{featureIncompat, 4, "streams", "the log may have writes of streams, whose payload begins at the border of a page"},
+	{featureIncompat, 5, "parts", "maps may have pages that are kept in parts"},
 	{featureROCompat, 0, "history", "volumes may have history, which the log is copied to before it is released"},
-	{featureROCompat, 2, "history-parity", "files of history may have parity sidecars, which whoever replaces or drops the files must remove"},
 	{featureROCompat, 1, "bitmaps", "volumes may have bitmaps, which whoever changes their maps must keep up"},
+	{featureROCompat, 2, "history-parity", "files of history may have parity sidecars, which whoever replaces or drops the files must remove"},
 }
 
 // addROCompat sets a feature in the superblock, durably, in both copies, before the first byte that needs it.

@@ -130,6 +130,13 @@ func (f *freeing) subtree(id nodeID, job *extentmap.Job) (done bool, err error) 
 					inherit(x.Birth, extentmap.Dead{Kind: extentmap.DeadChunk, ID: uint64(x.Chunk)})
 				}
 			}
+			p.Parts(func(id uint64, birth block.Epoch) {
+				if birth > bound {
+					m.delete(extentmap.PageKey(id))
+				} else {
+					inherit(birth, extentmap.Dead{Kind: extentmap.DeadPage, ID: id})
+				}
+			})
 			m.delete(extentmap.PageKey(p.ID()))
 			return more(p.Len() + rowCost)
 		},

@@ -65,6 +65,7 @@ func runModel(t *testing.T, seed uint64) {
 	if rng.IntN(2) == 0 {
 		m.opts.StreamBytes, m.opts.streamWrite, m.opts.streamFrom = int64(rng.IntN(64))<<20, 4<<rng.IntN(8)<<10, 1
 	}
+	m.opts.smallParts = rng.IntN(2) == 0
 	m.s = openTest(t, m.opts)
 	m.create()
 	for range *modelSteps {

@@ -92,6 +92,8 @@ type Options struct {
 
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program
 
+	smallParts bool // tests keep even small pages of maps in parts, to meet many
+
 	explainShift uint // of explain.go: at least so rare a sample; tests make a small store a large one
 
 	// atMoment is set by tests that stop the engine between two steps (moment.go).

@@ -169,13 +169,22 @@ func (r *rebuild) verifyExtents() error {
 	return nil
 }
 
-// eachPage calls f with the region pages.
+// eachPage calls f with the region pages, and with the parts of those that are kept in parts.
 func (r *rebuild) eachPage(f func(extentmap.Page) error) error {
 	return r.each(keyPage, func(key, value []byte) error {
 		if len(value) < 32 {
 			return &block.CorruptError{Source: "region page in a checkpoint", Want: "a page", Got: fmt.Sprintf("%d B", len(value))}
 		}
-		page, err := extentmap.DecodePage(binary.BigEndian.Uint64(key[1:]), binary.LittleEndian.Uint64(value[24:]), value)
+		id, region := binary.BigEndian.Uint64(key[1:]), binary.LittleEndian.Uint64(value[24:])
+		decode := extentmap.DecodePage
+		switch {
+		case extentmap.IsDirectory(value):
+			_, err := extentmap.DecodeDirectory(id, region, value)
+			return err
+		case extentmap.IsPart(value):
+			decode = extentmap.DecodePart
+		}
+		page, err := decode(id, region, value)
 		if err != nil {
 			return err
 		}

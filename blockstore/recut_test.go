@@ -23,8 +23,9 @@ func piecesTest(t *testing.T) (*Store, *Device, []byte) {
 	writeTest(t, d, 0, data)
 	settleTest(t, s)
 	noise := guestData(rng, 28<<20)
-	for round := range 4 {
-		for b := round * 2; b < block.BlocksPerRegion; b += 8 {
+	// Blocks that go down when the pressure is just over, as on a busy machine, have the region cut anew at once (regionWork.recut): then further ones are needed.
+	for round := 0; round < 4 || round < 8 && extentsOf(t, s, d) <= piecesMost(d.v.cut); round++ {
+		for b := round*2%8 + round/4; b < block.BlocksPerRegion; b += 8 {
 			at := b * block.Size
 			copy(data[at:at+block.Size], guestData(rng, block.Size))
 			writeTest(t, d, uint64(at), data[at:at+block.Size])

@@ -39,6 +39,8 @@ const (
 	incompatSnapshots = 1 << 3
 	// incompatStreams says that the log may have writes of streams, whose payload begins at a page.
 	incompatStreams = 1 << 4
+	// incompatParts says that maps may have pages that are kept in parts.
+	incompatParts = 1 << 5
 	// roCompatHistory says that volumes have history, or had: a program that does not know it would release the log before it is copied.
 	roCompatHistory = 1 << 0
 	// roCompatBitmaps says that volumes have bitmaps, or had: a program that does not know them would change maps without a word to them.

@@ -85,14 +85,14 @@ func TestUpgradeRefuses(t *testing.T) {
 	if _, err := Upgrade(context.Background(), opts.FS, opts.Dir, true, nil); !errors.Is(err, block.ErrLocked) {
 		t.Errorf("an open store: %v", err)
 	}
-	if err := s.updateSuper(func(super *superblock) { super.Incompat |= 1 << 5; super.ROCompat |= 1 << 9; super.Compat |= 1 << 2 }); err != nil {
+	if err := s.updateSuper(func(super *superblock) { super.Incompat |= 1 << 6; super.ROCompat |= 1 << 9; super.Compat |= 1 << 2 }); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	_, err := Upgrade(context.Background(), opts.FS, opts.Dir, false, nil)
-	if !errors.Is(err, block.ErrVersion) || !strings.Contains(err.Error(), "ro-compat bit 9, incompat bit 5") {
+	if !errors.Is(err, block.ErrVersion) || !strings.Contains(err.Error(), "ro-compat bit 9, incompat bit 6") {
 		t.Errorf("a newer store: %v", err)
 	}
 	if _, err := Open(context.Background(), opts); !errors.Is(err, block.ErrVersion) || !strings.Contains(err.Error(), "newer") {

@@ -27,6 +27,13 @@ func rowKinds() []rowKind {
 		{"version", 0, 1}, {"flags", 1, 1}, {"level", 2, 1}, {"reserved", 3, 1}, {"map epoch", 4, 4}, {"id", 8, 8}, {"volume", 16, 8}, {"parent", 24, 8}, {"root", 32, 8}, {"birth", 40, 8}, {"size", 48, 8},
 		{"closed", 56, 8}, {"bound", 72, 8}, {"mapped", 80, 8}, {"name length", 88, 2},
 	}
+	list := []field{
+		{"magic", 0, 4}, {"version", 4, 2}, {"reserved 1", 6, 2}, {"id", 8, 8}, {"birth", 16, 8}, {"region", 24, 8}, {"count", 32, 4}, {"reserved 2", 36, 8}, {"crc", 44, 4},
+	}
+	extents := slices.Concat(list, []field{
+		{"offset", 48, 4}, {"length", 52, 4}, {"kind", 56, 1}, {"flags", 57, 1}, {"reserved 3", 58, 2}, {"chunk offset", 60, 4}, {"chunk", 64, 8}, {"extent birth", 72, 8}, {"hash", 80, 8},
+	})
+	parts := slices.Concat(list, []field{{"part", 48, 8}, {"part birth", 56, 8}, {"start", 64, 4}, {"extents", 68, 4}})
 	started := func(flags uint8) func(key, value []byte) bool {
 		return func(key, value []byte) bool {
 			n, err := parseNodeRow(keyField(key, 0), value)
@@ -54,10 +61,9 @@ func rowKinds() []rowKind {
 			{"segment", 0, 8}, {"frame offset", 8, 4}, {"frame length", 12, 4}, {"raw offset", 16, 4}, {"raw length", 20, 3}, {"flags", 23, 1}, {"hash", 24, 16}, {"base", 40, 8},
 		}},
 		{table: tableRef, gone: true, fields: []field{{"count", 0, 8}}},
-		{table: tablePage, gone: true, fix: long, fields: []field{
-			{"magic", 0, 4}, {"version", 4, 2}, {"reserved 1", 6, 2}, {"id", 8, 8}, {"birth", 16, 8}, {"region", 24, 8}, {"count", 32, 4}, {"reserved 2", 36, 8}, {"crc", 44, 4}, {"offset", 48, 4}, {"length", 52, 4},
-			{"kind", 56, 1}, {"flags", 57, 1}, {"reserved 3", 58, 2}, {"chunk offset", 60, 4}, {"chunk", 64, 8}, {"extent birth", 72, 8}, {"hash", 80, 8},
-		}},
+		{table: tablePage, gone: true, fix: long, fields: extents, pick: func(_, value []byte) bool { return !isDirectory(value) && !isPart(value) }},
+		{table: tablePage, gone: true, fix: long, fields: extents, pick: func(_, value []byte) bool { return isPart(value) }},
+		{table: tablePage, gone: true, fix: long, fields: parts, pick: func(_, value []byte) bool { return isDirectory(value) }},
 		{table: tableRadix, gone: true, fix: long, fields: []field{
 			{"magic", 0, 4}, {"version", 4, 2}, {"level", 6, 1}, {"reserved 1", 7, 1}, {"id", 8, 8}, {"birth", 16, 8}, {"region", 24, 8}, {"count", 32, 2}, {"reserved 2", 34, 10}, {"crc", 44, 4}, {"present", 48, 32},
 			{"child", 80, 8}, {"child birth", 88, 8},

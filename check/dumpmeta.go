@@ -217,13 +217,13 @@ type RadixChild struct {
 	ref
 }
 
-// DumpPage reads the page or radix node with an id.
+// DumpPage reads the page, part of a page, or radix node with an id. Of a page that is kept in parts it has the list of these.
 func DumpPage(dir string, id uint64) (*PageDump, error) {
 	d := &PageDump{}
 	err := withMeta(dir, fmt.Sprint("page ", id), func(r *run) error {
 		b, err := r.meta.get(key64(tablePage, id))
 		if err == nil {
-			if d.Page, err = parsePage(id, b); err == nil {
+			if d.Page, err = parsePageRow(id, b); err == nil && len(d.Page.Parts) == 0 {
 				d.Held, err = r.heldBy(d.Page)
 			}
 			return err
@@ -255,7 +255,15 @@ func DumpPage(dir string, id uint64) (*PageDump, error) {
 func (d *PageDump) WriteText(w io.Writer) error {
 	var b strings.Builder
 	if p := d.Page; p != nil {
-		fmt.Fprintf(&b, "page %d: region %d (%d B), birth %d, %d extents\n", p.ID, p.Region, p.Region<<regionBits, p.Birth, len(p.Extents))
+		fmt.Fprintf(&b, "page %d: region %d (%d B), birth %d, ", p.ID, p.Region, p.Region<<regionBits, p.Birth)
+		if len(p.Parts) > 0 {
+			fmt.Fprintf(&b, "kept in %d parts\n", len(p.Parts))
+		} else {
+			fmt.Fprintf(&b, "%d extents\n", len(p.Extents))
+		}
+		for _, x := range p.Parts {
+			fmt.Fprintf(&b, "  part %d: %d extents from %d on, birth %d\n", x.ID, x.Count, x.Start, x.Birth)
+		}
 		names := [...]string{"?", "zero", "chunk", "external", "damaged"}
 		for _, x := range p.Extents {
 			fmt.Fprintf(&b, "  %8d+%-8d %-8s", x.Off, x.Len, names[x.Kind])

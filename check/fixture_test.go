@@ -3,6 +3,7 @@ package check
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +28,11 @@ func richStore(t *testing.T) string {
 	l.write("a", 1<<20, l.data(200_000))
 	l.write("big", 4<<40, l.pool[5])
 	l.write("big", 0, l.pool[4])
+	l.create("parts", 16<<20)
+	l.write("parts", 0, fresh(4<<20))
+	l.settle()
+	l.snapshot("parts", "s1")
+	l.write("parts", 1<<20, fresh(5000)) // so little of the page that it is kept in parts from now on
 	l.settle()
 	l.close()
 	l.open() // which seals the segment
@@ -40,6 +46,8 @@ func richStore(t *testing.T) string {
 	l.clone("a", "s1", "c")
 	l.write("c", 64<<20, l.pool[5])
 	l.snapshot("big", "s1")
+	l.snapshot("parts", "s2")
+	l.write("parts", 3<<20, fresh(5000))
 	l.trim("big", 3<<40, 2<<40)
 	_, err := l.s.ClearBitmap(t.Context(), "a", "cleared")
 	l.must(err)
@@ -60,6 +68,13 @@ func richStore(t *testing.T) string {
 	l.close()
 	detachVolume(t, dir, "x")
 	return dir
+}
+
+// fresh is data that nothing else has.
+func fresh(n int) []byte {
+	p := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)}).Read(p)
+	return p
 }
 
 // detachVolume brings a volume without snapshots into the state that the engine leaves when it begins to free a deleted one: the row of the volume is gone, its node is marked,

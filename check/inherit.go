@@ -118,6 +118,12 @@ func (d *differ) droppedPage(a, b ref, region uint64) error {
 			return err
 		}
 	}
+	still := pb.partSet()
+	for _, x := range pa.Parts {
+		if !still[x.ID] {
+			d.bal.add(element{deadPage, x.ID, x.Birth}, 1)
+		}
+	}
 	for i := range pa.Extents {
 		if x := &pa.Extents[i]; x.Kind == kindChunk && !hasExtent(pb, x) {
 			d.bal.add(element{deadChunk, x.Chunk, x.Birth}, 1)
@@ -178,6 +184,9 @@ func (d *differ) expand(u string, x ref, region uint64) error {
 	w.radix = func(n *radix) { d.bal.add(element{deadRadix, n.ID, n.Birth}, -1) }
 	w.page = func(p *page) error {
 		d.bal.add(element{deadPage, p.ID, p.Birth}, -1)
+		for _, x := range p.Parts {
+			d.bal.add(element{deadPage, x.ID, x.Birth}, -1)
+		}
 		for i := range p.Extents {
 			if x := &p.Extents[i]; x.Kind == kindChunk {
 				d.bal.add(element{deadChunk, x.Chunk, x.Birth}, -1)
@@ -192,6 +201,11 @@ func (d *differ) expand(u string, x ref, region uint64) error {
 func (d *differ) listedJob(o *treeNode, j *subtreeJob) error {
 	w := walker{r: d.r, unit: j.unit, bound: o.Bound, cursor: j.cursor, radix: func(*radix) {}}
 	w.page = func(p *page) error {
+		for _, x := range p.Parts {
+			if x.Birth <= o.Bound {
+				d.bal.add(element{deadPage, x.ID, x.Birth}, -1)
+			}
+		}
 		for i := range p.Extents {
 			if x := &p.Extents[i]; x.Kind == kindChunk && x.Birth <= o.Bound {
 				d.bal.add(element{deadChunk, x.Chunk, x.Birth}, -1)
@@ -224,6 +238,11 @@ func (d *differ) kept(given ref) error {
 		old, err := d.givenPage(given, p.Region)
 		if err != nil {
 			return err
+		}
+		for _, x := range p.Parts {
+			if x.Birth <= d.n.Bound && (old == nil || !old.hasPart(x.ID)) {
+				foreign(unit64(tablePage, x.ID), "a part of a page", x.Birth)
+			}
 		}
 		for i := range p.Extents {
 			x := &p.Extents[i]

@@ -40,6 +40,11 @@ func (r *run) walkOwned(n *treeNode, holder string, x ref, region, cursor uint64
 	w.radix = func(x *radix) { r.own(unit64(tableRadix, x.ID), x.ID, holder) }
 	w.page = func(p *page) error {
 		r.own(unit64(tablePage, p.ID), p.ID, holder)
+		for _, x := range p.Parts {
+			if x.Birth > n.Bound {
+				r.own(unit64(tablePage, x.ID), x.ID, holder)
+			}
+		}
 		for i := range p.Extents {
 			x := &p.Extents[i]
 			if x.Birth > n.Bound {
@@ -71,7 +76,7 @@ func (r *run) own(unit string, id uint64, holder string) {
 // checkExtent compares an extent with the row of its chunk.
 func (r *run) checkExtent(n *treeNode, p *page, i int) error {
 	x := &p.Extents[i]
-	u, at := unit64(tablePage, p.ID), int64(pageHeader+i*extentSize)
+	u, at := p.unitOf(i)
 	where := r.place(n, p.Region<<regionBits+uint64(x.Off), uint64(x.Len))
 	finding, bad := r.bad[x.Chunk]
 	if bad {

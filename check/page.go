@@ -45,31 +45,21 @@ type extent struct {
 	Hash     uint64 `json:"-"`
 }
 
-// page is a decoded region page.
+// page is a decoded region page, or a part of one.
 type page struct {
-	ID      uint64   `json:"id"`
-	Birth   uint64   `json:"birth"`
-	Region  uint64   `json:"region"`
-	Extents []extent `json:"extents"`
+	ID      uint64     `json:"id"`
+	Birth   uint64     `json:"birth"`
+	Region  uint64     `json:"region"`
+	Parts   []pagePart `json:"parts,omitempty"` // of a page that is kept in parts
+	Extents []extent   `json:"extents,omitempty"`
 }
 
-func parsePage(id uint64, b []byte) (*page, error) {
+func parsePage(id uint64, b []byte) (*page, error) { return parseExtents("HvPg", id, b) }
+
+// parseExtents decodes the row of a page that is not kept in parts, or of a part.
+func parseExtents(magic string, id uint64, b []byte) (*page, error) {
 	f := &fields{b: b}
-	f.rule(len(b) >= pageHeader, 0, "at least 48 B", "%d B", len(b))
-	f.magic("HvPg")
-	if f.err == nil {
-		f.err = sumWithout(b, crcAt)
-	}
-	f.version(2)
-	f.reserved(2)
-	p := &page{ID: f.u64(), Birth: f.u64(), Region: f.u64()}
-	count := int(f.u32())
-	f.reserved(8)
-	f.take(4)
-	f.rule(p.ID == id && id > 0, 8, fmt.Sprint("id ", id), "%d", p.ID)
-	f.rule(p.Birth > 0, 16, "a birth", "0")
-	f.rule(p.Region < regionCount, 24, "a region", "%d", p.Region)
-	f.rule(1 <= count && count <= maxExtents && len(b) == pageHeader+count*extentSize, 32, "1 to 65536 extents that fill the page", "%d in %d B", count, len(b))
+	p, count := f.pageHead(magic, id, extentSize)
 	if f.err != nil {
 		return nil, f.err
 	}
@@ -79,6 +69,27 @@ func parsePage(id uint64, b []byte) (*page, error) {
 		end = f.extent(&p.Extents[i], p.Birth, end)
 	}
 	return p, f.end()
+}
+
+// pageHead reads the header of a page, a directory or a part, whose elements have a size, and returns how many there are.
+func (f *fields) pageHead(magic string, id uint64, size int) (p *page, count int) {
+	b := f.b
+	f.rule(len(b) >= pageHeader, 0, "at least 48 B", "%d B", len(b))
+	f.magic(magic)
+	if f.err == nil {
+		f.err = sumWithout(b, crcAt)
+	}
+	f.version(2)
+	f.reserved(2)
+	p = &page{ID: f.u64(), Birth: f.u64(), Region: f.u64()}
+	count = int(f.u32())
+	f.reserved(8)
+	f.take(4)
+	f.rule(p.ID == id && id > 0, 8, fmt.Sprint("id ", id), "%d", p.ID)
+	f.rule(p.Birth > 0, 16, "a birth", "0")
+	f.rule(p.Region < regionCount, 24, "a region", "%d", p.Region)
+	f.rule(1 <= count && count <= maxExtents && len(b) == pageHeader+count*size, 32, fmt.Sprintf("1 to 65536 elements of %d B that fill the row", size), "%d in %d B", count, len(b))
+	return p, count
 }
 
 // extent reads one entry, which begins at or behind end and is not younger than birth, and returns its end.

@@ -86,7 +86,7 @@ func parseSuper(b []byte) (*super, error) {
 	}
 	f.reserved(superSize - 4 - 184)
 	f.take(4)
-	f.rule(s.ROCompat&^(superHistory|superBitmaps|superHistoryParity) == 0 && s.Incompat&^(superParity|superDisks|superEncrypted|superSnapshots|superStreams) == 0, 64, "no features that this program does not know", "ro-compat %#x, incompat %#x", s.ROCompat, s.Incompat)
+	f.rule(s.ROCompat&^(superHistory|superBitmaps|superHistoryParity) == 0 && s.Incompat&^(superParity|superDisks|superEncrypted|superSnapshots|superStreams|superParts) == 0, 64, "no features that this program does not know", "ro-compat %#x, incompat %#x", s.ROCompat, s.Incompat)
 	f.rule(s.Flags&^(superClean|superReady) == 0, 80, "known flags", "%#x", s.Flags)
 	f.rule(s.Generation > 0 && s.BootEpoch > 0, 16, "a generation and a boot epoch", "%d, %d", s.Generation, s.BootEpoch)
 	for i, p := range s.Checkpoints {

@@ -62,7 +62,11 @@ func (r *run) loadPage(x ref, region uint64, holder string) (*page, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := parsePage(x.ID, b)
+	parse := parsePage
+	if isDirectory(b) {
+		parse = parsePageList
+	}
+	p, err := parse(x.ID, b)
 	if err != nil {
 		r.brokenErr(u, holder, err)
 		return nil, nil
@@ -70,6 +74,11 @@ func (r *run) loadPage(x ref, region uint64, holder string) (*page, error) {
 	if p.Birth != x.Birth || p.Region != region {
 		r.broken(u, holder, fmt.Sprintf("birth %d, region %d, as its parent says", x.Birth, region), fmt.Sprintf("%d, %d", p.Birth, p.Region))
 		return nil, nil
+	}
+	if len(p.Parts) > 0 {
+		if whole, err := r.loadParts(p, holder); err != nil || !whole {
+			return nil, err
+		}
 	}
 	return p, nil
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/blockstore/extentmap"
 )
 
-// FuzzRegionPage decodes any bytes as a region page. What is accepted obeys the format's rules and encodes to the same bytes; what is not is a named error.
+// FuzzRegionPage decodes any bytes as a region page, or, by their magic, as the directory or a part of one. What is accepted obeys the format's rules and encodes to the same bytes; what is not is a named error.
 // The checksum is set right first, or no input would get past it.
 func FuzzRegionPage(f *testing.F) {
 	external := extentmap.External(3<<24+8192, 512, 2, 65536)
@@ -24,9 +24,19 @@ func FuzzRegionPage(f *testing.F) {
 	}))
 	f.Add(extentmap.EncodePage(7, 3, 1, nil))
 	f.Add([]byte("HvPg"))
+	f.Add(extentmap.EncodePart(7, 3, 40, []extentmap.Extent{{Off: 3 << 24, Len: 4096, Kind: extentmap.KindZero, Birth: 40}}))
+	f.Add(extentmap.EncodeDirectory(7, 3, 40, []extentmap.Part{{ID: 5, Birth: 9, Count: 40}, {ID: 6, Birth: 40, Start: 4096, Count: 1}}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		data = checksummed(data, 44)
-		page, err := extentmap.DecodePage(7, 3, data)
+		decode, encode := extentmap.DecodePage, extentmap.EncodePage
+		switch {
+		case extentmap.IsDirectory(data):
+			directory(t, data)
+			return
+		case extentmap.IsPart(data):
+			decode, encode = extentmap.DecodePart, extentmap.EncodePart
+		}
+		page, err := decode(7, 3, data)
 		if err != nil {
 			if !errors.Is(err, block.ErrCorrupt) && !errors.Is(err, block.ErrVersion) {
 				t.Fatalf("unnamed error: %v", err)
@@ -42,10 +52,31 @@ func FuzzRegionPage(f *testing.F) {
 			}
 			extents[i], next = e, e.End()
 		}
-		if again := extentmap.EncodePage(page.ID(), page.Region(), page.Birth(), extents); !bytes.Equal(again, data) {
+		if again := encode(page.ID(), page.Region(), page.Birth(), extents); !bytes.Equal(again, data) {
 			t.Fatalf("encodes as\n%x, was\n%x", again, data)
 		}
 	})
+}
+
+func directory(t *testing.T, data []byte) {
+	d, err := extentmap.DecodeDirectory(7, 3, data)
+	if err != nil {
+		if !errors.Is(err, block.ErrCorrupt) && !errors.Is(err, block.ErrVersion) {
+			t.Fatalf("unnamed error: %v", err)
+		}
+		return
+	}
+	var parts []extentmap.Part
+	for i := range d.Len() {
+		parts = append(parts, d.Part(i))
+		if i > 0 && parts[i].Start <= parts[i-1].Start {
+			t.Fatalf("part %d is %+v after %+v", i, parts[i], parts[i-1])
+		}
+	}
+	birth := block.Epoch(binary.LittleEndian.Uint64(data[16:]))
+	if again := extentmap.EncodeDirectory(7, 3, birth, parts); !bytes.Equal(again, data) {
+		t.Fatalf("encodes as\n%x, was\n%x", again, data)
+	}
 }
 
 // FuzzRadixNode decodes any bytes as a radix node.

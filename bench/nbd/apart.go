@@ -19,6 +19,7 @@ func apartJobs() []job {
 		{name: "noisy", title: "4 KiB random write, ten volumes at once: one is noisy", fio: random4K + "--rw=randwrite", seconds: 60, apart: noisyVolume},
 		{name: "idle", title: "1,000 idle connections", apart: idleConnections},
 		{name: "snapshots", title: "4 KiB random read, depth 1, p50: 1,000 snapshots / none", fio: random4K + "--rw=randread --iodepth=1", seconds: 20, apart: manySnapshots},
+		{name: "operations", title: "Snapshot, clone and rollback of 1 TiB, by the API and by command", apart: operations},
 		{name: "curve-size", title: "Cost by size of a volume, sparse", fio: random4K + "--iodepth=32", seconds: 10, apart: sizeCurve},
 		{name: "curve-snapshots", title: "Cost by number of snapshots", fio: random4K + "--iodepth=32", seconds: 10, apart: snapshotCurve},
 		{name: "curve-volumes", title: "Cost by number of volumes", fio: random4K + "--iodepth=32", seconds: 10, apart: volumeCurve},

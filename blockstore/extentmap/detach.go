@@ -42,8 +42,7 @@ func (u *Update) cutRange(s *slot, level uint8, region, lo, hi uint64) (changed 
 		return false, nil
 	}
 	if lo <= region && region+span(level) <= hi {
-		u.cut(s, level, region)
-		return true, nil
+		return true, u.cut(s, level, region)
 	}
 	n, err := u.openNode(s, level, region) // not a page: a page is inside the range or outside of it
 	if err != nil {
@@ -63,16 +62,20 @@ func (u *Update) cutRange(s *slot, level uint8, region, lo, hi uint64) (changed 
 }
 
 // cut empties a slot. What this update changed was never written: it is taken apart in memory. The rest is reported as subtrees.
-func (u *Update) cut(s *slot, level uint8, region uint64) {
+func (u *Update) cut(s *slot, level uint8, region uint64) error {
 	written := s.ref
 	switch {
 	case s.page != nil && s.page.dirty:
-		u.kill(s.page.entries, region<<regionBits)
+		if err := u.cutPage(s.page); err != nil {
+			return err
+		}
 	case s.page != nil:
 		written = s.page.base
 	case s.node != nil && s.node.dirty:
 		for i := range s.node.child {
-			u.cut(&s.node.child[i], level-1, region+uint64(i)*span(level-1))
+			if err := u.cut(&s.node.child[i], level-1, region+uint64(i)*span(level-1)); err != nil {
+				return err
+			}
 		}
 	case s.node != nil:
 		written = s.node.base
@@ -81,4 +84,5 @@ func (u *Update) cut(s *slot, level uint8, region uint64) {
 		u.sink.Subtree(Subtree{ID: written.id, Level: level, Region: region, Birth: written.birth})
 	}
 	*s = slot{}
+	return nil
 }

@@ -6,6 +6,9 @@
 //	Root ──► node (level 2) ──► node (level 1) ──► page (level 0) ──► extents of region r
 //	          256 children       256 children
 //
+// A large page of which an update changes little is kept in parts: its row lists them, and each is a row of up to 64 extents that later states share until they touch it. So what
+// a state costs goes with what it changed (openpage.go says when). To readers such a page is a page like others.
+//
 // The package owns the bytes of pages and nodes (docs/format/page.md), of reference counts, deadlist rows and jobs (docs/format/references.md). It does not own the
 // policy: an Update says what was born and what was killed, and the engine applies the birth rule. It starts no goroutine and never syncs; durability is that of
 // the batch it was given.

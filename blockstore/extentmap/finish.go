@@ -31,17 +31,6 @@ func (u *Update) finish(s *slot, level uint8) (ref, error) {
 	return s.ref, nil
 }
 
-func (u *Update) finishPage(p *openPage) (ref, error) {
-	if !p.dirty {
-		return p.base, nil
-	}
-	if len(p.entries) == 0 {
-		return ref{}, nil
-	}
-	r := ref{id: u.alloc(), birth: u.birth}
-	return r, u.write(r.id, PageKey(r.id), encodePage(r.id, p.region, r.birth, p.entries))
-}
-
 func (u *Update) finishNode(n *openNode) (ref, error) {
 	if !n.dirty {
 		return n.base, nil

@@ -31,6 +31,8 @@ func goldenExtents() []Extent {
 	}
 }
 
+var goldenParts = []Part{{ID: 5, Birth: 9, Start: 0, Count: 40}, {ID: 6, Birth: 40, Start: 4096, Count: 1}, {ID: 3, Birth: 1, Start: 16777215, Count: 64}}
+
 var goldenNode = Subtree{ID: 8, Level: 2, Region: 65536, Birth: 41}
 
 func goldenChild(i int) (uint64, block.Epoch) {
@@ -50,7 +52,7 @@ var (
 	goldenJob  = Job{Kind: JobSubtree, Subtree: Subtree{ID: 9, Level: 2, Region: 65536, Birth: 40}, Snapshot: 30, Previous: 20, Cursor: 526337}
 )
 
-// formats are the four kinds of values: how golden bytes are made, and how they are read.
+// formats are the kinds of values: how golden bytes are made, and how they are read.
 func formats() map[string]struct {
 	encoded []byte
 	decode  func([]byte) (any, error)
@@ -66,6 +68,14 @@ func formats() map[string]struct {
 	return map[string]format{
 		"page": {EncodePage(7, 3, 40, goldenExtents()), func(b []byte) (any, error) {
 			p, err := DecodePage(7, 3, b)
+			return extentsOf(p), err
+		}, goldenExtents(), crcOffset},
+		"directory": {EncodeDirectory(7, 3, 40, goldenParts), func(b []byte) (any, error) {
+			d, err := DecodeDirectory(7, 3, b)
+			return partsOf(d), err
+		}, goldenParts, crcOffset},
+		"part": {EncodePart(7, 3, 40, goldenExtents()), func(b []byte) (any, error) {
+			p, err := DecodePart(7, 3, b)
 			return extentsOf(p), err
 		}, goldenExtents(), crcOffset},
 		"node": {EncodeNode(goldenNode, goldenChild), func(b []byte) (any, error) {
@@ -86,6 +96,14 @@ func extentsOf(p Page) []Extent {
 	var all []Extent
 	for i := range p.Len() {
 		all = append(all, p.Extent(i))
+	}
+	return all
+}
+
+func partsOf(d Directory) []Part {
+	var all []Part
+	for i := range d.Len() {
+		all = append(all, d.Part(i))
 	}
 	return all
 }
@@ -162,6 +180,7 @@ func TestEachFieldIsChecked(t *testing.T) {
 	u32 := func(at int, v uint32) func([]byte) { return func(b []byte) { le.PutUint32(b[at:], v) } }
 	u8 := func(at int, v byte) func([]byte) { return func(b []byte) { b[at] = v } }
 	entry := func(i, at int) int { return headerSize + i*entrySize + at }
+	ofPart := func(i, at int) int { return headerSize + i*partSize + at }
 	child := func(i int) int { return childrenAt + i*childSize }
 	for _, tc := range []struct {
 		format, field string
@@ -199,6 +218,25 @@ func TestEachFieldIsChecked(t *testing.T) {
 		{"page", "extent birth above the page's", u64(entry(1, 24), 41)},
 		{"page", "hash of a zero", u64(entry(0, 32), 1)},
 		{"page", "source offset out of bounds", u64(entry(2, 32), 1<<63-511)},
+		{"directory", "magic", u8(0, 'X')},
+		{"directory", "id", u64(8, 8)},
+		{"directory", "birth below a part's", u64(16, 39)},
+		{"directory", "region", u64(24, 4)},
+		{"directory", "count", u32(32, 2)},
+		{"directory", "part zero", u64(ofPart(0, 0), 0)},
+		{"directory", "itself as a part", u64(ofPart(0, 0), 7)},
+		{"directory", "part birth zero", u64(ofPart(1, 8), 0)},
+		{"directory", "part birth above the page's", u64(ofPart(1, 8), 41)},
+		{"directory", "start out of order", u32(ofPart(1, 16), 0)},
+		{"directory", "start beyond the region", u32(ofPart(2, 16), block.RegionSize)},
+		{"directory", "extents zero", u32(ofPart(0, 20), 0)},
+		{"directory", "extents too many", u32(ofPart(0, 20), MaxExtents-64)},
+		{"part", "magic", u8(3, 'g')},
+		{"part", "id", u64(8, 8)},
+		{"part", "region", u64(24, 4)},
+		{"part", "count", u32(32, 3)},
+		{"part", "offset out of order", u32(entry(1, 0), 4095)},
+		{"part", "extent birth above the part's", u64(entry(1, 24), 41)},
 		{"node", "magic", u8(0, 'X')},
 		{"node", "level", u8(6, 1)},
 		{"node", "reserved", u8(7, 1)},

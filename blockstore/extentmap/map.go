@@ -47,8 +47,14 @@ func (m *Map) lookup(s Subtree, off, end uint64, visit func(Extent) bool) (more 
 		return true, nil
 	}
 	if s.Level == 0 {
-		p, err := m.page(s, true)
-		return err == nil && p.lookup(off, end, visit), err
+		p, d, err := m.pageRow(s, true)
+		if err != nil {
+			return false, err
+		}
+		if d.data != nil {
+			return m.lookupParts(d, off, end, visit)
+		}
+		return p.lookup(off, end, visit), nil
 	}
 	n, err := m.node(s, true)
 	if err != nil {
@@ -65,48 +71,81 @@ func (m *Map) lookup(s Subtree, off, end uint64, visit func(Extent) bool) (more 
 
 // Region returns the page of a region, the zero Page if it is a hole.
 func (m *Map) Region(r Root, region uint64) (Page, error) {
-	s := r.Subtree()
-	if region >= s.Span() {
-		return Page{}, nil
-	}
-	for s.ID != 0 && s.Level > 0 {
-		n, err := m.node(s, true)
-		if err != nil {
-			return Page{}, err
-		}
-		i := childIndex(s.Level, region)
-		s = childAt(s.Level, s.Region, i, n.child(i))
-	}
-	if s.ID == 0 {
-		return Page{}, nil
+	s, err := m.find(r, region)
+	if err != nil || s.ID == 0 {
+		return Page{}, err
 	}
 	return m.page(s, true)
 }
 
-// page returns the page that s names. Walks of whole maps do not fill the cache.
+// Extents returns how many extents a region has. It reads no part of a page that is kept in parts.
+func (m *Map) Extents(r Root, region uint64) (int, error) {
+	s, err := m.find(r, region)
+	if err != nil || s.ID == 0 {
+		return 0, err
+	}
+	p, d, err := m.pageRow(s, true)
+	return p.Len() + d.extents(), err
+}
+
+// find returns the page of a region, or a hole.
+func (m *Map) find(r Root, region uint64) (Subtree, error) {
+	s := r.Subtree()
+	if region >= s.Span() {
+		return Subtree{}, nil
+	}
+	for s.ID != 0 && s.Level > 0 {
+		n, err := m.node(s, true)
+		if err != nil {
+			return Subtree{}, err
+		}
+		i := childIndex(s.Level, region)
+		s = childAt(s.Level, s.Region, i, n.child(i))
+	}
+	return s, nil
+}
+
+// page returns the page that s names, with all its parts. Walks of whole maps do not fill the cache.
 func (m *Map) page(s Subtree, fill bool) (Page, error) {
+	p, d, err := m.pageRow(s, fill)
+	if err != nil || d.data == nil {
+		return p, err
+	}
+	return m.assemble(s, d, fill)
+}
+
+// pageRow returns the row that s names: a page, or the directory of one that is kept in parts.
+func (m *Map) pageRow(s Subtree, fill bool) (Page, Directory, error) {
 	data, cached := m.cache.get(s.ID)
 	if !cached {
 		var err error
 		if data, err = m.fetch(PageKey(s.ID)); err != nil {
-			return Page{}, fmt.Errorf("read region page %d: %w", s.ID, err)
+			return Page{}, Directory{}, fmt.Errorf("read region page %d: %w", s.ID, err)
 		}
 	}
-	p := Page{data}
-	if !cached || string(data[:4]) != pageMagic || p.Region() != s.Region {
+	p, parted := Page{data: data}, IsDirectory(data)
+	if !cached || !parted && string(data[:4]) != pageMagic || p.Region() != s.Region {
 		var err error
-		if p, err = DecodePage(s.ID, s.Region, data); err != nil {
-			return Page{}, err
+		if parted {
+			_, err = DecodeDirectory(s.ID, s.Region, data)
+		} else {
+			_, err = DecodePage(s.ID, s.Region, data)
+		}
+		if err != nil {
+			return Page{}, Directory{}, err
 		}
 	}
 	if p.Birth() != s.Birth {
 		c := checker{kind: "region page", id: s.ID}
-		return Page{}, c.fail(16, fmt.Sprint("birth ", s.Birth), fmt.Sprint("birth ", p.Birth()))
+		return Page{}, Directory{}, c.fail(16, fmt.Sprint("birth ", s.Birth), fmt.Sprint("birth ", p.Birth()))
 	}
 	if !cached && fill {
 		m.cache.add(s.ID, data)
 	}
-	return p, nil
+	if parted {
+		return Page{}, Directory{data: data}, nil
+	}
+	return p, Directory{}, nil
 }
 
 // node returns the node that s names.

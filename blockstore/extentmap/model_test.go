@@ -77,6 +77,7 @@ func (w *world) verify() {
 	visit := Visitor{
 		Page: func(p Page) bool {
 			rows[string(PageKey(p.ID()))] = true
+			p.Parts(func(id uint64, _ block.Epoch) { rows[string(PageKey(id))] = true; w.parts++ })
 			for i := range p.Len() {
 				if e := p.Extent(i); e.Kind == KindChunk {
 					insertions[insertion(e)] = true
@@ -247,6 +248,9 @@ func runModel(t *testing.T, seed uint64, steps int, db *pebble.DB) {
 		}
 	}
 	w.verify()
+	if w.parts == 0 {
+		t.Error("no page was kept in parts")
+	}
 }
 
 func TestModel(t *testing.T) {

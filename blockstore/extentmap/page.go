@@ -28,8 +28,11 @@ func checksum(data []byte, at int) uint32 {
 	return crc32.Update(crc32.Checksum(data[:at], castagnoli), castagnoli, data[at+4:])
 }
 
-// Page is a verified region page in its encoded form. The zero Page is a hole. A Page is immutable and may outlive the row it was read from.
-type Page struct{ data []byte }
+// Page is a verified region page in its encoded form. The zero Page is a hole. A Page is immutable and may outlive the rows it was read from.
+type Page struct {
+	data  []byte
+	parts Directory // of a page that is kept in parts
+}
 
 // ID returns the page's id; 0 for a hole.
 func (p Page) ID() uint64 {
@@ -92,47 +95,59 @@ func (p Page) entries() entries {
 // lookup calls visit for the parts of extents in [off, end), bytes of the volume. It reports whether visit wants more.
 func (p Page) lookup(off, end uint64, visit func(Extent) bool) bool {
 	base := p.Region() << regionBits
-	lo, hi := uint32(0), uint32(block.RegionSize)
+	lo, hi := clip(base, off, end)
+	return p.entries().lookup(base, lo, hi, visit)
+}
+
+// clip returns the part of [off, end) in the region that begins at byte base, as offsets in the region.
+func clip(base, off, end uint64) (lo, hi uint32) {
+	hi = block.RegionSize
 	if off > base {
 		lo = uint32(off - base)
 	}
 	if end < base+block.RegionSize {
 		hi = uint32(end - base)
 	}
-	e := p.entries()
-	for i, n := e.search(lo), e.len(); i < n && e.off(i) < hi; i++ {
-		x := e.extent(i, base)
-		if e.off(i) < lo || e.end(i) > hi {
-			x = x.Slice(base+uint64(lo), base+uint64(hi))
-		}
-		if !visit(x) {
-			return false
-		}
-	}
-	return true
+	return lo, hi
 }
 
 // DecodePage verifies the bytes of the page that is expected under id at region, and returns them as a Page, which keeps data. Damage is a *block.CorruptError.
 func DecodePage(id, region uint64, data []byte) (Page, error) {
 	c := checker{kind: "region page", id: id, data: data}
-	if err := c.header(pageMagic, pageVersion, headerSize); err != nil {
+	if _, err := c.listHeader(pageMagic, pageVersion, region, entrySize); err != nil {
 		return Page{}, err
 	}
-	p := Page{data}
-	count := int(binary.LittleEndian.Uint32(data[32:]))
-	switch {
-	case p.ID() != id:
-		return Page{}, c.fail(8, fmt.Sprint("id ", id), fmt.Sprint("id ", p.ID()))
-	case p.Birth() == 0:
-		return Page{}, c.fail(16, "a birth", "0")
-	case p.Region() != region:
-		return Page{}, c.fail(24, fmt.Sprint("region ", region), fmt.Sprint("region ", p.Region()))
-	case binary.LittleEndian.Uint16(data[6:]) != 0 || binary.LittleEndian.Uint64(data[36:]) != 0:
-		return Page{}, c.fail(6, "reserved fields of zero", "others")
-	case count == 0 || count > MaxExtents || len(data) != headerSize+count*entrySize:
-		return Page{}, c.fail(32, "1 to 65536 extents that fill the page", fmt.Sprintf("%d extents in %d B", count, len(data)))
-	}
+	p := Page{data: data}
 	return p, p.checkEntries(c)
+}
+
+// listHead is what the header says of a page, a directory or a part.
+type listHead struct {
+	id, region uint64
+	birth      block.Epoch
+	count      int
+}
+
+// listHeader verifies the header that pages, directories and parts have in common, and that count elements of a size fill the rest.
+func (c checker) listHeader(magic string, version uint16, region uint64, size int) (h listHead, err error) {
+	if err := c.header(magic, version, headerSize); err != nil {
+		return h, err
+	}
+	le := binary.LittleEndian
+	h = listHead{id: le.Uint64(c.data[8:]), birth: block.Epoch(le.Uint64(c.data[16:])), region: le.Uint64(c.data[24:]), count: int(le.Uint32(c.data[32:]))}
+	switch {
+	case h.id != c.id:
+		return h, c.fail(8, fmt.Sprint("id ", c.id), fmt.Sprint("id ", h.id))
+	case h.birth == 0:
+		return h, c.fail(16, "a birth", "0")
+	case h.region != region:
+		return h, c.fail(24, fmt.Sprint("region ", region), fmt.Sprint("region ", h.region))
+	case le.Uint16(c.data[6:]) != 0 || le.Uint64(c.data[36:]) != 0:
+		return h, c.fail(6, "reserved fields of zero", "others")
+	case h.count == 0 || h.count > MaxExtents || len(c.data) != headerSize+h.count*size:
+		return h, c.fail(32, fmt.Sprintf("1 to 65536 elements of %d B that fill the row", size), fmt.Sprintf("%d in %d B", h.count, len(c.data)))
+	}
+	return h, nil
 }
 
 // checkEntries verifies that extents are well-formed, in order, inside the region and no younger than the page.
@@ -170,15 +185,24 @@ func EncodePage(id, region uint64, birth block.Epoch, extents []Extent) []byte {
 
 func encodePage(id, region uint64, birth block.Epoch, e entries) []byte {
 	data := make([]byte, headerSize+len(e))
-	copy(data, pageMagic)
-	binary.LittleEndian.PutUint16(data[4:], pageVersion)
+	copy(data[headerSize:], e)
+	return sealList(data, pageMagic, pageVersion, id, region, birth, e.len())
+}
+
+// sealList writes the header of a page, a directory or a part in front of its elements, with the checksum.
+func sealList(data []byte, magic string, version uint16, id, region uint64, birth block.Epoch, count int) []byte {
+	putListHeader(data, magic, version, id, region, birth, count)
+	binary.LittleEndian.PutUint32(data[crcOffset:], checksum(data, crcOffset))
+	return data
+}
+
+func putListHeader(data []byte, magic string, version uint16, id, region uint64, birth block.Epoch, count int) {
+	copy(data, magic)
+	binary.LittleEndian.PutUint16(data[4:], version)
 	binary.LittleEndian.PutUint64(data[8:], id)
 	binary.LittleEndian.PutUint64(data[16:], uint64(birth))
 	binary.LittleEndian.PutUint64(data[24:], region)
-	binary.LittleEndian.PutUint32(data[32:], uint32(e.len()))
-	copy(data[headerSize:], e)
-	binary.LittleEndian.PutUint32(data[crcOffset:], checksum(data, crcOffset))
-	return data
+	binary.LittleEndian.PutUint32(data[32:], uint32(count))
 }
 
 // entries are the encoded extents of a page, sorted by offset. Offsets are relative to the region, in bytes.
@@ -218,4 +242,18 @@ func (e entries) append(x Extent) entries {
 // search returns the first entry that ends after lo.
 func (e entries) search(lo uint32) int {
 	return sort.Search(e.len(), func(i int) bool { return e.end(i) > lo })
+}
+
+// lookup calls visit for the parts of entries in [lo, hi), offsets in the region that begins at byte base. It reports whether visit wants more.
+func (e entries) lookup(base uint64, lo, hi uint32, visit func(Extent) bool) bool {
+	for i, n := e.search(lo), e.len(); i < n && e.off(i) < hi; i++ {
+		x := e.extent(i, base)
+		if e.off(i) < lo || e.end(i) > hi {
+			x = x.Slice(base+uint64(lo), base+uint64(hi))
+		}
+		if !visit(x) {
+			return false
+		}
+	}
+	return true
 }

@@ -20,7 +20,8 @@ type Sink interface {
 	Born(chunk block.ChunkID)
 	// Killed reports that an extent of KindChunk is no longer part of the root. Its birth may be the Update's own.
 	Killed(e Extent)
-	// KilledPage and KilledNode report that a written page or node is no longer part of the root. What it listed is reported apart, or lives on in the new one.
+	// KilledPage and KilledNode report that a written page, part of a page, or node is no longer part of the root. What it listed is reported apart, or lives on in the
+	// new one.
 	KilledPage(id uint64, birth block.Epoch)
 	KilledNode(id uint64, birth block.Epoch)
 	// Subtree reports that a page or node was cut off with all that is under it, unread: none of it is reported in another way.
@@ -41,6 +42,8 @@ type Update struct {
 	root    slot
 	level   uint8 // of root
 	scratch entries
+	shape   shape
+	parted  bool
 	err     error
 }
 
@@ -50,6 +53,9 @@ type slot struct {
 	node *openNode
 	page *openPage
 }
+
+// Parted reports whether Finish has written a page in parts, which the first programs do not know.
+func (u *Update) Parted() bool { return u.parted }
 
 func (s *slot) empty() bool { return s.ref.id == 0 && s.node == nil && s.page == nil }
 
@@ -62,18 +68,10 @@ type openNode struct {
 	child  [Fanout]slot
 }
 
-// openPage is a page in memory.
-type openPage struct {
-	base    ref
-	dirty   bool
-	region  uint64
-	entries entries // borrowed from the cache until dirty
-}
-
 // NewUpdate starts an update of root. All that it writes is born at birth, which must be above 0 and not below the root's own. alloc gives ids of pages and nodes; an id
 // that it gave must never be given again, not even if the batch is dropped, because caches are keyed by it.
 func NewUpdate(m *Map, w Writer, root Root, birth block.Epoch, alloc func() uint64, sink Sink) *Update {
-	u := &Update{m: m, w: w, birth: birth, alloc: alloc, sink: sink, level: root.Level}
+	u := &Update{m: m, w: w, birth: birth, alloc: alloc, sink: sink, level: root.Level, shape: usualShape()}
 	u.root.ref = ref{id: root.ID, birth: root.Birth}
 	switch {
 	case birth == 0 || root.Birth > birth:
@@ -106,11 +104,11 @@ func (u *Update) replace(off, n uint64, with []Extent) error {
 		return err
 	}
 	lo := uint32(off - region<<regionBits)
-	if !u.splice(page, lo, lo+uint32(n), with) {
-		return nil
+	if changed, err := u.splice(page, lo, lo+uint32(n), with); err != nil || !changed {
+		return err
 	}
-	if page.entries.len() > MaxExtents {
-		return fmt.Errorf("region %d would have %d extents, at most %d: %w", region, page.entries.len(), MaxExtents, block.ErrInvalid)
+	if page.count > MaxExtents {
+		return fmt.Errorf("region %d would have %d extents, at most %d: %w", region, page.count, MaxExtents, block.ErrInvalid)
 	}
 	for _, n := range trail {
 		u.soil(n)
@@ -188,22 +186,6 @@ func (u *Update) openNode(s *slot, level uint8, region uint64) (*openNode, error
 		}
 	}
 	*s = slot{node: open}
-	return open, nil
-}
-
-func (u *Update) openPage(s *slot, region uint64) (*openPage, error) {
-	if s.page != nil {
-		return s.page, nil
-	}
-	open := &openPage{base: s.ref, region: region}
-	if s.ref.id != 0 {
-		p, err := u.m.page(Subtree{ID: s.ref.id, Region: region, Birth: s.ref.birth}, true)
-		if err != nil {
-			return nil, err
-		}
-		open.entries = p.entries()
-	}
-	*s = slot{page: open}
 	return open, nil
 }
 

@@ -24,6 +24,8 @@ type world struct {
 	live    map[block.ChunkID]bool
 	volumes []*volume
 
+	parts int // that were met
+
 	batch *pebble.Batch
 	refs  Refs
 	dead  *Deadlist
@@ -112,6 +114,10 @@ func (w *world) change(v *volume) {
 	w.begin(v)
 	for range 1 + w.rng.IntN(2) {
 		u := NewUpdate(NewMap(w.batch, w.m.cache), w.batch, v.head.root, v.birth, w.ids.next, w)
+		if w.rng.IntN(8) > 0 { // else all small pages become one row again
+			u.SmallParts()
+			u.shape.share += w.rng.IntN(3)
+		}
 		for range 1 + w.rng.IntN(4) {
 			if w.rng.IntN(4) == 0 {
 				w.detach(u, v.head.bytes)
@@ -258,6 +264,7 @@ func (w *world) freeSubtree(v *volume, s Subtree, keep, origin block.Epoch, from
 					fate(e.Birth, Dead{Kind: DeadChunk, ID: uint64(e.Chunk)})
 				}
 			}
+			p.Parts(func(id uint64, birth block.Epoch) { fate(birth, Dead{Kind: DeadPage, ID: id}) })
 			w.free(Dead{Kind: DeadPage, ID: p.ID()})
 			steps--
 			return steps > 0

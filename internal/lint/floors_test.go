@@ -99,7 +99,7 @@ var importers = map[string][]string{
 	"internal/guest":             {"cmd/hv-demo"},
 	"internal/lint":              {},
 	"internal/nbdtest":           {},
-	"internal/synth":             {},
+	"internal/synth":             {"bench/nbd"},
 	"internal/tlspsk/tlspsktest": {},
 	"tiers/tierstest":            {},
 }
