@@ -16,6 +16,7 @@ const guestFiles = 60
 // TestGuestSurvivesKillsAndRestarts kills hvd twice under a guest that writes and fsyncs, and stops it with SIGTERM twice. The guest must notice nothing but pauses, and has all that it wrote. A server
 // that says goodbye with NBD_ESHUTDOWN fails this.
 func TestGuestSurvivesKillsAndRestarts(t *testing.T) {
+	t.Parallel() // the guest waits
 	image := guestImage(t)
 	d := startDaemon(t)
 	d.run("volume", "import", "root", image.Disk)

@@ -99,7 +99,7 @@ type shownMachine struct {
 	NVRAM, TPM                *struct{ State string }
 }
 
-// wholeMachine is a machine with everything: two volumes, a disk that is none, a seed, firmware with variables, a TPM, a password.
+// wholeMachine is a machine with everything: two volumes, a disk that is none, a seed, firmware with variables, a TPM, a password. Its tests are not parallel: two libvirtd might choose the same port for its screen.
 type wholeMachine struct {
 	*machines
 	content     map[string][]byte // of its volumes

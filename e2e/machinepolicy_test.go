@@ -59,6 +59,7 @@ func (m *policyMachine) policy(code int) ranMachines {
 
 // A policy of a machine does what `run --domain` does, boots it as its definition says, copies and forgets all of it, and tells what goes wrong.
 func TestMachinePolicy(t *testing.T) {
+	t.Parallel() // it waits for machines
 	h := new(heard)
 	hook := httptest.NewServer(h)
 	defer hook.Close()
@@ -147,6 +148,7 @@ func (m *policyMachine) testsOfMachines() {
 
 // A host that is gone comes back with its policies of machines, and these go on with the machines.
 func TestRecoverMachinePolicy(t *testing.T) {
+	t.Parallel() // it waits for machines
 	m := newPolicyMachine(t)
 	if s := m.policy(0).State; len(s.Backups) != 4 {
 		t.Fatalf("%+v", s)
