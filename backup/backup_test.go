@@ -257,6 +257,7 @@ func TestWriterKeys(t *testing.T) {
 
 // A backup that fails at any of its writes leaves no trace that matters: all that was there before is sound, and the next run stores only what is missing.
 func TestFaults(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	data := image(5, 3*RegionSize)
 	for _, after := range []bool{false, true} {
 		for at, failed := 1, true; failed; at++ {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -211,7 +212,8 @@ func TestCopyBelievesOwnersOnly(t *testing.T) {
 
 // A copy that is killed at any of its steps, or loses the answer of one, leaves what was there; the next one finishes and stores nothing twice.
 func TestCopyFaults(t *testing.T) {
-	from, _ := newMemoryPlace(t)
+	t.Parallel() // it takes long, and no time counts in it
+	from, source := newMemoryPlace(t)
 	data := noise(36, 40<<20)
 	var want [][]byte
 	for n := range 2 {
@@ -227,49 +229,58 @@ func TestCopyFaults(t *testing.T) {
 	size := whole.Bytes("packs/")
 	for _, dead := range []bool{true, false} {
 		for _, applied := range []bool{false, true} {
-			for at, reached := 1, true; reached; at++ {
-				if testing.Short() && applied != dead {
-					break
+			t.Run(fmt.Sprintf("applied %v, dead %v", applied, dead), func(t *testing.T) {
+				t.Parallel()
+				from := &place{t: t, in: source, id: from.id}
+				for at, reached := 1, true; reached && (!testing.Short() || applied == dead); at++ {
+					fault := &backendtest.Faulty{At: at, Applied: applied, Dead: dead}
+					reached = copyFault(t, from, fault, want, size)
 				}
-				to, m := newMemoryPlace(t)
-				fault := &backendtest.Faulty{At: at, Applied: applied, Dead: dead}
-				to.wrap = func(b backend.Backend) backend.Backend { fault.Backend = b; return fault }
-				source, target := from.open(), to.open()
-				_, err := Copy(context.Background(), source, target, Copying{Backups: manifests(t, source)})
-				to.wrap = nil
-				if reached = fault.Reached(); reached != (err != nil) {
-					t.Fatalf("fault at %d (applied %v, dead %v): got %v", at, applied, dead, err)
-				}
-				before := len(manifests(t, to.open()))
-				target = to.open()
-				if _, err := target.Adopt(context.Background(), nil); err != nil {
-					t.Fatal(err)
-				}
-				got, err := Copy(context.Background(), source, target, Copying{Backups: manifests(t, source)})
-				if err != nil || len(got) != 2 {
-					t.Fatal(err)
-				}
-				present := 0
-				for _, c := range got {
-					if c.Present {
-						present++
-					}
-				}
-				if all := manifests(t, to.open()); len(all) != 2 || present != before {
-					t.Errorf("fault at %d (applied %v, dead %v): %d backups, then %d, of which %d were taken as there", at, applied, dead, before, len(all), present)
-				}
-				sound(t, to.open(), 2)
-				if n := m.Bytes("packs/"); n > size+size/20 {
-					t.Errorf("fault at %d (applied %v, dead %v): %d B of packs instead of %d", at, applied, dead, n, size)
-				}
-				if at%5 == 1 {
-					for i, b := range manifests(t, to.open()) {
-						sameContent(t, to.open(), b, want[i])
-					}
-				}
-			}
+			})
 		}
 	}
+}
+
+// copyFault lets a copy to an empty repository fail, and goes on with another one. size is what all packs of a copy have, bytes.
+func copyFault(t *testing.T, from *place, fault *backendtest.Faulty, want [][]byte, size int) (reached bool) {
+	t.Helper()
+	what := fmt.Sprintf("fault at %d (applied %v, dead %v)", fault.At, fault.Applied, fault.Dead)
+	to, m := newMemoryPlace(t)
+	to.wrap = func(b backend.Backend) backend.Backend { fault.Backend = b; return fault }
+	source, target := from.open(), to.open()
+	_, err := Copy(context.Background(), source, target, Copying{Backups: manifests(t, source)})
+	to.wrap = nil
+	if reached = fault.Reached(); reached != (err != nil) {
+		t.Fatalf("%s: got %v", what, err)
+	}
+	before := len(manifests(t, to.open()))
+	target = to.open()
+	if _, err := target.Adopt(context.Background(), nil); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Copy(context.Background(), source, target, Copying{Backups: manifests(t, source)})
+	if err != nil || len(got) != 2 {
+		t.Fatal(err)
+	}
+	present := 0
+	for _, c := range got {
+		if c.Present {
+			present++
+		}
+	}
+	if all := manifests(t, to.open()); len(all) != 2 || present != before {
+		t.Errorf("%s: %d backups, then %d, of which %d were taken as there", what, before, len(all), present)
+	}
+	sound(t, to.open(), 2)
+	if n := m.Bytes("packs/"); n > size+size/20 {
+		t.Errorf("%s: %d B of packs instead of %d", what, n, size)
+	}
+	if fault.At%5 == 1 {
+		for i, b := range manifests(t, to.open()) {
+			sameContent(t, to.open(), b, want[i])
+		}
+	}
+	return reached
 }
 
 // A backup that cannot be read is passed over, the others are copied.

@@ -79,8 +79,10 @@ func edit(rng *rand.Rand, c content) (content, []block.Range) {
 
 // A backup of what has changed has the same root, and says the same of itself, as one that reads everything; whatever is edited, and when the content grows and shrinks.
 func TestIncrementalIsTheSameAsAll(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
 			rng := rand.New(rand.NewPCG(seed, 9))
 			p := newPlace(t)
 			now := content(image(seed, 3*RegionSize-5000+512*rng.IntN(100)))

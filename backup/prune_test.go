@@ -250,69 +250,90 @@ func (p *place) openWarning() *repository.Repository {
 
 // A prune that is killed at any of its steps, or loses the answer of one, leaves everything that backups need, and the next ones finish.
 func TestPruneFaults(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	data := noise(11, 6<<20)
-	for _, dead := range []bool{true, false} {
-		for _, applied := range []bool{false, true} {
-			if testing.Short() && applied != dead {
-				continue
-			}
-			for round := range 3 {
+	for round := range 3 {
+		w := newPrunedWorld(t, data, round)
+		for _, dead := range []bool{true, false} {
+			for _, applied := range []bool{false, true} {
+				if testing.Short() && applied != dead {
+					continue
+				}
 				for at, reached := 1, true; reached; at++ {
-					reached = pruneFault(t, data, round, &backendtest.Faulty{At: at, Applied: applied, Dead: dead})
+					reached = w.fault(t, &backendtest.Faulty{At: at, Applied: applied, Dead: dead})
 				}
 			}
 		}
 	}
 }
 
-// pruneFault lets the prune of that round fail: the first repacks and marks, the second deletes, the third removes marks.
-func pruneFault(t *testing.T, data []byte, round int, fault *backendtest.Faulty) (reached bool) {
+// prunedWorld is a repository with a backup that was forgotten and two that need parts of it, at which one round of prunes is due. The first repacks and marks, the second deletes, the third removes marks.
+type prunedWorld struct {
+	id          *age.X25519Identity
+	m           *backendtest.Memory
+	data        []byte
+	part, other *repository.Manifest
+	round       int
+}
+
+var pruneAll = repository.PruneOptions{RepackBytes: 1 << 30}
+
+func newPrunedWorld(t *testing.T, data []byte, round int) *prunedWorld {
 	t.Helper()
 	p, m := newMemoryPlace(t)
+	w := &prunedWorld{id: p.id, m: m, data: data, round: round}
 	whole, err := keep(t, p.open(), data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	part, err := keep(t, p.open(), data[:1<<20])
-	if err != nil {
+	if w.part, err = keep(t, p.open(), data[:1<<20]); err != nil {
 		t.Fatal(err)
 	}
-	other, err := keep(t, p.open(), data[4<<20:5<<20])
-	if err != nil {
+	if w.other, err = keep(t, p.open(), data[4<<20:5<<20]); err != nil {
 		t.Fatal(err)
 	}
 	p.forget(whole)
-	o := repository.PruneOptions{RepackBytes: 1 << 30}
-	for n := range 5 {
+	for range round {
 		m.Wait(grace)
-		if n != round {
-			p.prune(o)
-			continue
-		}
-		p.wrap = func(b backend.Backend) backend.Backend { fault.Backend = b; return fault }
-		_, err := p.tryPrune(o)
-		p.wrap = nil
-		if reached = fault.Reached(); reached != (err != nil) {
-			t.Fatalf("round %d, fault at %d (applied %v, dead %v): got %v", round, fault.At, fault.Applied, fault.Dead, err)
-		}
-		sound(t, p.open(), 2)
-		if again, err := keep(t, p.open(), data[:3<<20]); err != nil {
-			t.Fatal(err)
-		} else {
-			p.forget(again)
-		}
+		p.prune(pruneAll)
+	}
+	return w
+}
+
+// fault lets the prune of that round fail, in a copy.
+func (w *prunedWorld) fault(t *testing.T, fault *backendtest.Faulty) (reached bool) {
+	t.Helper()
+	m := w.m.Clone()
+	p := &place{t: t, in: m, id: w.id}
+	m.Wait(grace)
+	p.wrap = func(b backend.Backend) backend.Backend { fault.Backend = b; return fault }
+	_, err := p.tryPrune(pruneAll)
+	p.wrap = nil
+	if reached = fault.Reached(); reached != (err != nil) {
+		t.Fatalf("round %d, fault at %d (applied %v, dead %v): got %v", w.round, fault.At, fault.Applied, fault.Dead, err)
 	}
 	sound(t, p.open(), 2)
-	sameContent(t, p.open(), part, data[:1<<20])
-	sameContent(t, p.open(), other, data[4<<20:5<<20])
+	again, err := keep(t, p.open(), w.data[:3<<20])
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.forget(again)
+	for range 4 - w.round {
+		m.Wait(grace)
+		p.prune(pruneAll)
+	}
+	sound(t, p.open(), 2)
+	sameContent(t, p.open(), w.part, w.data[:1<<20])
+	sameContent(t, p.open(), w.other, w.data[4<<20:5<<20])
 	if left := m.Bytes("packs/"); left > 6<<20 {
-		t.Errorf("round %d, fault at %d (applied %v, dead %v): %d B are left for 2 MiB", round, fault.At, fault.Applied, fault.Dead, left)
+		t.Errorf("round %d, fault at %d (applied %v, dead %v): %d B are left for 2 MiB", w.round, fault.At, fault.Applied, fault.Dead, left)
 	}
 	return reached
 }
 
 // Prunes, backups and forgets at once, day after day: every backup that exists is whole each night.
 func TestPruneModel(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	days := 60
 	if testing.Short() {
 		days = 12
@@ -392,6 +413,7 @@ func TestPruneModel(t *testing.T) {
 
 // Packs are lost again and again, and prunes go on: every backup that was made since the last loss is whole, and stays so.
 func TestPruneModelOfLosses(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	days := 40
 	if testing.Short() {
 		days = 10

@@ -24,6 +24,7 @@ type diffModel struct {
 
 // Random histories of snapshots, rollbacks, clones, resizes and settles: whatever differs between any two states is told, in order, with a kind that is true.
 func TestDiff(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := &diffModel{t: t, rng: rand.New(rand.NewPCG(seed, 17)), states: map[StateName][]byte{}}

@@ -60,6 +60,7 @@ func fillDisks(t testing.TB, s *Store) (*Device, []byte) {
 
 // TestEachDiskMayBeLost loses each disk in turn while the store runs and before it starts, the data directory included, and replaces it.
 func TestEachDiskMayBeLost(t *testing.T) {
+	t.Parallel() // it waits for the keeper
 	root := t.TempDir()
 	opts := diskOptions(t, root, erasure.Shape{Data: 3, Parity: 1})
 	s := openTest(t, opts)
@@ -239,6 +240,7 @@ func TestStaleDiskComesBack(t *testing.T) {
 // TestVanishedDiskIsTakenBack lets a disk vanish and come back while the store runs. It is taken back without anybody's word, what it has is kept, what it lacks is made, what was deleted meanwhile counts for nothing, and an empty
 // directory in its place is left alone.
 func TestVanishedDiskIsTakenBack(t *testing.T) {
+	t.Parallel() // it waits for the keeper, which leaves alone for a while what failed
 	root := t.TempDir()
 	opts := diskOptions(t, root, erasure.Shape{Data: 3, Parity: 1})
 	s := openTest(t, opts)
@@ -338,6 +340,7 @@ func TestSecondCopiesStayOffAMountPoint(t *testing.T) {
 
 // TestFailingDiskIsNotTakenBack: a disk that fell out and was never gone stays out until somebody says otherwise.
 func TestFailingDiskIsNotTakenBack(t *testing.T) {
+	t.Parallel() // it waits
 	root := t.TempDir()
 	opts := diskOptions(t, root, erasure.Shape{Data: 3, Parity: 1})
 	s := openTest(t, opts)

@@ -58,6 +58,7 @@ func goldenStoreOptions(dir string) Options {
 
 // TestGoldenStores opens the store of every release, reads it back to the byte, uses it, and reads it back once more. The second reader finds nothing wrong before and after.
 func TestGoldenStores(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	skipEncrypted(t)
 	packed, err := filepath.Glob(filepath.Join(goldenStoresDir, "*.tar.zst"))
 	if err != nil || len(packed) == 0 {

@@ -48,6 +48,7 @@ type historyMoment struct {
 
 // TestHistoryModel compares moments of volumes with byte slices, over random histories: writes, zeroes, trims, flushes, snapshots, clones, rollbacks, resizes, deletes, restarts, deaths, destage and expiry.
 func TestHistoryModel(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	seed := *modelSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
@@ -55,6 +56,7 @@ func TestHistoryModel(t *testing.T) {
 	for k := range uint64(2) {
 		t.Run(fmt.Sprint(seed+k), func(t *testing.T) {
 			t.Logf("repeat: go test ./blockstore -run 'TestHistoryModel/%d' -model.seed %d -history.steps %d", seed+k, seed+k, *historySteps)
+			t.Parallel()
 			runHistoryModel(t, seed+k)
 		})
 	}

@@ -212,6 +212,7 @@ func (d *day) same(p *Device, v *dayVolume, seq uint64, what string) {
 
 // Over a simulated day, three volumes in one log: whatever moment is asked for, what comes is exactly what the volume was at the point that is named, and that is the newest that the policy keeps; history takes less than what was written, and so do its roots.
 func TestHistoryThinDay(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	seed := *modelSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

@@ -226,6 +226,7 @@ func TestInlineRepair(t *testing.T) {
 
 // TestScatteredDamage is 1,000 flips of single bytes and 200 lost sectors over sealed segments: all are found, and all within reach are mended.
 func TestScatteredDamage(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	opts, _ := keptOptions(t, vfs.Default, t.TempDir())
 	opts.LogCapBytes = 256 << 20
 	var mu sync.Mutex

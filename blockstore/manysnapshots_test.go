@@ -43,6 +43,7 @@ func TestSettledSnapshotsHoldNoOverlay(t *testing.T) {
 
 // What a read or a write goes through does not grow with the snapshots there are, written to in between or not, and neither does what it takes to find one of another volume.
 func TestThousandsOfSnapshotsAreNotInTheWay(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	s := openTest(t, smallLog(t))
 	d := createTest(t, s, "v", 64<<20)
 	defer d.Close()

@@ -42,6 +42,7 @@ const modelMaxSize = 40 << 20
 
 // TestModel runs random operations against byte slices: four clients write at once while snapshots, destage, reclaim and reopens go on.
 func TestModel(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	seed := *modelSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
@@ -49,6 +50,7 @@ func TestModel(t *testing.T) {
 	for k := range uint64(3) {
 		t.Run(fmt.Sprint(seed+k), func(t *testing.T) {
 			t.Logf("repeat: go test ./blockstore -run 'TestModel/%d' -model.seed %d -model.steps %d", seed+k, seed+k, *modelSteps)
+			t.Parallel()
 			runModel(t, seed+k)
 		})
 	}

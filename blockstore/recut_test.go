@@ -50,6 +50,7 @@ func extentsOf(t *testing.T, s *Store, d *Device) int {
 
 // TestRecut: a region in pieces is cut anew by a settle, and holds no part of a chunk for nothing then. After a restart, which forgets such regions, an audit finds them.
 func TestRecut(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	s, d, data := piecesTest(t)
 	before := extentsOf(t, s, d)
 	if before <= piecesMost(d.v.cut) || s.recuts.len() == 0 {

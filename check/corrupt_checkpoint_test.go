@@ -132,6 +132,7 @@ func changedStore(t *testing.T) string {
 
 // TestDamagedCheckpoint damages each field of a part, once so that a checksum tells, once with all checksums and the hash right, and rows of each table.
 func TestDamagedCheckpoint(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	dir := changedStore(t)
 	p := plainPart(t, dir)
 	mustBeClean(t, dir, "with a part that is not compressed")

@@ -38,6 +38,7 @@ func flips(t *testing.T, dir, path string, base int, fields []field, fix func(b 
 }
 
 func TestDamagedFiles(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	dir := richStore(t)
 	rep := mustBeClean(t, dir, "as it was made")
 	t.Logf("%+v", rep.Totals)

@@ -45,6 +45,7 @@ func guardedStore(t *testing.T, shape erasure.Shape) string {
 
 // TestDamagedParity damages each field of a sidecar and of the record of a scrub once, takes the files away, and puts others in their place.
 func TestDamagedParity(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	dir := guardedStore(t, erasure.Default)
 	mustBeClean(t, dir, "as it was made")
 	path := ""

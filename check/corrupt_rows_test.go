@@ -94,6 +94,7 @@ func fixTouched(key, b []byte) {
 }
 
 func TestDamagedRows(t *testing.T) {
+	t.Parallel() // it takes long, and no time counts in it
 	dir := richStore(t)
 	mustBeClean(t, dir, "as it was made")
 	for i, k := range rowKinds() {

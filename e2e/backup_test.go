@@ -19,6 +19,7 @@ type repo struct {
 	t              *testing.T
 	dir, passwords string
 	flags          []string // beside these
+	env            []string // variables of its commands, beside those of this process
 }
 
 func newRepo(t *testing.T) *repo {
@@ -47,7 +48,7 @@ func (r *repo) args(args ...string) []string {
 
 func (r *repo) try(args ...string) result {
 	r.t.Helper()
-	return execute(r.t, nil, backupPath, r.args(args...)...)
+	return executeWith(r.t, r.env, nil, backupPath, r.args(args...)...)
 }
 
 func (r *repo) run(args ...string) string {

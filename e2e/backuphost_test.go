@@ -351,6 +351,7 @@ func TestBackupHostConnections(t *testing.T) {
 
 // SIGKILL of the host while a backup is stored there costs tries; of both, another run, which finds what is there.
 func TestBackupHostKilled(t *testing.T) {
+	t.Parallel() // it waits, as the rate of its backups is bounded
 	h := startRepositoryHost(t, "admin=all")
 	r := &repo{t: t, dir: "hvd://" + h.listen + "/vms", passwords: writeFile(t, "password", "x\n"), flags: h.certificates(h.authority, "admin")}
 	r.run("repo", "init")

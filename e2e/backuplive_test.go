@@ -121,10 +121,11 @@ func guestWrites(t *testing.T, uri string, data []byte, at int, parts bool) {
 
 // A volume can be used while its backup comes: what a guest reads first comes first, what it writes stays, and what needs the whole content is refused until it is there.
 func TestLiveRestore(t *testing.T) {
+	t.Parallel() // it waits
 	needs(t, "qemu-io", "nbdcopy")
 	d, r := startDaemon(t), newRepo(t)
 	data := liveDisk(t, r)
-	p := r.restoreLive(d, "web1", "--limit-rate", "6MiB")
+	p := r.restoreLive(d, "web1", "--limit-rate", "3MiB")
 	uri := d.attach("web1")
 	began := time.Now()
 	if got := execute(t, nil, "qemu-io", "-f", "raw", "-r", "-c", "read -v 70M 512", uri); got.code != 0 {
@@ -180,20 +181,21 @@ func TestLiveRestore(t *testing.T) {
 
 // Who pulls and hvd itself are killed again and again while a guest writes; the same command goes on, another backup is refused, and nothing is lost.
 func TestLiveRestoreKilled(t *testing.T) {
+	t.Parallel() // it waits
 	needs(t, "qemu-io", "nbdcopy")
 	d, r := startDaemon(t), newRepo(t)
 	other := writeFile(t, "other.raw", "another disk")
 	var first backedUp
 	r.json(&first, "run", "--file", other)
 	data := liveDisk(t, r)
-	p := r.restoreLive(d, "web1", "--limit-rate", "5MiB")
+	p := r.restoreLive(d, "web1", "--limit-rate", "2MiB")
 	uri := d.attach("web1")
 	guestWrites(t, uri, data, 1<<20, true)
 	time.Sleep(time.Second)
 	p.kill()
 
 	guestWrites(t, uri, data, 12<<20, false) // goes on, but for what needs the rest of a block
-	p = r.restoreLive(d, "web1", "--limit-rate", "5MiB")
+	p = r.restoreLive(d, "web1", "--limit-rate", "2MiB")
 	guestWrites(t, uri, data, 63<<20, true)
 	d.settle()
 	d.kill()
@@ -232,6 +234,7 @@ func TestLiveRestoreKilled(t *testing.T) {
 
 // What a guest writes is destaged while most of its region has not come: the region is cut as a whole then, and what is zero beside data is stored. That must not be taken for what has come.
 func TestLiveRestoreDestaged(t *testing.T) {
+	t.Parallel() // it waits
 	needs(t, "qemu-io", "nbdcopy")
 	d, r := startDaemon(t), newRepo(t)
 	data := noise(34, 48<<20)

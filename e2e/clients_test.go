@@ -61,6 +61,7 @@ func fillDisk(t *testing.T, d *daemon, export string, size int) {
 
 // TestClientsThatStopReading ask for as much as they can and take no reply.
 func TestClientsThatStopReading(t *testing.T) {
+	t.Parallel() // it waits
 	d := startDaemon(t, "--nbd-in-flight", "48MiB")
 	d.disk("disk", "64MiB")
 	fillDisk(t, d, "disk", 64<<20)

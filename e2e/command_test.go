@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -20,10 +21,17 @@ type result struct {
 // execute runs a program to its end. Only what keeps it from running at all is a failure here.
 func execute(t *testing.T, stdin io.Reader, path string, args ...string) result {
 	t.Helper()
+	return executeWith(t, nil, stdin, path, args...)
+}
+
+// executeWith is execute with variables beside those of this process, which t.Setenv cannot give to a test that is parallel.
+func executeWith(t *testing.T, env []string, stdin io.Reader, path string, args ...string) result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	var stdout, stderr bytes.Buffer
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
 	err := cmd.Run()
 	if ctx.Err() != nil {

@@ -11,7 +11,8 @@ import (
 // TestFlippedBits flips one bit at a time in each kind of file. hvd refuses to start and says where, or answers EIO for what is damaged, or has another copy; `store check`
 // finds every one of them.
 func TestFlippedBits(t *testing.T) {
-	f := newFixture(t, 1)
+	t.Parallel() // it waits for many starts
+	f := sharedFixture(t)
 	const sealedAt, openAt = fixtureSettled + 3<<20, fixtureLogged - 1<<20 // places whose records lie in a sealed log file, and in the last one
 	settled, sealed, open := f.content[1<<20:][:64], f.content[sealedAt:][:64], f.content[openAt:][:64]
 	footerMagic := []byte("HNXLOGE\n")
@@ -110,7 +111,8 @@ func size(t *testing.T, path string) int {
 
 // TestFlippedBitsInMetadata flips bits all over Pebble's files, region pages among them. No flip may lead to wrong data; a flip in a table or in its log must be seen.
 func TestFlippedBitsInMetadata(t *testing.T) {
-	f := newFixture(t, 1)
+	t.Parallel() // it waits for many starts
+	f := sharedFixture(t)
 	d := f.copy(t)
 	var names []string
 	for _, path := range d.files("meta/*") {
@@ -159,7 +161,8 @@ func (d *daemon) sawDamagedMetadata() bool {
 
 // TestFilesOfAnotherStore puts files of one store into another. They are alike in everything but their identity.
 func TestFilesOfAnotherStore(t *testing.T) {
-	mine, theirs := newFixture(t, 1), newFixture(t, 100)
+	t.Parallel() // it waits for many starts
+	mine, theirs := sharedFixture(t), newFixture(t, 100)
 	foreign := theirs.copy(t)
 	for _, c := range []struct {
 		name    string
@@ -209,7 +212,8 @@ func exchange(t *testing.T, from, to *daemon, name string) {
 
 // TestMissingFiles takes files away.
 func TestMissingFiles(t *testing.T) {
-	f := newFixture(t, 1)
+	t.Parallel() // it waits for many starts
+	f := sharedFixture(t)
 	for _, c := range []struct {
 		pattern string
 		refused bool
@@ -236,7 +240,8 @@ func TestMissingFiles(t *testing.T) {
 
 // TestDamagedControlFiles spoils what the daemon keeps beside the store.
 func TestDamagedControlFiles(t *testing.T) {
-	f := newFixture(t, 1)
+	t.Parallel() // it waits for many starts
+	f := sharedFixture(t)
 	for _, name := range []string{"attachments.json", "tokens.json"} {
 		for what, text := range map[string]string{"empty": "", "cut": `{"format": "hyper-nixos `, "other version": `{"format": "hyper-nixos x", "version": 9}`, "zeroes": "\x00\x00\x00\x00"} {
 			d := f.copy(t)
@@ -248,7 +253,6 @@ func TestDamagedControlFiles(t *testing.T) {
 	}
 }
 
-// TestStaleSegments puts segment files of an earlier time back: of segments that are gone, of one that has grown since, and of one under the name of another.
 // dataSegments lists the segments in a directory that hold guests' data: the class at byte 12 of their header tells.
 func dataSegments(t *testing.T, dir string) (paths []string) {
 	t.Helper()
@@ -261,7 +265,9 @@ func dataSegments(t *testing.T, dir string) (paths []string) {
 	return paths
 }
 
+// TestStaleSegments puts segment files of an earlier time back: of segments that are gone, of one that has grown since, and of one under the name of another.
 func TestStaleSegments(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	d := startDaemon(t)
 	d.disk("v", "64MiB")
 	write := func(seed int) []byte {

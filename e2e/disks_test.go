@@ -33,6 +33,7 @@ func (d *daemon) remove(path string) {
 
 // TestDiskLostUnderFio deletes one of four disks under fio verify, which sees no error, and replaces it; then kills the daemon and deletes another one, and at last the data directory.
 func TestDiskLostUnderFio(t *testing.T) {
+	t.Parallel() // it waits for fio, whose rate is bounded
 	needs(t, "fio")
 	disks, flags := diskFlags(t)
 	d := startDaemon(t, flags...)
@@ -40,7 +41,7 @@ func TestDiskLostUnderFio(t *testing.T) {
 	common := []string{"--name=verify", "--ioengine=nbd", "--uri=" + uri, "--size=96M", "--rw=randwrite", "--bssplit=4k/60:64k/40", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
 		"--randseed=7", "--fsync=64", "--output-format=terse", "--aux-path=" + t.TempDir()}
 	done := make(chan result, 1)
-	go func() { done <- tryTool(t, "fio", append(common, "--do_verify=1", "--rate=24M")...) }()
+	go func() { done <- tryTool(t, "fio", append(common, "--do_verify=1", "--rate=12M")...) }()
 	written := func() uint64 {
 		var s struct{ GuestWrittenBytes uint64 }
 		d.json(&s, "store", "stats")

@@ -8,5 +8,8 @@
 //
 // The folder libnbd has scripts for the Python module of libnbd, which reaches every command and flag. TestSoak is the one test that can be made as long as one likes: make soak.
 //
+// Tests that wait for most of their time are parallel and run after all others, a few at once. Who measures time or memory is not, nor who needs t.Setenv; what a parallel test gives its commands of variables
+// goes through executeWith.
+//
 // Each test takes seconds. -short trims the loops and leaves the guests out.
 package e2e

@@ -17,12 +17,14 @@ func fioTotal() string {
 
 // TestFio writes and reads at random with checksums in every block, settles, restarts hvd, and verifies all of it again.
 func TestFio(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	needs(t, "fio")
 	for _, job := range []struct{ name, args string }{
 		{"4k", "--bs=4k --iodepth=32"},
 		{"mixed", "--bssplit=512/10:4k/40:20k/10:64k/30:256k/10 --blockalign=512 --iodepth=16 --fsync=64"},
 	} {
 		t.Run(job.name, func(t *testing.T) {
+			t.Parallel()
 			d := startDaemon(t)
 			uri := d.disk("disk", "128MiB")
 			state := filepath.Join(t.TempDir(), "state")

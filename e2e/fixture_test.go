@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -56,6 +57,27 @@ func newFixture(t *testing.T, seed int) *fixture {
 	write(fixtureLogged, fixtureEnd)
 	d.kill()
 	return f
+}
+
+// firstFixture is newFixture with seed 1, made once for all tests.
+var firstFixture struct {
+	once sync.Once
+	f    *fixture // nil if it could not be made
+}
+
+func sharedFixture(t *testing.T) *fixture {
+	t.Helper()
+	firstFixture.once.Do(func() {
+		f := newFixture(t, 1)
+		kept := filepath.Join(filepath.Dir(hvdPath), "fixture") // which outlives this test, and goes with the programs
+		tool(t, "cp", "-a", "--sparse=always", f.dir, kept)
+		f.dir = kept
+		firstFixture.f = f
+	})
+	if firstFixture.f == nil {
+		t.Fatal("the fixture could not be made: the first test that asked for it says why")
+	}
+	return firstFixture.f
 }
 
 // copy returns a daemon on a copy of the fixture.

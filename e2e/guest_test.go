@@ -13,33 +13,19 @@ import (
 // guestFiles is how many files a guest writes and fsyncs.
 const guestFiles = 60
 
-// TestGuestSurvivesKills kills hvd twice under a guest that writes and fsyncs. The guest must notice nothing but a pause.
-func TestGuestSurvivesKills(t *testing.T) {
-	d := startDaemon(t)
-	runGuestThrough(t, d, func() {
-		d.kill()
-		d.start()
-	})
-}
-
-// TestGuestSurvivesCleanRestarts stops hvd with SIGTERM instead. A server that says goodbye with NBD_ESHUTDOWN fails this.
-func TestGuestSurvivesCleanRestarts(t *testing.T) {
-	d := startDaemon(t)
-	runGuestThrough(t, d, func() {
-		d.stop()
-		d.start()
-	})
-}
-
-// runGuestThrough boots a guest from a volume, interrupts it twice while it writes, and checks what it wrote.
-func runGuestThrough(t *testing.T, d *daemon, interrupt func()) {
+// TestGuestSurvivesKillsAndRestarts kills hvd twice under a guest that writes and fsyncs, and stops it with SIGTERM twice. The guest must notice nothing but pauses, and has all that it wrote. A server
+// that says goodbye with NBD_ESHUTDOWN fails this.
+func TestGuestSurvivesKillsAndRestarts(t *testing.T) {
+	t.Parallel() // the guest waits
 	image := guestImage(t)
+	d := startDaemon(t)
 	d.run("volume", "import", "root", image.Disk)
 	d.run("snapshot", "create", "root@new")
 	machine := bootGuest(t, image, d.attach("root"))
-	for _, at := range []int{10, 30} {
-		waitMarker(t, machine, fmt.Sprintf("SYNCED %d", at))
-		interrupt()
+	for i, end := range []func(){d.kill, d.stop, d.kill, d.stop} {
+		waitMarker(t, machine, fmt.Sprintf("SYNCED %d", 10+12*i))
+		end()
+		d.start()
 		t.Logf("interrupted after file %d", machine.Synced())
 	}
 	waitMarker(t, machine, "GUEST-VERIFIED")

@@ -35,6 +35,7 @@ func (d *daemon) cdpJSON(into any, args ...string) {
 
 // TestHistory goes back to moments by label, by time and by number, over kill -9, destage, reclaim and a restart, through hvd, both commands and a real NBD client.
 func TestHistory(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	needs(t, "qemu-io")
 	d := startDaemon(t)
 	uri := d.disk("v", "96MiB")

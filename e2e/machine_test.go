@@ -44,17 +44,23 @@ func newMachines(t *testing.T) *machines {
 	}
 	m := &machines{daemon: newDaemon(t), lv: libvirttest.Start(t), repo: newRepo(t), t: t}
 	for _, variable := range []string{"LIBVIRT_DEFAULT_URI", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"} { // where hv-backup looks for libvirt, and for what that keeps
-		for _, pair := range m.lv.Env {
-			if value, ok := strings.CutPrefix(pair, variable+"="); ok {
-				t.Setenv(variable, value)
-			}
-		}
+		m.repo.env = append(m.repo.env, variable+"="+m.getenv(variable))
 	}
 	if err := os.Chmod(m.dir, 0o755); err != nil { // guests come to the sockets
 		t.Fatal(err)
 	}
 	m.start()
 	return m
+}
+
+// getenv is os.Getenv for who shall find this libvirtd.
+func (m *machines) getenv(variable string) (value string) {
+	for _, pair := range m.lv.Env { // the last one counts
+		if is, ok := strings.CutPrefix(pair, variable+"="); ok {
+			value = is
+		}
+	}
+	return value
 }
 
 // source attaches a volume for guests and returns the source of a disk.
@@ -93,7 +99,7 @@ type shownMachine struct {
 	NVRAM, TPM                *struct{ State string }
 }
 
-// wholeMachine is a machine with everything: two volumes, a disk that is none, a seed, firmware with variables, a TPM, a password.
+// wholeMachine is a machine with everything: two volumes, a disk that is none, a seed, firmware with variables, a TPM, a password. Its tests are not parallel: two libvirtd might choose the same port for its screen.
 type wholeMachine struct {
 	*machines
 	content     map[string][]byte // of its volumes
@@ -292,6 +298,7 @@ func TestMachineComesBack(t *testing.T) {
 
 // With --live the machine is defined and runs while its volumes come; a restore that fails leaves nothing.
 func TestMachineLive(t *testing.T) {
+	t.Parallel() // it waits
 	m := newMachines(t)
 	disks := ""
 	for i, volume := range []string{"db", "logs"} {

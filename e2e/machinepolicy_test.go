@@ -32,7 +32,7 @@ func newPolicyMachine(t *testing.T, more ...string) *policyMachine {
 	t.Helper()
 	needs(t, "qemu-system-x86_64")
 	m := &policyMachine{newMachines(t), filepath.Join(t.TempDir(), "policies")}
-	t.Setenv("HV_BACKUP_POLICIES", m.folder)
+	m.repo.env = append(m.repo.env, "HV_BACKUP_POLICIES="+m.folder)
 	m.run("volume", "create", "shop-data", "--size", "8M")
 	m.run("volume", "import", "shop", writeFile(t, "shop.raw", bootable("\r\nshop login: \x00")))
 	m.lv.Define(`<domain type='qemu'><name>shop</name><uuid>` + machineUUID + `</uuid><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><devices>
@@ -49,7 +49,7 @@ func newPolicyMachine(t *testing.T, more ...string) *policyMachine {
 // policy runs the policy, which has to end with a code.
 func (m *policyMachine) policy(code int) ranMachines {
 	m.t.Helper()
-	got := execute(m.t, nil, backupPath, "policy", "run", "nightly", "-o", "json")
+	got := executeWith(m.t, m.repo.env, nil, backupPath, "policy", "run", "nightly", "-o", "json")
 	var ran []ranMachines
 	if err := json.Unmarshal([]byte(got.stdout), &ran); err != nil || got.code != code || len(ran) != 1 {
 		m.t.Fatalf("policy run ends with %d, want %d, and prints %s, %v: %s", got.code, code, got.stdout, err, got.stderr)
@@ -59,6 +59,7 @@ func (m *policyMachine) policy(code int) ranMachines {
 
 // A policy of a machine does what `run --domain` does, boots it as its definition says, copies and forgets all of it, and tells what goes wrong.
 func TestMachinePolicy(t *testing.T) {
+	t.Parallel() // it waits for machines
 	h := new(heard)
 	hook := httptest.NewServer(h)
 	defer hook.Close()
@@ -114,7 +115,7 @@ func TestMachinePolicy(t *testing.T) {
 		{"policy list", "domain:shop"}, {"policy show nightly", "shop login:"}, {"policy show nightly", "domain:shop"},
 		{"__complete policy set nightly --domain ", "shop"}, {"__complete policy show ", "nightly"}, {"__complete policy set nightly --domain shop --every 1d ", ":4"},
 	} {
-		if got := execute(t, nil, backupPath, strings.Split(c.args, " ")...); got.code != 0 || !strings.Contains(got.stdout, c.want) || strings.HasSuffix(c.args, "1d ") && strings.Contains(got.stdout, "shop") {
+		if got := executeWith(t, m.repo.env, nil, backupPath, strings.Split(c.args, " ")...); got.code != 0 || !strings.Contains(got.stdout, c.want) || strings.HasSuffix(c.args, "1d ") && strings.Contains(got.stdout, "shop") {
 			t.Errorf("%s prints %q, want %q: %s", c.args, got.stdout, c.want, got.stderr)
 		}
 	}
@@ -147,6 +148,7 @@ func (m *policyMachine) testsOfMachines() {
 
 // A host that is gone comes back with its policies of machines, and these go on with the machines.
 func TestRecoverMachinePolicy(t *testing.T) {
+	t.Parallel() // it waits for machines
 	m := newPolicyMachine(t)
 	if s := m.policy(0).State; len(s.Backups) != 4 {
 		t.Fatalf("%+v", s)
@@ -170,7 +172,7 @@ func TestRecoverMachinePolicy(t *testing.T) {
 	if err := os.Rename(filepath.Join(to, "host1.conf", m.folder), m.folder); err != nil {
 		t.Fatal(err)
 	}
-	if got := execute(t, nil, backupPath, "policy", "list"); got.code != 0 || !strings.Contains(got.stdout, "domain:shop") {
+	if got := executeWith(t, m.repo.env, nil, backupPath, "policy", "list"); got.code != 0 || !strings.Contains(got.stdout, "domain:shop") {
 		t.Errorf("policy list: %+v", got)
 	}
 	if s := m.policy(0).State; len(s.Backups) != 4 || s.Error != "" {

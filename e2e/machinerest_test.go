@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -146,6 +147,7 @@ func (g *agentGuest) goesOn(when string) {
 
 // Guests of libvirt are frozen by their agents for the moment of the snapshot, and go on, whatever happens: to what is done meanwhile, to libvirtd, to the agent.
 func TestMachineAtRest(t *testing.T) {
+	t.Parallel() // it waits
 	g := startAgentGuest(t)
 	var done []machineBackup
 	g.backupJSON(&done, "run", "--domain", "agent")
@@ -159,7 +161,7 @@ func TestMachineAtRest(t *testing.T) {
 	}
 	g.goesOn("after a backup")
 
-	place, err := libvirt.Find(g.lv.URI, os.Getenv)
+	place, err := libvirt.Find(g.lv.URI, g.getenv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,9 +204,9 @@ func TestMachineAtRest(t *testing.T) {
 	g.snapshotTakesTooLong()
 
 	// An agent that is stuck: the backup is made without it, and says so.
-	stop := `{"execute":"guest-exec","arguments":{"path":"/bin/sh","arg":["-c","sleep 1; kill -STOP $(cat /run/ga/pid)"]}}`
+	stop := `{"execute":"guest-exec","arguments":{"path":"/bin/sh","arg":["-c","sleep 1; kill -STOP $(cat /run/ga/pid); echo AGENT-STOPPED >/dev/ttyS0"]}}`
 	g.lv.Virsh("qemu-agent-command", "agent", stop)
-	time.Sleep(2 * time.Second)
+	eventually(t, "the guest's agent is stopped", func() bool { return bytes.Contains(contents(t, g.console), []byte("AGENT-STOPPED")) })
 	got := g.backup("run", "--domain", "agent", "-o", "json")
 	if err := json.Unmarshal([]byte(got.stdout), &done); err != nil || got.code != 0 || len(done) != 2 || done[0].Consistency != "crash" || done[1].Consistency != "crash" || !strings.Contains(got.stderr, "as after a power loss") {
 		t.Errorf("with an agent that is stuck: %v %+v", err, got)
@@ -269,6 +271,7 @@ func (g *agentGuest) begin(s *stall) (cmd *exec.Cmd, said *transcript) {
 	g.t.Helper()
 	said = &transcript{}
 	cmd = exec.Command(backupPath, g.repo.args("run", "--domain", "agent", "--endpoint", "unix:"+s.path, "-o", "json")...)
+	cmd.Env = append(os.Environ(), g.repo.env...)
 	cmd.Stdout, cmd.Stderr = said, said
 	if err := cmd.Start(); err != nil {
 		g.t.Fatal(err)

@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 )
+
+// parallelTests is how many tests that are parallel run at once. These wait for most of their time, so they are more than there are processors on a small machine. They run after all others, which nothing disturbs.
+const parallelTests = 4
 
 // The programs under test, built once by TestMain.
 var hvdPath, fabricPath, backupPath string
@@ -39,5 +44,20 @@ func buildAndRun(m *testing.M) int {
 	}
 	hvdPath, fabricPath = filepath.Join(bin, "hvd"), filepath.Join(bin, "hv-storage-fabric")
 	backupPath = filepath.Join(bin, "hv-backup")
+	if err := runParallel(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return m.Run()
+}
+
+// runParallel has go test run parallelTests at once, unless its command line says how many.
+func runParallel() error {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(parallelTests))
 }

@@ -11,7 +11,8 @@ import (
 
 // TestLostMetadata removes the metadata of a daemon that was killed, and what a rebuild needs of it is in the segments and the log: everything is there again, and stays.
 func TestLostMetadata(t *testing.T) {
-	f := newFixture(t, 1)
+	t.Parallel() // it waits for many starts
+	f := sharedFixture(t)
 	d := f.copy(t)
 	if err := os.RemoveAll(filepath.Join(d.dir, "meta")); err != nil {
 		t.Fatal(err)
@@ -41,6 +42,7 @@ func TestLostMetadata(t *testing.T) {
 
 // TestKillAndLoseMetadata kills hvd under writes and takes its metadata away, again and again. Everything that was replied to is there each time.
 func TestKillAndLoseMetadata(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	rounds := 4
 	if testing.Short() {
 		rounds = 2
@@ -78,6 +80,7 @@ func TestKillAndLoseMetadata(t *testing.T) {
 // TestDamagedMetadataLogs kills hvd when its small log has gone round several times, so nothing but the metadata knows where most of the data lies, and damages the logs in
 // which Pebble has what is newest. Every byte is there again after a start.
 func TestDamagedMetadataLogs(t *testing.T) {
+	t.Parallel() // it waits for destage
 	flags := []string{"--store-log-cap", "64MiB", "--store-destage-after", "1s"}
 	d := newDaemon(t, flags...)
 	d.start()

@@ -15,6 +15,7 @@ func TestFindOnset(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 20 s of a guest's ordinary work")
 	}
+	t.Parallel() // it waits
 	d := startDaemon(t)
 	uri := d.disk("web1", "256M")
 	d.run("volume", "history", "set", "web1", "--window", "1h")

@@ -27,6 +27,7 @@ echo "GUEST-FILLED"
 
 // TestGuestPausesAtItsQuota fills the quota of a guest's disk. QEMU pauses the guest instead of telling it of an error, and once the quota is raised the guest goes on where it was and has lost nothing.
 func TestGuestPausesAtItsQuota(t *testing.T) {
+	t.Parallel() // the guest waits
 	d := startDaemon(t)
 	image := guestImage(t)
 	d.run("volume", "import", "root", image.Disk)

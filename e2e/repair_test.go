@@ -11,6 +11,7 @@ import (
 // TestRepairUnderFio flips 1,000 bytes and loses 200 sectors of the sealed segments of a running daemon while fio reads and verifies: fio never sees an error, a scrub finds
 // the rest, and nothing is restarted in between.
 func TestRepairUnderFio(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	needs(t, "fio")
 	size := "192M"
 	if testing.Short() {
@@ -109,6 +110,7 @@ func spoil(t *testing.T, paths []string) int {
 
 // TestKillDuringRepair kills the daemon again and again while it scrubs and mends: what is left is whole each time, and in the end everything is mended.
 func TestKillDuringRepair(t *testing.T) {
+	t.Parallel() // it waits
 	needs(t, "fio")
 	d := startDaemon(t, "--store-parity", "8+4", "--store-keep-rate", "32MiB")
 	uri := d.disk("disk", "64MiB")

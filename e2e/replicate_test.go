@@ -188,6 +188,7 @@ func TestReplicateStop(t *testing.T) {
 
 // SIGKILL of either side at any moment of any step leaves the replica at a complete point: all bytes are of one generation, also in what is promoted in the midst of it.
 func TestReplicateKilled(t *testing.T) {
+	t.Parallel() // it waits for many starts
 	a, b := startDaemon(t), startDaemon(t)
 	const size = 24 << 20
 	uri := a.disk("v", "24M")

@@ -37,6 +37,7 @@ done
 // TestResizeUnderAGuest grows the disk of a guest that writes all the while, twice: its connection ends, QEMU comes back and learns the size, block_resize tells the guest, and
 // the guest meets no error. Over TCP QEMU runs with the very lines of docs/nbd.md.
 func TestResizeUnderAGuest(t *testing.T) {
+	t.Parallel() // guests wait
 	image := guestImage(t)
 	for _, door := range []struct {
 		name, node string
@@ -65,6 +66,7 @@ func TestResizeUnderAGuest(t *testing.T) {
 		}},
 	} {
 		t.Run(door.name, func(t *testing.T) {
+			t.Parallel()
 			d, attach := door.open(t)
 			growTwice(t, d, image, door.node, attach)
 		})

@@ -91,6 +91,7 @@ func running(t *testing.T, word string) (n int) {
 // What a guest may do, and what is said of it. QEMU boots each from the disk that it was given, as somebody who owns nothing where this is root.
 func TestRun(t *testing.T) {
 	needsQEMU(t)
+	slowest := time.Duration(0) // of the guests that have answered so far
 	for _, c := range []struct {
 		name    string
 		disk    []byte
@@ -115,11 +116,15 @@ func TestRun(t *testing.T) {
 			if c.change != nil {
 				c.change(&o)
 			}
+			if o.Timeout < time.Minute { // those that shall run out begin first, however busy the machine is
+				o.Timeout += 4 * slowest
+			}
 			r, err := Run(t.Context(), o)
 			if n := running(t, t.Name()); n > 0 {
 				t.Errorf("%d QEMU are left", n)
 			}
 			if c.why == "" {
+				slowest = max(slowest, r.Took)
 				if err != nil || r.Console != c.console || r.Took <= 0 {
 					t.Errorf("%+v, %v", r, err)
 				}

@@ -3,6 +3,7 @@ package backendtest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"runtime"
 	"strings"
 	"sync"
@@ -35,6 +36,15 @@ func (m *Memory) Wait(d time.Duration) {
 		o.created = o.created.Add(-d)
 		m.mu.objects[key] = o
 	}
+}
+
+// Clone returns another one with the same objects, as old as these.
+func (m *Memory) Clone() *Memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clone := new(Memory)
+	clone.mu.objects = maps.Clone(m.mu.objects) // whose bytes nobody changes
+	return clone
 }
 
 // Bytes returns how many bytes all objects have whose keys begin with prefix.
