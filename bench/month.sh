@@ -56,6 +56,10 @@ written() { # bytes to the disk so far
 	sync -f "$mnt"
 	awk '{ print $7 * 512 }' "/sys/block/$(basename "$(findmnt -no SOURCE "$mnt")")/stat"
 }
+trim() { # what was freed is free when the journal says so
+	sync -f "$mnt"
+	fstrim "$mnt"
+}
 sources() { # ALL|main of the host's apt
 	apt-get indextargets --format 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' | sort -u | if [ "$1" = main ]; then grep ' [a-z]* main$'; else cat; fi >"$mnt/etc/apt/sources.list"
 	in_guest apt-get -qq update
@@ -118,7 +122,7 @@ make_base() {
 		i=$((i + 1))
 	done
 	rm -rf "$mnt"/var/lib/apt/lists/* "$mnt"/var/cache/apt/*.bin "$mnt/etc/resolv.conf" "$mnt"/etc/ssh/ssh_host_*
-	fstrim "$mnt"
+	trim
 }
 
 # named PLAN...: what they install that was not there before; debs PLAN: the files
@@ -174,7 +178,7 @@ print([d for d in map(json.loads, open(sys.argv[1])) if d["name"] in (sys.argv[2
 	want=$((target + before - $(written)))
 	[ $want -ge $((3 << 20)) ] || want=$((3 << 20))
 	"$dir/month" logs $g "$day" $want >"$log.log"
-	[ $(((day + g) % 7)) != 0 ] || fstrim "$mnt"
+	[ $(((day + g) % 7)) != 0 ] || trim
 }
 
 if [ "${1:-}" = --inside ]; then
