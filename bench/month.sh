@@ -54,7 +54,7 @@ attach() { # DISK
 apt() { in_guest apt-get -qq -y -o Dir::Cache::archives=/debs -o Dpkg::Options::=--force-unsafe-io -o APT::Keep-Downloaded-Packages=true --no-install-recommends "$@"; }
 written() { # bytes to the disk so far
 	sync -f "$mnt"
-	awk '{ print $7 * 512 }' "/sys/block/$(basename "$(findmnt -no SOURCE "$mnt")")/stat"
+	awk '{ printf "%.0f", $7 * 512 }' "/sys/block/$(basename "$(findmnt -no SOURCE "$mnt")")/stat"
 }
 trim() { # what was freed is free when the journal says so
 	sync -f "$mnt"
