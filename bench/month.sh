@@ -184,6 +184,7 @@ print([d for d in map(json.loads, open(sys.argv[1])) if d["name"] in (sys.argv[2
 if [ "${1:-}" = --inside ]; then
 	shift
 	"$@"
+	umount -R "$dir/mnt" # what the end of the namespace would unmount later, with what is not written yet
 	exit
 fi
 
