@@ -4,7 +4,7 @@
 #   CORPUS=DIR bench/backup.sh       besides, the guests of bench/corpus.sh: each day's disk after the other
 #
 # hvd has the disk as a volume that hv-backup reads; restic and borg read a raw file with as many bytes changed at the same places. All three encrypt, and compress with zstd at its level 3 or what they call normal. The page
-# cache is warm for all. Times are those of whole commands, key derivation included. At the end the last backup is restored to a volume and to a file, which are compared with the volume.
+# cache is warm for all. Times are those of whole commands, key derivation included. At the end each program restores the last backup to a file three times in turns, with a warm page cache and, for root, with a cold one, and hv-backup to a volume; each is compared with what was backed up.
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
 bin=${HV_BIN:-$top/bin}
@@ -102,14 +102,37 @@ for day in $(seq "${DAYS:-3}"); do
 done
 echo
 echo "nothing changed: $(timed "$bin/hv-backup" run disk -o json)"
+echo
+# restored PROGRAM: the last backup to a file in an empty folder, and whether it is what was backed up; the peers' is the raw file, in which as much lies at the same places
+restored() {
+	local took
+	rm -rf "$dir/restored"
+	mkdir "$dir/restored"
+	sync
+	[ "$cache" = warm ] || echo 3 >/proc/sys/vm/drop_caches
+	case $1 in
+	hv-backup) took=$(timed "$bin/hv-backup" restore latest:disk --to-file "$dir/restored/disk.raw" -o json) && qemu-img compare -q -f raw -F raw "$dir/restored/disk.raw" "$uri" ;;
+	restic) # 0.14 has no --sparse, and would write all of the disk
+		took=$(timed sh -c 'restic dump --quiet --repo "$1" latest "$2" | dd of="$3" bs=1M iflag=fullblock conv=sparse status=none' sh "$dir/restic" "$raw" "$dir/restored/disk.raw") && cmp "$raw" "$dir/restored/disk.raw"
+		;;
+	borg) took=$(cd "$dir/restored" && timed borg extract --sparse "$dir/borg-repo::day ${DAYS:-3}") && cmp "$raw" "$dir/restored$raw" ;;
+	esac || { echo "$1 does not restore what was backed up" >&2; exit 1; }
+	rm -rf "$dir/restored"
+	echo "$took"
+}
+programs="hv-backup $(for p in restic borg; do ! command -v $p >/dev/null || echo "$p"; done)"
+echo "| restored to a file; page cache, run | $(echo $programs | sed 's/ / | /g') |"
+echo "|---|$(for p in $programs; do printf -- '---|'; done)"
+for cache in warm cold; do
+	[ $cache = warm ] || [ -w /proc/sys/vm/drop_caches ] || { echo "to drop the page cache takes root: no cold runs" >&2; continue; }
+	for run in 1 2 3; do
+		line="| $cache, $run |"
+		for p in $programs; do line="$line $(restored "$p") |"; done
+		echo "$line"
+	done
+done
+echo
 rm "$raw"
-echo "restored to a file: $(timed "$bin/hv-backup" restore latest:disk --to-file "$raw" -o json)"
-mkdir "$dir/restored" # restic 0.14 has no --sparse
-! command -v restic >/dev/null || echo "restic restores: $(timed sh -c 'restic dump --quiet --repo "$1" latest "$2" | dd of="$3" bs=1M iflag=fullblock conv=sparse status=none' sh "$dir/restic" "$raw" "$dir/restored/disk.raw")"
-rm -rf "$dir/restored"
-! command -v borg >/dev/null || echo "borg restores: $(mkdir "$dir/restored" && cd "$dir/restored" && timed borg extract --sparse "$dir/borg-repo::day ${DAYS:-3}")"
-rm -rf "$dir/restored"
 echo "restored to a volume: $(timed "$bin/hv-backup" restore latest:disk --to-volume again -o json)"
-qemu-img compare -f raw -F raw "$raw" "$uri"
-qemu-img compare -f raw -F raw "$raw" "$(attached again)"
+qemu-img compare -f raw -F raw "$uri" "$(attached again)"
 echo "load $(cut -d' ' -f1-3 /proc/loadavg)"

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hyper-nixos/hyper-nixos/bench/wire"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -125,12 +126,12 @@ func idleConnections(ctx context.Context, b *bench) (s section, err error) {
 	began := time.Now()
 	block := make([]byte, 4096)
 	for k := range count {
-		w, err := openWire(ctx, filepath.Join(d.dir, "nbd.sock"), disk)
+		w, err := wire.Open(ctx, filepath.Join(d.dir, "nbd.sock"), disk)
 		if err != nil {
 			return s, fmt.Errorf("connection %d: %w", k+1, err)
 		}
-		defer w.close()
-		if err := w.do(commandRead, uint64(k)*uint64(len(block)), uint32(len(block)), block); err != nil {
+		defer w.Close()
+		if err := w.Do(wire.Read, uint64(k)*uint64(len(block)), uint32(len(block)), block); err != nil {
 			return s, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/bench/wire"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -49,13 +50,13 @@ const mostTrim = 1<<32 - 4096
 
 // trim takes away all of a volume.
 func trim(ctx context.Context, d *daemon, name string, size units.Size) error {
-	w, err := openWire(ctx, filepath.Join(d.dir, "nbd.sock"), name)
+	w, err := wire.Open(ctx, filepath.Join(d.dir, "nbd.sock"), name)
 	if err != nil {
 		return err
 	}
-	defer w.close()
+	defer w.Close()
 	for at := uint64(0); at < uint64(size); at += mostTrim {
-		if err := w.do(commandTrim, at, uint32(min(mostTrim, uint64(size)-at)), nil); err != nil {
+		if err := w.Do(wire.Trim, at, uint32(min(mostTrim, uint64(size)-at)), nil); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/bench/wire"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
 )
 
@@ -18,18 +19,18 @@ const writesBetween = 16
 
 // snapshot adds snapshots with the numbers from to below, with random blocks overwritten before each, and returns how long each took.
 func (b *bench) snapshot(ctx context.Context, d *daemon, name string, part units.Size, from, below int) (took []float64, err error) {
-	w, err := openWire(ctx, filepath.Join(d.dir, "nbd.sock"), name)
+	w, err := wire.Open(ctx, filepath.Join(d.dir, "nbd.sock"), name)
 	if err != nil {
 		return nil, err
 	}
-	defer w.close()
+	defer w.Close()
 	seed := uint64(b.nextSeed())
 	random := rand.New(rand.NewPCG(seed, 1))
 	block := make([]byte, 4096)
 	for k := from; k < below; k++ {
 		for range writesBetween {
 			_, _ = crand.Read(block[:len(block)/2]) // it never fails; the other half stays zero
-			if err := w.do(commandWrite, random.Uint64N(uint64(part)/4096)*4096, 4096, block); err != nil {
+			if err := w.Do(wire.Write, random.Uint64N(uint64(part)/4096)*4096, 4096, block); err != nil {
 				return took, err
 			}
 		}

@@ -1,4 +1,4 @@
-package main
+package wire
 
 import (
 	"bufio"
@@ -23,15 +23,20 @@ const (
 	replyAck  = 1
 	replyInfo = 3
 
-	commandRead  = 0
-	commandWrite = 1
-	commandTrim  = 4
-
 	mostReply = 1 << 16 // bytes of a reply to an option
 )
 
-// wire is an NBD client for what fio cannot do: stay idle, trim, write between snapshots. One request at a time, simple replies.
-type wire struct {
+// Commands of the protocol.
+const (
+	Read   uint16 = 0
+	Write  uint16 = 1
+	Flush  uint16 = 3
+	Trim   uint16 = 4
+	Zeroes uint16 = 6 // write zeroes
+)
+
+// Conn is a connection to an export, for one goroutine.
+type Conn struct {
 	conn net.Conn
 	in   *bufio.Reader
 	next uint64
@@ -40,13 +45,13 @@ type wire struct {
 // answerTime is the longest that a server may take to answer. A write that waits for room may take some time; one that waits for ever ends the job with an error.
 const answerTime = time.Minute
 
-// openWire connects to an export and gets ready to send commands. The connection ends with ctx.
-func openWire(ctx context.Context, socket, export string) (*wire, error) {
+// Open connects to an export of the server at a unix socket and gets ready to send commands. The connection ends with ctx; the caller closes it.
+func Open(ctx context.Context, socket, export string) (*Conn, error) {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{conn: conn, in: bufio.NewReaderSize(conn, 8<<10)}
+	w := &Conn{conn: conn, in: bufio.NewReaderSize(conn, 8<<10)}
 	context.AfterFunc(ctx, func() { _ = conn.Close() })
 	if err := w.handshake(export); err != nil {
 		return nil, errors.Join(fmt.Errorf("handshake for %s: %w", export, err), conn.Close())
@@ -54,7 +59,7 @@ func openWire(ctx context.Context, socket, export string) (*wire, error) {
 	return w, nil
 }
 
-func (w *wire) handshake(export string) error {
+func (w *Conn) handshake(export string) error {
 	var greeting struct {
 		Magic, Option uint64
 		Flags         uint16
@@ -98,8 +103,8 @@ func (w *wire) handshake(export string) error {
 	}
 }
 
-// do sends a command and waits for its reply. data is sent with a write, and filled by a read.
-func (w *wire) do(command uint16, offset uint64, length uint32, data []byte) error {
+// Do sends a command for length bytes at offset and waits for its reply, a minute at most. data, which stays the caller's, is sent with a Write, and filled by a Read; other commands have none.
+func (w *Conn) Do(command uint16, offset uint64, length uint32, data []byte) error {
 	w.next++
 	if err := w.conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
 		return err
@@ -110,7 +115,7 @@ func (w *wire) do(command uint16, offset uint64, length uint32, data []byte) err
 	b = binary.BigEndian.AppendUint64(b, w.next)
 	b = binary.BigEndian.AppendUint64(b, offset)
 	b = binary.BigEndian.AppendUint32(b, length)
-	if command == commandWrite {
+	if command == Write {
 		b = append(b, data...)
 	}
 	if _, err := w.conn.Write(b); err != nil {
@@ -126,11 +131,12 @@ func (w *wire) do(command uint16, offset uint64, length uint32, data []byte) err
 	if reply.Magic != simpleMagic || reply.Cookie != w.next || reply.Error != 0 {
 		return fmt.Errorf("reply %+v to command %d at %d+%d", reply, command, offset, length)
 	}
-	if command == commandRead {
+	if command == Read {
 		_, err := io.ReadFull(w.in, data)
 		return err
 	}
 	return nil
 }
 
-func (w *wire) close() error { return w.conn.Close() }
+// Close hangs up.
+func (w *Conn) Close() error { return w.conn.Close() }

@@ -1,11 +1,13 @@
-package main
+package wire
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestWire talks to a server that is not ours.
@@ -18,47 +20,51 @@ func TestWire(t *testing.T) {
 	}
 	ctx, dir := t.Context(), t.TempDir()
 	socket := filepath.Join(dir, "s")
-	p, err := startProcess("test", filepath.Join(dir, "log"), []string{"nbdkit", "--foreground", "--unix", socket, "memory", "1M"})
-	if err != nil {
+	server := exec.Command("nbdkit", "--foreground", "--unix", socket, "memory", "1M")
+	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := p.stop(); err != nil {
-			t.Error(err)
-		}
+		_ = server.Process.Kill()
+		_ = server.Wait()
 	}()
-	if err := p.listening(ctx, socket); err != nil {
-		t.Fatal(err)
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			_ = conn.Close()
+			break
+		} else if time.Since(began) > time.Minute {
+			t.Fatalf("nbdkit does not listen: %v", err)
+		}
 	}
-	w, err := openWire(ctx, socket, "any")
+	w, err := Open(ctx, socket, "any")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.close()
+	defer w.Close()
 	want := bytes.Repeat([]byte("wire"), 1024)
 	got := make([]byte, len(want))
 	read := func() {
 		t.Helper()
-		if err := w.do(commandRead, 8192, uint32(len(got)), got); err != nil {
+		if err := w.Do(Read, 8192, uint32(len(got)), got); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := w.do(commandWrite, 8192, uint32(len(want)), want); err != nil {
+	if err := w.Do(Write, 8192, uint32(len(want)), want); err != nil {
 		t.Fatal(err)
 	}
 	if read(); !bytes.Equal(got, want) {
 		t.Error("what was written is not what is read")
 	}
-	if err := w.do(commandTrim, 0, 1<<20, nil); err != nil {
+	if err := w.Do(Trim, 0, 1<<20, nil); err != nil {
 		t.Fatal(err)
 	}
 	if read(); !bytes.Equal(got, make([]byte, len(got))) {
 		t.Error("a trimmed block is not zero")
 	}
-	if err := w.do(commandRead, 1<<20, 4096, got); err == nil {
+	if err := w.Do(Read, 1<<20, 4096, got); err == nil {
 		t.Error("a read beyond the end has no error")
 	}
-	if _, err := openWire(ctx, filepath.Join(dir, "none"), "any"); err == nil {
+	if _, err := Open(ctx, filepath.Join(dir, "none"), "any"); err == nil {
 		t.Error("a socket that is not there has no error")
 	}
 }
