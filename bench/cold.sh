@@ -61,7 +61,8 @@ last() { printf '%s\n' "$CORPUS/$1"-*.raw | tail -1; }
 overwrite() {
 	IMAGE=$2 BLOCKS=$3 HV=$hv nbdsh -u "$1" -c - <<'EOF'
 import mmap, os, random, subprocess
-image = mmap.mmap(open(os.environ["IMAGE"], "rb").fileno(), 0, prot=mmap.PROT_READ)
+file = open(os.environ["IMAGE"], "rb")
+image = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 zero = bytes(4096)
 blocks = [at for at in range(0, len(image), 4096) if image[at : at + 4096] != zero]
 rand = random.Random(7)

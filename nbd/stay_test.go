@@ -19,10 +19,10 @@ func TestStay(t *testing.T) {
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
 	c, p := new(conn), make([]byte, 16)
-	stay := func() (n int, err error, took time.Duration) {
+	stay := func() (n int, took time.Duration, err error) {
 		begin := time.Now()
 		n, err = c.stay(uintptr(fds[0]), p)
-		return n, err, time.Since(begin)
+		return n, time.Since(begin), err
 	}
 	send := func() {
 		if _, err := unix.Write(fds[1], []byte("request")); err != nil {
@@ -31,11 +31,11 @@ func TestStay(t *testing.T) {
 	}
 	c.step.single = aloneAfter - 1
 	send()
-	if _, err, _ := stay(); err != syscall.EAGAIN {
+	if _, _, err := stay(); err != syscall.EAGAIN {
 		t.Fatalf("stayed for a client that is not in lockstep: %v", err)
 	}
 	c.step.single = aloneAfter
-	if n, err, _ := stay(); n != 7 || err != nil {
+	if n, _, err := stay(); n != 7 || err != nil {
 		t.Fatalf("%d bytes, %v of a request that was there", n, err)
 	}
 	if c.step.spinIn != 0 {
@@ -45,7 +45,7 @@ func TestStay(t *testing.T) {
 		time.Sleep(spinTime + 20*time.Microsecond) // and what the timer adds; the kernel waits for 200 µs longer
 		send()
 	}()
-	if n, err, _ := stay(); err == nil && (n != 7 || c.step.stayIn != 0) {
+	if n, _, err := stay(); err == nil && (n != 7 || c.step.stayIn != 0) {
 		t.Fatalf("%d bytes, leaves it to the poller for %d requests", n, c.step.stayIn)
 	} else if err != nil && c.step.stayIn != stayAfter {
 		t.Fatal(err) // the sender was late, and the reader tried again at once
@@ -57,7 +57,7 @@ func TestStay(t *testing.T) {
 	spun := 0
 	for range 10 * stayAfter {
 		before := c.step.spinIn
-		_, err, took := stay()
+		_, took, err := stay()
 		if err != syscall.EAGAIN {
 			t.Fatalf("%v without input", err)
 		}

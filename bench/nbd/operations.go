@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
+	"github.com/hyper-nixos/hyper-nixos/bench/wire"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/synth"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
@@ -206,18 +207,18 @@ func (b *bench) timeOperations(ctx context.Context, d *daemon, do caller, loaded
 
 // rewrite overwrites some blocks anywhere in the large volume.
 func (d *daemon) rewrite(ctx context.Context, seed uint64) error {
-	w, err := openWire(ctx, filepath.Join(d.dir, "nbd.sock"), disk)
+	w, err := wire.Open(ctx, filepath.Join(d.dir, "nbd.sock"), disk)
 	if err != nil {
 		return err
 	}
 	random, data := rand.New(rand.NewPCG(seed, 2)), make([]byte, block.Size)
 	for range writesBetween {
 		_, _ = crand.Read(data[:len(data)/2]) // it never fails; the other half stays zero
-		if err := w.do(commandWrite, random.Uint64N(uint64(largeSize)/block.Size)*block.Size, block.Size, data); err != nil {
-			return errors.Join(err, w.close())
+		if err := w.Do(wire.Write, random.Uint64N(uint64(largeSize)/block.Size)*block.Size, block.Size, data); err != nil {
+			return errors.Join(err, w.Close())
 		}
 	}
-	return w.close()
+	return w.Close()
 }
 
 // load writes to a volume at a constant rate until stop is called.
