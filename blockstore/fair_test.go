@@ -138,10 +138,26 @@ func TestFlushesDoNotStopOthers(t *testing.T) {
 	s := openTest(t, opts)
 	quiet, flusher := createTest(t, s, "quiet", 16<<20), createTest(t, s, "flusher", 16<<20)
 	p := make([]byte, block.Size)
-	writeTest(t, flusher, 0, p)
-	slow.Store(true)
-	flush := start(func() error { return flusher.Flush(context.Background()) })
-	<-syncing
+	var flush <-chan error
+	for begun := false; !begun; { // what was written may be synced already, by a checkpoint
+		writeTest(t, flusher, 0, p)
+		slow.Store(true)
+		flush = start(func() error { return flusher.Flush(context.Background()) })
+		select {
+		case <-syncing:
+			begun = true
+		case err := <-flush:
+			if err != nil {
+				t.Fatal(err)
+			}
+			slow.Store(false)
+			select {
+			case <-syncing: // of somebody else, who goes on; a flush does not wait for that one
+				goOn <- struct{}{}
+			default:
+			}
+		}
+	}
 	written := start(func() error { // all of them while one sync is under way
 		for i := range uint64(500) {
 			if err := quiet.Write(context.Background(), []block.Write{{Off: i * block.Size, Data: p}}, false); err != nil {
