@@ -150,17 +150,17 @@ func (p Page) Parts(visit func(id uint64, birth block.Epoch)) {
 	}
 }
 
-// assemble returns the page that a directory and its parts make, but for the parts that without lists, too. It has the layout of an encoded one, but no checksum.
-func (m *Map) assemble(s Subtree, d, without Directory, fill bool) (Page, error) {
+// assemble returns the page that a directory and its parts make, but for the parts that are left out; nil leaves none out. It has the layout of an encoded one, but no checksum.
+func (m *Map) assemble(s Subtree, d Directory, leave func(p Part) bool, fill bool) (Page, error) {
 	n := 0
 	for i := range d.Len() {
-		if p := d.Part(i); !without.has(p) {
+		if p := d.Part(i); leave == nil || !leave(p) {
 			n += int(p.Count)
 		}
 	}
 	data := make([]byte, headerSize, headerSize+n*entrySize)
 	for i := range d.Len() {
-		if without.has(d.Part(i)) {
+		if leave != nil && leave(d.Part(i)) {
 			continue
 		}
 		e, err := m.part(d, i, fill)
@@ -181,10 +181,10 @@ func (m *Map) apart(sa, sb Subtree) (a, b Page, err error) {
 	}
 	b, db, err := m.pageRowOrHole(sb)
 	if err == nil && da.data != nil {
-		a, err = m.assemble(sa, da, db, false)
+		a, err = m.assemble(sa, da, db.has, false)
 	}
 	if err == nil && db.data != nil {
-		b, err = m.assemble(sb, db, da, false)
+		b, err = m.assemble(sb, db, da.has, false)
 	}
 	if err != nil {
 		return Page{}, Page{}, err
@@ -202,7 +202,7 @@ func (m *Map) beyond(base, s Subtree) (Page, error) {
 	if err != nil {
 		return Page{}, err
 	}
-	return m.assemble(s, d, known, false)
+	return m.assemble(s, d, known.has, false)
 }
 
 func (m *Map) pageRowOrHole(s Subtree) (Page, Directory, error) {

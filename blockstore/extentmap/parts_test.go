@@ -212,6 +212,11 @@ func TestCommonPartsAreNotRead(t *testing.T) {
 			t.Errorf("whole %v: %d extents by %d reads, the new one among them %v, %v", whole, len(found), g.n, changed, err)
 		}
 	}
+	g.n = 0
+	extents := 0
+	if _, done, err := NewMap(g, nil).Walk(t.Context(), roots[2].Subtree(), 2, 0, Visitor{Recent: true, Page: func(p Page) bool { extents += p.Len(); return true }}); err != nil || !done || extents == 0 || extents > 64 || g.n > 2 {
+		t.Errorf("a walk of what is new: %d extents by %d reads, done %v, %v", extents, g.n, done, err)
+	}
 	// A page that became one row, or came from one, is compared as a whole.
 	for _, pair := range [][2]Root{{roots[0], roots[2]}, {roots[2], roots[0]}, {{}, roots[2]}, {roots[2], {}}} {
 		n := uint64(0)
