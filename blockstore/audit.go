@@ -201,7 +201,7 @@ func (a *auditing) mark() error {
 	for _, n := range a.nodes {
 		if n.Flags&nodePurging == 0 && n.Flags&nodeStarted != 0 {
 			head := a.s.recutHead(n.ID)
-			err := a.maps.NewPages(a.ctx, a.root(a.base(n)), n.Root, func(p extentmap.Page) error {
+			err := a.maps.NewPages(a.ctx, a.root(a.base(n)), n.Root, head != nil, func(p extentmap.Page) error {
 				if head != nil && inPieces(p, block.Epoch(n.Bound), head.volume.cut) {
 					a.s.recuts.note(head, p.Region())
 				}

@@ -91,7 +91,7 @@ func (v *survey) pages(r extentmap.Root, least block.Epoch, visit func(extentmap
 	if r.ID == 0 {
 		return nil
 	}
-	_, _, err := v.maps.Walk(v.ctx, r.Subtree(), least, 0, extentmap.Visitor{Page: func(p extentmap.Page) bool {
+	_, _, err := v.maps.Walk(v.ctx, r.Subtree(), least, 0, extentmap.Visitor{Recent: true, Page: func(p extentmap.Page) bool {
 		v.out.Pages++
 		visit(p)
 		return true

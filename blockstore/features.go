@@ -36,16 +36,26 @@ var knownFeatures = []Feature{
 	{featureROCompat, 2, "history-parity", "files of history may have parity sidecars, which whoever replaces or drops the files must remove"},
 }
 
-// addROCompat sets a feature in the superblock, durably, in both copies, before the first byte that needs it.
+// addROCompat makes programs that do not know a feature leave the store as it is; see addFeature.
 func (s *Store) addROCompat(bit uint64) error {
+	return s.addFeature(bit, func(super *superblock) *uint64 { return &super.ROCompat })
+}
+
+// needFeature makes older programs refuse the store before it holds what they cannot read; see addFeature.
+func (s *Store) needFeature(bit uint64) error {
+	return s.addFeature(bit, func(super *superblock) *uint64 { return &super.Incompat })
+}
+
+// addFeature sets a feature in a mask of the superblock, durably, in both copies, before the first byte that needs it.
+func (s *Store) addFeature(bit uint64, mask func(*superblock) *uint64) error {
 	s.superMu.Lock()
-	known := s.super.ROCompat&bit != 0
+	known := *mask(s.super)&bit != 0
 	s.superMu.Unlock()
 	if known {
 		return nil
 	}
 	for range 2 {
-		if err := s.updateSuper(func(super *superblock) { super.ROCompat |= bit }); err != nil {
+		if err := s.updateSuper(func(super *superblock) { *mask(super) |= bit }); err != nil {
 			return err
 		}
 	}

@@ -65,7 +65,7 @@ type freeCount struct {
 }
 
 func (c *freeCount) subtree(t extentmap.Subtree) error {
-	_, _, err := c.s.maps.Walk(c.ctx, t, c.bound, 0, extentmap.Visitor{Page: func(p extentmap.Page) bool {
+	_, _, err := c.s.maps.Walk(c.ctx, t, c.bound, 0, extentmap.Visitor{Recent: true, Page: func(p extentmap.Page) bool {
 		for i := range p.Len() {
 			if x := p.Extent(i); x.Kind == extentmap.KindChunk && x.Birth > c.bound {
 				c.drops[x.Chunk]++

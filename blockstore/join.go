@@ -126,7 +126,7 @@ func (j *joiner) node(ctx context.Context, n *node) error {
 	s.tree.RUnlock()
 	for at := extentmap.Cursor(0); ; {
 		var regions []uint64
-		next, done, err := s.maps.Walk(ctx, n.effectiveRoot().Subtree(), bound, at, extentmap.Visitor{Page: func(p extentmap.Page) bool {
+		next, done, err := s.maps.Walk(ctx, n.effectiveRoot().Subtree(), bound, at, extentmap.Visitor{Recent: true, Page: func(p extentmap.Page) bool {
 			for i := range p.Len() {
 				if j.names(p.Extent(i), bound) {
 					regions = append(regions, p.Region())

@@ -160,17 +160,6 @@ func (k *keeper) setParity(row *segmentRow, shape erasure.Shape) error {
 	return m.commit()
 }
 
-// needFeature makes older programs refuse the store before it holds what they cannot read.
-func (s *Store) needFeature(bit uint64) error {
-	s.superMu.Lock()
-	known := s.super.Incompat&bit != 0
-	s.superMu.Unlock()
-	if known {
-		return nil
-	}
-	return s.updateSuper(func(super *superblock) { super.Incompat |= bit })
-}
-
 // sound reads a sealed segment from front to back and returns its identity and the checksums of its columns, or block.ErrCorrupt when any of its own checksums
 // says that it is not what was sealed.
 func (s *Store) sound(ctx context.Context, r tiers.Reader, row *segmentRow, pace erasure.Pace) (erasure.Identity, []uint32, error) {

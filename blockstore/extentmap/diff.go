@@ -7,7 +7,7 @@ import (
 )
 
 // Diff calls visit, in order, for each part of a range in which two maps differ, until visit returns false. Parts are exact: bytes are the same if they come from the same place
-// of the same chunk or source, or are both zero, both damaged or both holes; a hole and a zero differ. Touching ranges are joined. Subtrees of equal id are skipped unread.
+// of the same chunk or source, or are both zero, both damaged or both holes; a hole and a zero differ. Touching ranges are joined. Subtrees of equal id are skipped unread, and so are the parts that two pages have in common.
 func (m *Map) Diff(ctx context.Context, a, b Root, within block.Range, visit func(off, n uint64) bool) error {
 	if within.Len == 0 {
 		return nil
@@ -119,11 +119,7 @@ func (f family) at(i int) Subtree {
 }
 
 func (d *diff) pages(sa, sb Subtree) error {
-	a, err := d.page(sa)
-	if err != nil {
-		return err
-	}
-	b, err := d.page(sb)
+	a, b, err := d.m.apart(sa, sb)
 	if err != nil {
 		return err
 	}
@@ -139,13 +135,6 @@ func (d *diff) pages(sa, sb Subtree) error {
 		at = end
 	}
 	return nil
-}
-
-func (d *diff) page(s Subtree) (Page, error) {
-	if s.ID == 0 {
-		return Page{}, nil
-	}
-	return d.m.page(s, false)
 }
 
 // piece moves along the entries of a page.

@@ -111,7 +111,7 @@ func (m *Map) page(s Subtree, fill bool) (Page, error) {
 	if err != nil || d.data == nil {
 		return p, err
 	}
-	return m.assemble(s, d, fill)
+	return m.assemble(s, d, nil, fill)
 }
 
 // pageRow returns the row that s names: a page, or the directory of one that is kept in parts.

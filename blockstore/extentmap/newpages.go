@@ -5,14 +5,16 @@ import (
 )
 
 // NewPages calls visit, in order, for each page of a map that another one, its base, does not have at the same place, until visit returns an error, which it returns. What
-// both have under one id is skipped unread. It looks at no birth, so what it finds does not depend on births being right. It does not fill the cache.
-func (m *Map) NewPages(ctx context.Context, base, of Root, visit func(p Page) error) error {
-	n := newPages{diff: diff{m: m, ctx: ctx}, visitPage: visit}
+// both have under one id is skipped unread; unless whole is set, visited pages lack the parts that the page of the base has, too. It looks at no birth, so what it finds does
+// not depend on births being right. It does not fill the cache.
+func (m *Map) NewPages(ctx context.Context, base, of Root, whole bool, visit func(p Page) error) error {
+	n := newPages{diff: diff{m: m, ctx: ctx}, whole: whole, visitPage: visit}
 	return n.subtrees(base.Subtree(), of.Subtree(), max(base.Level, of.Level))
 }
 
 type newPages struct {
 	diff
+	whole     bool
 	visitPage func(p Page) error
 }
 
@@ -25,7 +27,10 @@ func (n *newPages) subtrees(a, b Subtree, level uint8) error {
 		return err
 	}
 	if level == 0 {
-		p, err := n.m.page(b, false)
+		if n.whole {
+			a = Subtree{}
+		}
+		p, err := n.m.beyond(a, b)
 		if err != nil {
 			return err
 		}

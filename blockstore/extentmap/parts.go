@@ -66,6 +66,12 @@ func (d Directory) search(lo uint32) int {
 	return max(0, sort.Search(d.Len(), func(i int) bool { return d.start(i) > lo })-1)
 }
 
+// has reports whether the same part is listed.
+func (d Directory) has(p Part) bool {
+	i := d.search(p.Start)
+	return i < d.Len() && d.Part(i) == p
+}
+
 // IsDirectory reports whether the bytes of a row are those of a page that is kept in parts, and IsPart whether they are those of a part.
 func IsDirectory(data []byte) bool { return len(data) >= 4 && string(data[:4]) == directoryMagic }
 
@@ -144,11 +150,19 @@ func (p Page) Parts(visit func(id uint64, birth block.Epoch)) {
 	}
 }
 
-// assemble returns the page that a directory and its parts make. It has the layout of an encoded one, but no checksum.
-func (m *Map) assemble(s Subtree, d Directory, fill bool) (Page, error) {
-	n := d.extents()
+// assemble returns the page that a directory and its parts make, but for the parts that are left out; nil leaves none out. It has the layout of an encoded one, but no checksum.
+func (m *Map) assemble(s Subtree, d Directory, leave func(p Part) bool, fill bool) (Page, error) {
+	n := 0
+	for i := range d.Len() {
+		if p := d.Part(i); leave == nil || !leave(p) {
+			n += int(p.Count)
+		}
+	}
 	data := make([]byte, headerSize, headerSize+n*entrySize)
 	for i := range d.Len() {
+		if leave != nil && leave(d.Part(i)) {
+			continue
+		}
 		e, err := m.part(d, i, fill)
 		if err != nil {
 			return Page{}, err
@@ -157,6 +171,45 @@ func (m *Map) assemble(s Subtree, d Directory, fill bool) (Page, error) {
 	}
 	putListHeader(data, pageMagic, pageVersion, s.ID, s.Region, s.Birth, n)
 	return Page{data: data, parts: d}, nil
+}
+
+// apart returns two pages of one region, each a hole if its id is 0, without the parts that both are kept in: these are not read, and hold the same. It does not fill the cache.
+func (m *Map) apart(sa, sb Subtree) (a, b Page, err error) {
+	a, da, err := m.pageRowOrHole(sa)
+	if err != nil {
+		return Page{}, Page{}, err
+	}
+	b, db, err := m.pageRowOrHole(sb)
+	if err == nil && da.data != nil {
+		a, err = m.assemble(sa, da, db.has, false)
+	}
+	if err == nil && db.data != nil {
+		b, err = m.assemble(sb, db, da.has, false)
+	}
+	if err != nil {
+		return Page{}, Page{}, err
+	}
+	return a, b, nil
+}
+
+// beyond returns a page without the parts that it has in common with a base, which is a hole if its id is 0. It does not fill the cache.
+func (m *Map) beyond(base, s Subtree) (Page, error) {
+	p, d, err := m.pageRow(s, false)
+	if err != nil || d.data == nil {
+		return p, err
+	}
+	_, known, err := m.pageRowOrHole(base)
+	if err != nil {
+		return Page{}, err
+	}
+	return m.assemble(s, d, known.has, false)
+}
+
+func (m *Map) pageRowOrHole(s Subtree) (Page, Directory, error) {
+	if s.ID == 0 {
+		return Page{}, Directory{}, nil
+	}
+	return m.pageRow(s, false)
 }
 
 // part returns the entries of part i of a page, which must not be changed.

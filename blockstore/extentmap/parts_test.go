@@ -177,3 +177,58 @@ func TestPartsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// What two states have in common of a large page is not read to find where they differ, nor by who looks for what is new.
+func TestCommonPartsAreNotRead(t *testing.T) {
+	db := openMem(t)
+	m, ids := NewMap(db, nil), &counter{}
+	const blocks = block.RegionSize / block.Size
+	var roots [3]Root
+	roots[0] = edit(t, db, m, Root{}, 1, ids.next, nopSink{}, func(u *Update) error { return u.Replace(0, block.RegionSize, blocksOf(0, blocks, 1)) })
+	for i, at := range []uint64{70, 3000} {
+		roots[i+1] = edit(t, db, m, roots[i], block.Epoch(i+2), ids.next, nopSink{}, func(u *Update) error {
+			return u.Replace(at*block.Size, block.Size, blocksOf(at*block.Size, 1, block.ChunkID(9000+i)))
+		})
+	}
+	g := &gets{Reader: db}
+	var got []block.Range
+	err := NewMap(g, nil).Diff(t.Context(), roots[1], roots[2], block.Range{Len: block.RegionSize}, func(off, n uint64) bool {
+		got = append(got, block.Range{Off: off, Len: n})
+		return true
+	})
+	if want := []block.Range{{Off: 3000 * block.Size, Len: block.Size}}; err != nil || !slices.Equal(got, want) || g.n > 4 {
+		t.Errorf("differences %v instead of %v, by %d reads of rows, %v", got, want, g.n, err)
+	}
+	for _, whole := range []bool{false, true} {
+		g.n = 0
+		var found []Extent
+		err := NewMap(g, nil).NewPages(t.Context(), roots[1], roots[2], whole, func(p Page) error {
+			found = append(found, extentsOf(p)...)
+			return nil
+		})
+		all := lookup(t, m, roots[2], 0, block.RegionSize)
+		changed := slices.ContainsFunc(found, func(x Extent) bool { return x.Chunk == 9001 })
+		if err != nil || whole && !slices.Equal(found, all) || !whole && (len(found) > 64 || g.n > 3) || !changed {
+			t.Errorf("whole %v: %d extents by %d reads, the new one among them %v, %v", whole, len(found), g.n, changed, err)
+		}
+	}
+	g.n = 0
+	extents := 0
+	if _, done, err := NewMap(g, nil).Walk(t.Context(), roots[2].Subtree(), 2, 0, Visitor{Recent: true, Page: func(p Page) bool { extents += p.Len(); return true }}); err != nil || !done || extents == 0 || extents > 64 || g.n > 2 {
+		t.Errorf("a walk of what is new: %d extents by %d reads, done %v, %v", extents, g.n, done, err)
+	}
+	// A page that became one row, or came from one, is compared as a whole.
+	for _, pair := range [][2]Root{{roots[0], roots[2]}, {roots[2], roots[0]}, {{}, roots[2]}, {roots[2], {}}} {
+		n := uint64(0)
+		if err := m.Diff(t.Context(), pair[0], pair[1], block.Range{Len: block.RegionSize}, func(_, bytes uint64) bool { n += bytes; return true }); err != nil {
+			t.Fatal(err)
+		}
+		want := uint64(2 * block.Size)
+		if pair[0].ID == 0 || pair[1].ID == 0 {
+			want = block.RegionSize
+		}
+		if n != want {
+			t.Errorf("%v and %v differ in %d B instead of %d", pair[0], pair[1], n, want)
+		}
+	}
+}

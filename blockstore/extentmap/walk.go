@@ -25,6 +25,8 @@ func CursorAt(off uint64) Cursor {
 type Visitor struct {
 	// Page is called with each page, in order. A page may hold extents that are older than it is.
 	Page func(p Page) bool
+	// Recent says that extents born at or before the walk's least birth are not wanted: pages lack the parts that hold nothing else, which are not read.
+	Recent bool
 	// Node is called with each node after all that is under it, so what is visited may be freed at once and the walk still be taken up again later.
 	Node func(s Subtree) bool
 	// Older is called in place of descending, with each subtree that was born at or before the walk's least birth.
@@ -78,7 +80,10 @@ func (w *walk) page(s Subtree) (more bool, err error) {
 	if err := w.ctx.Err(); err != nil {
 		return false, err
 	}
-	p, err := w.m.page(s, false)
+	p, d, err := w.m.pageRow(s, false)
+	if err == nil && d.data != nil {
+		p, err = w.m.assemble(s, d, func(p Part) bool { return w.v.Recent && p.Birth <= w.minBirth }, false)
+	}
 	if err != nil {
 		return false, err
 	}
