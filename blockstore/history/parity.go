@@ -144,13 +144,10 @@ func (s *Set) sealedFile(k FileKey) (*file, error) {
 // take opens a file to look at all of it, until it is put back. One that cannot be opened is block.ErrCorrupt, if that says something of the file; one that was dropped is block.ErrNotFound.
 func (s *Set) take(f *file) (vfs.File, error) {
 	src, err := s.handles.take(f)
-	switch {
-	case errors.Is(err, block.ErrClosed):
-		return nil, errGone
-	case mendable(err):
+	if mendable(err) {
 		return nil, unreadable(0, err)
 	}
-	return src, err
+	return src, gone(err)
 }
 
 // findSidecars takes note of the sidecars that lie beside the files of a stream, and removes those without a file. Whether they are the right ones is looked at later (Lacks).

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -162,6 +163,11 @@ func (s *stepFS) Rename(from, to string) error {
 	return s.FS.Rename(from, to)
 }
 
+func (s *stepFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	s.call("open", name)
+	return s.FS.Open(name, opts...)
+}
+
 func (s *stepFS) OpenDir(name string) (vfs.File, error) {
 	s.call("sync", name)
 	return s.FS.OpenDir(name)
@@ -209,7 +215,11 @@ func TestJoinCrash(t *testing.T) {
 			must(t, again.Close())
 		}
 	}
-	fs.step = crash
+	fs.step = func(what string) {
+		if !strings.HasPrefix(what, "open") {
+			crash(what)
+		}
+	}
 	th := hoursAll(roots)
 	th.Step = func(s ThinStep) { crash(fmt.Sprint("step ", s)) }
 	done, err := st.join(th)
@@ -311,8 +321,8 @@ func TestJoinMended(t *testing.T) {
 	side := beside(f.path, sidecarSuffix)
 	parity := readAll(t, fs, side)
 	flip(t, fs, f.path, places(t, fs, f)["payload"], 1)
-	for off := range len(parity) / 1024 { // as a device that does not answer for a while
-		fs.lose(side, int64(off*1024))
+	for off := 0; off < len(parity); off += sectorSize { // as a device that does not answer for a while
+		fs.lose(side, int64(off))
 	}
 	if done, err := st.join(hoursAll(roots)); !errors.Is(err, block.ErrCorrupt) || done.Files != 0 {
 		t.Fatalf("%+v, %v", done, err)
@@ -333,5 +343,84 @@ func TestJoinMended(t *testing.T) {
 		t.Errorf("%d files", len(st.files))
 	}
 	sameWrites(t, s, want, "mended and joined")
+	must(t, s.Close())
+}
+
+// A file that goes while somebody looks what of it is lost, or damaged, is gone, and nothing of it is lost.
+func TestLostMeanwhile(t *testing.T) {
+	ctx := context.Background()
+	fs := &stepFS{FS: hvfs.NewCrashableMem()}
+	s, st, _, roots := guardedHours(t, fs, nil, 30)
+	key := FileKey{testVolume, st.files[3].header.ID}
+	n := 0
+	lost, _, err := s.Lost(ctx, key, 10, func(context.Context, int) error {
+		if n++; n == 1 {
+			_, err := st.Expire(st.files[3].lastSeq)
+			must(t, err)
+		}
+		return nil
+	})
+	if !errors.Is(err, block.ErrNotFound) || len(lost) > 0 {
+		t.Errorf("lost %+v, %v", lost, err)
+	}
+	fs.step = func(what string) {
+		if f := st.files[0]; what == "open "+beside(f.path, sidecarSuffix) {
+			fs.step = nil
+			if done, err := st.join(hoursAll(roots)); err != nil || done.Files != 1 {
+				t.Errorf("%+v, %v", done, err)
+			}
+		}
+	}
+	if d, err := s.Check(ctx, FileKey{testVolume, st.files[0].header.ID}, work(nil)); !errors.Is(err, block.ErrNotFound) {
+		t.Errorf("check: %+v, %v", d, err)
+	}
+	if fs.step != nil {
+		t.Error("nothing was joined")
+	}
+	must(t, s.Close())
+}
+
+// A sector that is lost and not within parity keeps a file as it is, which is told of once, and no other.
+func TestThinLostSector(t *testing.T) {
+	fs := newSectorFS(hvfs.NewCrashableMem())
+	s := openSet(t, fs, nil)
+	st, err := s.Create(testVolume)
+	must(t, err)
+	want, roots := hourly(t, s, st, 30)
+	x, err := st.files[7].index()
+	must(t, err)
+	fs.lose(st.files[7].path, x.frames[0].payloadAt()+sectorSize)
+	told := 0
+	for more := true; more; {
+		var err error
+		if _, more, err = st.Thin(hoursAll(roots)); errors.Is(err, block.ErrCorrupt) {
+			told, more = told+1, told == 0
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+	whole := 0
+	for _, f := range st.files {
+		if f.header.Level != Hours {
+			whole++
+		}
+	}
+	if whole != 1 {
+		t.Errorf("%d files were not thinned", whole)
+	}
+	for _, key := range s.Asked() {
+		fs.forget(fs.PathJoin("history/0000000000000007", fileName(key.ID)))
+		if d, err := s.Mend(context.Background(), key, work(nil)); err != nil || d.Unsound != nil {
+			t.Errorf("%+v, %v", d, err)
+		}
+	}
+	thinAll(t, st, hoursAll(roots))
+	if len(st.files) != 7 {
+		t.Errorf("%d files", len(st.files))
+	}
+	sameWrites(t, s, want, "thinned when it was there again")
 	must(t, s.Close())
 }
