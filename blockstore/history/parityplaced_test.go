@@ -6,15 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/blockstore/keyring"
 	hvfs "github.com/hyper-nixos/hyper-nixos/internal/vfs"
+	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
 // guardedHours is a stream of hours as files of version 3 that were not joined yet, each with a sidecar.
@@ -423,4 +427,103 @@ func TestThinLostSector(t *testing.T) {
 	}
 	sameWrites(t, s, want, "thinned when it was there again")
 	must(t, s.Close())
+}
+
+// spoilGuarded changes a byte of a file, if it is there and has a sidecar.
+func spoilGuarded(st *Stream, fs hvfs.FS, rng *rand.Rand, id uint32) {
+	st.mu.Lock() // while it is not replaced
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		if _, bytes, _ := f.guard.get(); f.header.ID != id || bytes == 0 {
+			continue
+		}
+		if h, err := hvfs.OpenUpdate(fs, f.path); err == nil {
+			_, _ = h.WriteAt([]byte{byte(rng.Uint32())}, rng.Int64N(f.end))
+			_ = h.Close()
+		}
+	}
+}
+
+// Thinning and joins beside scrubs, repairs, sidecars that are made, and readers: all is read all the while, whatever is damaged within the reach of parity, and nothing is left damaged, without a sidecar, or open.
+func TestJoinBesideScrub(t *testing.T) {
+	counted := &countingFS{FS: hvfs.NewCrashableMem()}
+	fs := newSectorFS(counted)
+	s := openSet(t, fs, nil)
+	st, err := s.Create(testVolume)
+	must(t, err)
+	want, roots := hourly(t, s, st, 80)
+	guardAll(t, s)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	reads := 0
+	running.Go(func() {
+		for ctx.Err() == nil {
+			from := 1 + rand.Uint64N(roots[len(roots)-10].Seq)
+			release := st.Pin(from, from+100)
+			err := st.Each(from, from+100, func(r *Record) error {
+				if r.Kind != Write {
+					return nil
+				}
+				p := make([]byte, r.Len)
+				if err := s.ReadAt(p, r.Pos, r.Sums); err != nil || bytes.Equal(p, want[r.Seq]) {
+					return err
+				}
+				return fmt.Errorf("record %d is another", r.Seq)
+			})
+			release()
+			if reads++; err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	rng := rand.New(rand.NewPCG(1, 31))
+	mended := 0
+	running.Go(func() {
+		for ctx.Err() == nil {
+			for _, of := range s.Sealed() {
+				if rng.IntN(3) == 0 {
+					spoilGuarded(st, fs, rng, of.ID)
+				}
+				d, err := s.Check(ctx, of.FileKey, work(nil))
+				if err == nil && !d.Whole() {
+					d, err = s.Mend(ctx, of.FileKey, work(nil))
+					mended++
+				}
+				if err != nil && !errors.Is(err, block.ErrNotFound) && ctx.Err() == nil || d.Unsound != nil {
+					t.Errorf("%+v, %v", d, err)
+				}
+				if of, found := s.Lacks(erasure.Default); found {
+					_, err := s.Guard(ctx, of.FileKey, erasure.Default, work(nil))
+					if errors.Is(err, block.ErrCorrupt) {
+						t.Errorf("without a sidecar, and damaged: %v", err)
+					}
+				}
+			}
+		}
+	})
+	files := len(st.files)
+	for end := time.Now().Add(30 * time.Second); files > 80-2*23 && time.Now().Before(end); {
+		_, _, err := st.Thin(hoursAll(roots))
+		must(t, err)
+		st.mu.Lock()
+		files = len(st.files)
+		st.mu.Unlock()
+	}
+	cancel()
+	running.Wait()
+	if mended == 0 || reads == 0 || files > 80-2*23 {
+		t.Errorf("%d files are left after %d repairs and %d reads", files, mended, reads)
+	}
+	t.Logf("%d files are left, %d repairs, %d reads", files, mended, reads)
+	thinAll(t, st, hoursAll(roots))
+	sameWrites(t, s, want, "at the end")
+	mendAll(t, s)
+	if n := mendAll(t, s); n != 0 {
+		t.Errorf("%d files are damaged", n)
+	}
+	must(t, s.Close())
+	if n := counted.open.Load(); n != 0 {
+		t.Errorf("%d files are open after Close", n)
+	}
 }
