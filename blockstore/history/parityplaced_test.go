@@ -490,7 +490,7 @@ func TestJoinBesideScrub(t *testing.T) {
 					d, err = s.Mend(ctx, of.FileKey, work(nil))
 					mended++
 				}
-				if err != nil && !errors.Is(err, block.ErrNotFound) && ctx.Err() == nil || d.Unsound != nil {
+				if err == nil && d.Unsound != nil || err != nil && !errors.Is(err, block.ErrNotFound) && ctx.Err() == nil {
 					t.Errorf("%+v, %v", d, err)
 				}
 				if of, found := s.Lacks(erasure.Default); found {
