@@ -22,6 +22,8 @@ type HistoryDamage struct {
 	// Ranges are what cannot be read, at most maxHistoryRanges; none, if readers have all that they need.
 	Ranges []HistoryRange
 	More   int // ranges that are not listed
+
+	seed uint32 // history.Sealed.Seed
 }
 
 // HistoryRange is a part of a file of history that cannot be read: moments from the first of its writes on, up to the next root, cannot be had, or answer EIO where it lies.
@@ -169,7 +171,7 @@ func (k *keeper) foundInHistory(ctx context.Context, f *history.Found) (*Damage,
 
 // historyDamage is what a look at a file says, without what is lost.
 func (k *keeper) historyDamage(f *history.Found) *Damage {
-	h := &HistoryDamage{ID: f.ID, Volume: fmt.Sprint(f.Volume)}
+	h := &HistoryDamage{ID: f.ID, Volume: fmt.Sprint(f.Volume), seed: f.Seed}
 	if vh := k.s.historian.of(f.Volume); vh != nil {
 		h.Volume = vh.name()
 	}
@@ -225,7 +227,7 @@ func (k *keeper) recordHistory(key history.FileKey, d *Damage) {
 	}
 }
 
-// pruneHistory forgets the damage of files that are gone.
+// pruneHistory forgets the damage of files that are gone, and that of files that were thinned without what is damaged: what took their place is sound, and is mended if it becomes damaged.
 func (k *keeper) pruneHistory() {
 	k.mu.Lock()
 	left := len(k.mu.histories)
@@ -233,14 +235,14 @@ func (k *keeper) pruneHistory() {
 	if left == 0 {
 		return
 	}
-	there := map[history.FileKey]bool{}
+	there := map[history.FileKey]uint32{}
 	for _, f := range k.s.historian.set.Sealed() {
-		there[f.FileKey] = true
+		there[f.FileKey] = f.Seed
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for key := range k.mu.histories {
-		if !there[key] {
+	for key, d := range k.mu.histories {
+		if seed, found := there[key]; !found || !d.Mended && seed != d.History.seed {
 			delete(k.mu.histories, key)
 		}
 	}

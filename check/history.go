@@ -435,7 +435,7 @@ func (r *run) checkHistoryOf(v historyVolume) error {
 	for _, e := range names {
 		unit := filepath.Join(dir, e.Name())
 		var id uint32
-		if n, _ := fmt.Sscanf(e.Name(), "%08x.", &id); n == 1 && (strings.HasSuffix(e.Name(), historySuffix+".thin") || id <= through) {
+		if n, _ := fmt.Sscanf(e.Name(), "%08x.", &id); n == 1 && (strings.HasSuffix(e.Name(), historySuffix+".thin") || strings.HasSuffix(e.Name(), historySuffix) && id <= through) {
 			r.warn(unit, 0, "files that are in use", "one that the next start removes: a death came while history was thinned")
 			continue
 		}

@@ -1,6 +1,7 @@
 package history
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -152,12 +153,16 @@ func (h *handles) drop(f *file) error {
 	return nil
 }
 
-// read fills p from an offset of the file.
+// read fills p from an offset of the file. Where a sealed one cannot be read, it is damaged there: block.ErrCorrupt.
 func (f *file) read(p []byte, off int64) error {
 	handle, err := f.handles.take(f)
 	if err != nil {
 		return err
 	}
 	defer f.handles.put(f)
-	return f.readVia(handle, p, off)
+	err = f.readVia(handle, p, off)
+	if mendable(err) && !errors.Is(err, block.ErrCorrupt) && f.isSealed() {
+		err = unreadable(off, err)
+	}
+	return err
 }

@@ -2,8 +2,10 @@ package history
 
 import (
 	"context"
+	"errors"
 	"slices"
 
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/tiers/erasure"
 )
 
@@ -15,13 +17,16 @@ type LostRange struct {
 	ToSeq    uint64
 }
 
-// Lost says what cannot be read of a damaged file, in the order of the file, at most most ranges and how many more there are. It reads what there is of the file. None says that readers have all that they need. An error is the end of ctx, or block.ErrNotFound of a file that is gone.
+// Lost says what cannot be read of a damaged file, in the order of the file, at most most ranges and how many more there are. It reads what there is of the file. None says that readers have all that they need. An error is the end of ctx, block.ErrNotFound of a file that is gone, or what keeps this process from reading it now.
 func (s *Set) Lost(ctx context.Context, k FileKey, most int, pace erasure.Pace) (lost []LostRange, more int, err error) {
 	f, err := s.sealedFile(k)
 	if err != nil {
 		return nil, 0, err
 	}
 	x, err := f.index()
+	if err != nil && !mendable(err) {
+		return nil, 0, gone(err)
+	}
 	if err != nil {
 		return []LostRange{{Len: f.bytesID().size, From: f.header.Created, To: f.lastTime, FromSeq: f.header.After + 1, ToSeq: f.lastSeq}}, 0, nil
 	}
@@ -31,8 +36,10 @@ func (s *Set) Lost(ctx context.Context, k FileKey, most int, pace erasure.Pace) 
 		if err := pace.Wait(ctx, int(r.stored)); err != nil {
 			return nil, 0, err
 		}
-		if _, err := f.payload(r); err != nil {
+		if _, err := f.payload(r); mendable(err) {
 			bad = append(bad, *r)
+		} else if err != nil {
+			return nil, 0, gone(err)
 		}
 	}
 	spans := make([]LostRange, len(bad))
@@ -50,7 +57,7 @@ func (s *Set) Lost(ctx context.Context, k FileKey, most int, pace erasure.Pace) 
 		return nil
 	})
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, gone(err)
 	}
 	for i, l := range spans {
 		if n := len(lost); n > 0 && more == 0 && bad[i].off == bad[i-1].payloadAt()+int64(bad[i-1].stored) {
@@ -62,6 +69,14 @@ func (s *Set) Lost(ctx context.Context, k FileKey, most int, pace erasure.Pace) 
 		}
 	}
 	return lost, more, nil
+}
+
+// gone is an error of a read of a file that may have been dropped meanwhile.
+func gone(err error) error {
+	if errors.Is(err, block.ErrClosed) {
+		return errGone
+	}
+	return err
 }
 
 // frameAt finds the frame that has a byte of the raw payload.

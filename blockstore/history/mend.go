@@ -55,6 +55,11 @@ func (s *Set) Check(ctx context.Context, k FileKey, w *Work) (d Found, err error
 		}
 	}
 	_, d.Unsound = f.sound(ctx, src, w.Pace)
+	if ctx.Err() == nil && !d.Whole() {
+		if err := s.whileThere(f, func() error { return nil }); errors.Is(err, block.ErrNotFound) { // what is being replaced loses its sidecar first
+			return d, err
+		}
+	}
 	return d, ctx.Err()
 }
 

@@ -30,6 +30,8 @@ type Sealed struct {
 	Path    string
 	Bytes   int64
 	Sidecar int64 // bytes of its sidecar; 0: it has none
+	// Seed is the checksum of its header: a file that was thinned has the same key, and another one.
+	Seed uint32
 	// Unsound says that damage was found that was not mended: it gets no sidecar.
 	Unsound bool
 }
@@ -87,7 +89,7 @@ func (f *file) describe() (Sealed, bool) {
 	_, bytes, unsound := f.guard.get()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return Sealed{FileKey: FileKey{f.header.Volume, f.header.ID}, Path: f.path, Bytes: f.end, Sidecar: bytes, Unsound: unsound}, f.sealed
+	return Sealed{FileKey: FileKey{f.header.Volume, f.header.ID}, Path: f.path, Bytes: f.end, Sidecar: bytes, Seed: f.seed, Unsound: unsound}, f.sealed
 }
 
 // Asked returns the files that somebody met damage in since the last call.
@@ -144,13 +146,10 @@ func (s *Set) sealedFile(k FileKey) (*file, error) {
 // take opens a file to look at all of it, until it is put back. One that cannot be opened is block.ErrCorrupt, if that says something of the file; one that was dropped is block.ErrNotFound.
 func (s *Set) take(f *file) (vfs.File, error) {
 	src, err := s.handles.take(f)
-	switch {
-	case errors.Is(err, block.ErrClosed):
-		return nil, errGone
-	case mendable(err):
+	if mendable(err) {
 		return nil, unreadable(0, err)
 	}
-	return src, err
+	return src, gone(err)
 }
 
 // findSidecars takes note of the sidecars that lie beside the files of a stream, and removes those without a file. Whether they are the right ones is looked at later (Lacks).

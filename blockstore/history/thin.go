@@ -32,10 +32,8 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 	defer st.thinning.Unlock()
 	st.mu.Lock()
 	files := append([]*file(nil), st.files...)
+	forgive(files)
 	for i, f := range files {
-		if f.guard.healed.Swap(false) {
-			f.stuck, f.apart = false, false
-		}
 		if !f.sealed { // of that and what follows nothing is thinned, nor before a root that it may have records before, which need what comes before them
 			files, t = files[:i], t.before(f.header.After)
 			break
@@ -59,6 +57,19 @@ func (st *Stream) Thin(t *Thinning) (done Thinned, found bool, err error) {
 		err = fmt.Errorf("thin the history of volume %d: %w", st.volume, err)
 	}
 	return done, done.Files > 0, err
+}
+
+// forgive lets files be thinned that were mended since, and joined again all that may have stayed apart for one of them.
+func forgive(files []*file) {
+	healed := false
+	for _, f := range files {
+		if f.guard.healed.Swap(false) {
+			f.stuck, healed = false, true
+		}
+	}
+	for _, f := range files {
+		f.apart = f.apart && !healed
+	}
 }
 
 // before is the same with the roots up to a record only.
