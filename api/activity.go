@@ -26,7 +26,7 @@ type activityView struct {
 
 // activity serves GET /v1/volumes/{name}/history/activity?stretchSeconds=…: what was written to a volume in its history, a JSON array. One is told at a time, as it reads the history.
 func activity(c *control.Control) http.HandlerFunc {
-	slots := make(chan struct{}, 1)
+	slots := make(places, 1)
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := allow(r.Context(), control.ScopeRead); err != nil {
 			fail(w, err)
@@ -37,13 +37,12 @@ func activity(c *control.Control) http.HandlerFunc {
 			fail(w, fmt.Errorf("stretchSeconds=%q: want a number of seconds: %w", r.URL.Query().Get("stretchSeconds"), block.ErrInvalid))
 			return
 		}
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			fail(w, fmt.Errorf("another history is being looked at; try again when that has ended: %w", errBusy))
+		leave, err := slots.take("another history is being looked at")
+		if err != nil {
+			fail(w, err)
 			return
 		}
+		defer leave()
 		all, err := c.HistoryActivity(r.Context(), r.PathValue("name"), time.Duration(seconds)*time.Second)
 		if err != nil {
 			fail(w, err)

@@ -3,7 +3,6 @@ package api
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -35,19 +34,18 @@ type changesTotal struct {
 
 // changes serves GET /v1/changes?from=VOLUME@SNAPSHOT&to=VOLUME[@SNAPSHOT]: a JSON object a line for each range in which the two differ, and at the end their sum. A reply without that is not whole.
 func changes(c *control.Control) http.HandlerFunc {
-	slots := make(chan struct{}, maxDiffs)
+	slots := make(places, maxDiffs)
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := allow(r.Context(), control.ScopeRead); err != nil {
 			fail(w, err)
 			return
 		}
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			fail(w, fmt.Errorf("%d lists of changes are being told; try again when one has ended: %w", maxDiffs, errBusy))
+		leave, err := slots.take("other lists of changes are being told")
+		if err != nil {
+			fail(w, err)
 			return
 		}
+		defer leave()
 		body := &lateBody{w: timely{w}, contentType: "application/x-ndjson"}
 		body.finish(tellChanges(c, r, body))
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection may have a next request

@@ -24,14 +24,12 @@ const (
 // data serves the streams of volume data.
 type data struct {
 	control *control.Control
-	slots   chan struct{}
-	parts   chan struct{}
 
-	restores chan struct{}
+	slots, parts, restores places
 }
 
 func newData(c *control.Control) *data {
-	return &data{control: c, slots: make(chan struct{}, maxTransfers), parts: make(chan struct{}, maxParts), restores: make(chan struct{}, maxRestores)}
+	return &data{control: c, slots: make(places, maxTransfers), parts: make(places, maxParts), restores: make(places, maxRestores)}
 }
 
 // enter checks what both directions check and takes a slot.
@@ -39,12 +37,7 @@ func (d *data) enter(r *http.Request) (leave func(), err error) {
 	if err := allow(r.Context(), control.ScopeOperate); err != nil {
 		return nil, err
 	}
-	select {
-	case d.slots <- struct{}{}:
-		return func() { <-d.slots }, nil
-	default:
-		return nil, fmt.Errorf("%d imports and exports are under way; try again when one has ended: %w", maxTransfers, errBusy)
-	}
+	return d.slots.take("other imports and exports are under way")
 }
 
 // put serves PUT /v1/volumes/{name}/data?chunking=…&mode=…&keepPartial=…: it makes a volume from the stream in the body.

@@ -27,7 +27,7 @@ type historyLossView struct {
 // historyLoss serves GET /v1/volumes/{name}/history/loss?windowSeconds=…&budgetBytes=…&everySeconds=…&flushesSeconds=…&minutesSeconds=…: what setVolumeHistory with these values, which are 0 where they are not given, would give up. It changes nothing. One is told at
 // a time, as it reads the history.
 func historyLoss(c *control.Control) http.HandlerFunc {
-	slots := make(chan struct{}, 1)
+	slots := make(places, 1)
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := allow(r.Context(), control.ScopeRead); err != nil {
 			fail(w, err)
@@ -58,13 +58,12 @@ func historyLoss(c *control.Control) http.HandlerFunc {
 			fail(w, err)
 			return
 		}
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			fail(w, fmt.Errorf("another history is being looked at; try again when that has ended: %w", errBusy))
+		leave, err := slots.take("another history is being looked at")
+		if err != nil {
+			fail(w, err)
 			return
 		}
+		defer leave()
 		l, err := c.HistoryLoss(r.Context(), r.PathValue("name"), p)
 		if err != nil {
 			fail(w, err)

@@ -49,13 +49,12 @@ func (d *data) live(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	select {
-	case d.restores <- struct{}{}:
-		defer func() { <-d.restores }()
-	default:
-		fail(w, fmt.Errorf("%d live restores are under way; try again when one has ended: %w", maxRestores, errBusy))
+	leave, err := d.restores.take("other live restores are under way")
+	if err != nil {
+		fail(w, err)
 		return
 	}
+	defer leave()
 	spec, err := restoreSpec(r)
 	if err != nil {
 		fail(w, err)

@@ -45,7 +45,7 @@ const (
 )
 
 // lostChunks serves GET /v1/lost-chunks?after=ID: a JSON object a line for each chunk that cannot be read, and at the end whether others follow. One is told at a time, as it reads all maps.
-func lostChunks(c *control.Control, slots chan struct{}) http.HandlerFunc {
+func lostChunks(c *control.Control, slots places) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		leave, err := enterRepair(r, slots)
 		if err != nil {
@@ -59,16 +59,11 @@ func lostChunks(c *control.Control, slots chan struct{}) http.HandlerFunc {
 	}
 }
 
-func enterRepair(r *http.Request, slots chan struct{}) (leave func(), err error) {
+func enterRepair(r *http.Request, slots places) (leave func(), err error) {
 	if err := allow(r.Context(), control.ScopeOperate); err != nil {
 		return nil, err
 	}
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }, nil
-	default:
-		return nil, fmt.Errorf("another repair of lost chunks is under way; try again when that has ended: %w", errBusy)
-	}
+	return slots.take("another repair of lost chunks is under way")
 }
 
 func tellLostChunks(c *control.Control, r *http.Request, body *lateBody) error {
@@ -100,7 +95,7 @@ func tellLostChunks(c *control.Control, r *http.Request, body *lateBody) error {
 }
 
 // healChunks serves POST /v1/lost-chunks: bytes that may be those of lost chunks. The reply names the chunks that are whole now. Bytes that are not those of a lost chunk are refused without an error.
-func healChunks(c *control.Control, slots chan struct{}) http.HandlerFunc {
+func healChunks(c *control.Control, slots places) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		leave, err := enterRepair(r, slots)
 		if err != nil {

@@ -36,7 +36,7 @@ type limitRequest struct {
 
 // addReplications adds what users do with replications. A name is that of a volume, or @GROUP.
 func addReplications(mux *http.ServeMux, c *control.Control) {
-	slots := make(chan struct{}, maxDiffs) // what a target does not have is a list of changes that is counted
+	slots := make(places, maxDiffs) // what a target does not have is a list of changes that is counted
 	mux.HandleFunc("GET /v1/replications", limited(slots, scoped(control.ScopeRead, func(r *http.Request) (any, error) {
 		return c.Replications(r.Context()), nil
 	})))
@@ -96,15 +96,15 @@ func addReplications(mux *http.ServeMux, c *control.Control) {
 }
 
 // limited refuses requests when as many are being answered as there are slots.
-func limited(slots chan struct{}, next http.HandlerFunc) http.HandlerFunc {
+func limited(slots places, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-			next(w, r)
-		default:
-			fail(w, fmt.Errorf("%d requests like this are being answered; try again when one has ended: %w", cap(slots), errBusy))
+		leave, err := slots.take("other requests like this are being answered")
+		if err != nil {
+			fail(w, err)
+			return
 		}
+		defer leave()
+		next(w, r)
 	}
 }
 
@@ -144,12 +144,12 @@ func readBounded(r *http.Request, into any, most int) error {
 // replicas serves what other hvd ask for.
 type replicas struct {
 	control *control.Control
-	slots   chan struct{}
+	slots   places
 }
 
 // addReplicas adds it, for callers that sender knows.
 func addReplicas(mux *http.ServeMux, c *control.Control, sender func(*http.Request) (control.ReplicaSender, error)) {
-	s := &replicas{c, make(chan struct{}, maxReplicaStreams)}
+	s := &replicas{c, make(places, maxReplicaStreams)}
 	mux.HandleFunc("POST /v1/replicas/{name}", func(w http.ResponseWriter, r *http.Request) {
 		who, err := sender(r)
 		if err == nil {
@@ -194,13 +194,12 @@ func certifiedSender(r *http.Request) (control.ReplicaSender, error) {
 
 // receive serves PUT /v1/replicas/{name}/points/{point}?…: a stream with what changed since another point.
 func (s *replicas) receive(w http.ResponseWriter, r *http.Request, who control.ReplicaSender) {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		fail(w, fmt.Errorf("%d replicas are being received: %w", maxReplicaStreams, errBusy))
+	leave, err := s.slots.take("other replicas are being received")
+	if err != nil {
+		fail(w, err)
 		return
 	}
+	defer leave()
 	if got := r.Header.Get("Content-Type"); got != replica.ContentType {
 		fail(w, fmt.Errorf("content type %.100q: want %s: %w", got, replica.ContentType, block.ErrInvalid))
 		return

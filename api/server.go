@@ -87,7 +87,7 @@ func routes(c *control.Control, d *door, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /v1/changes", changes(c))
 	mux.HandleFunc("GET /v1/volumes/{name}/history/activity", activity(c))
 	mux.HandleFunc("GET /v1/volumes/{name}/history/loss", historyLoss(c))
-	repairs := make(chan struct{}, 1)
+	repairs := make(places, 1)
 	mux.HandleFunc("GET /v1/lost-chunks", lostChunks(c, repairs))
 	mux.HandleFunc("POST /v1/lost-chunks", healChunks(c, repairs))
 	addReplications(mux, c)

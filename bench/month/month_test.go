@@ -6,15 +6,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/bench/wire"
+	"github.com/hyper-nixos/hyper-nixos/internal/nbdtest"
 )
 
 // tool skips a test without a program, or fails it where all must be there.
@@ -31,7 +30,6 @@ func tool(t *testing.T, name string) {
 
 // TestSync brings two disks, clones of one, through two days to exports of a server that is not ours.
 func TestSync(t *testing.T) {
-	tool(t, "nbdkit")
 	const size = 3<<20 + 5*blockBytes
 	dir := t.TempDir()
 	disk := make([]byte, size)
@@ -71,24 +69,8 @@ func TestSync(t *testing.T) {
 	}
 
 	// nbdkit shows the same memory, filled with what the clones began as, under every name.
-	socket := filepath.Join(dir, "s")
-	server := exec.Command("nbdkit", "--foreground", "--unix", socket, "file", filepath.Join(dir, "export"))
 	write("export", disk)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}()
-	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if conn, err := net.Dial("unix", socket); err == nil {
-			_ = conn.Close()
-			break
-		} else if time.Since(began) > time.Minute {
-			t.Fatal(err)
-		}
-	}
+	socket := nbdtest.Nbdkit(t, "file", filepath.Join(dir, "export"))
 
 	copy(disk[10*blockBytes:], bytes.Repeat([]byte("new"), 3*blockBytes/3)) // three blocks, all different
 	clear(disk[20*blockBytes : 25*blockBytes])

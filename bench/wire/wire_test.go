@@ -2,40 +2,15 @@ package wire
 
 import (
 	"bytes"
-	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"github.com/hyper-nixos/hyper-nixos/internal/nbdtest"
 )
 
 // TestWire talks to a server that is not ours.
 func TestWire(t *testing.T) {
-	if _, err := exec.LookPath("nbdkit"); err != nil {
-		if os.Getenv("HV_REQUIRE_TOOLS") != "" {
-			t.Fatal("nbdkit is not installed; make setup installs it")
-		}
-		t.Skip("nbdkit is not installed")
-	}
-	ctx, dir := t.Context(), t.TempDir()
-	socket := filepath.Join(dir, "s")
-	server := exec.Command("nbdkit", "--foreground", "--unix", socket, "memory", "1M")
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}()
-	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if conn, err := net.Dial("unix", socket); err == nil {
-			_ = conn.Close()
-			break
-		} else if time.Since(began) > time.Minute {
-			t.Fatalf("nbdkit does not listen: %v", err)
-		}
-	}
+	socket, ctx := nbdtest.Nbdkit(t, "memory", "1M"), t.Context()
 	w, err := Open(ctx, socket, "any")
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +39,7 @@ func TestWire(t *testing.T) {
 	if err := w.Do(Read, 1<<20, 4096, got); err == nil {
 		t.Error("a read beyond the end has no error")
 	}
-	if _, err := Open(ctx, filepath.Join(dir, "none"), "any"); err == nil {
+	if _, err := Open(ctx, filepath.Join(t.TempDir(), "none"), "any"); err == nil {
 		t.Error("a socket that is not there has no error")
 	}
 }
