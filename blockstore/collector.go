@@ -177,16 +177,17 @@ func (c *collector) prove(ctx context.Context) error {
 // lastAuditMost bounds the audit of a close. What it does not come to is audited after the next start.
 const lastAuditMost = 2 * time.Second
 
-// lastAudit lets the files go that wait for an audit when the store is closed, if that does not take long.
+// lastAudit lets the files go that wait for an audit when the store is closed, if that does not take long. It comes after the worker has stopped, which could drop a segment
+// until then.
 func (c *collector) lastAudit() {
-	if !c.mayFree() || c.s.ctx.Err() != nil {
+	if !c.mayFree() {
 		return
 	}
 	c.s.thorough.Add(1)
 	defer c.s.enough()
-	ctx, cancel := context.WithTimeout(c.s.ctx, lastAuditMost)
+	ctx, cancel := context.WithTimeout(context.Background(), lastAuditMost)
 	defer cancel()
-	if err := c.prove(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.auditUntil(ctx, true); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		c.s.report("audit", err)
 	}
 }
@@ -220,17 +221,22 @@ func (c *collector) auditProgress() (done, total uint64) {
 	return c.mu.auditDone, max(c.mu.auditDone, c.mu.toDo)
 }
 
-// audit does one. With onlyIfNeeded it does none when, by the time that it could begin, no file waits for one any more.
+// audit does one that ends when the store is closed. With onlyIfNeeded it does none when, by the time that it could begin, no file waits for one any more.
 func (c *collector) audit(ctx context.Context, onlyIfNeeded bool) (AuditReport, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.s.ctx, func() { cancel(block.ErrClosed) })()
+	return c.auditUntil(ctx, onlyIfNeeded)
+}
+
+// auditUntil is audit that only ctx ends.
+func (c *collector) auditUntil(ctx context.Context, onlyIfNeeded bool) (AuditReport, error) {
 	s := c.s
 	c.auditing.Lock()
 	defer c.auditing.Unlock()
 	if onlyIfNeeded && len(s.checkpoints.files.unproven()) == 0 {
 		return AuditReport{}, nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.ctx, cancel)()
 	began := time.Now()
 	c.beginProgress()
 	a := s.newAuditing(ctx, func(ctx context.Context, n int) error {
@@ -241,10 +247,7 @@ func (c *collector) audit(ctx context.Context, onlyIfNeeded bool) (AuditReport, 
 	})
 	err := errors.Join(a.run(), a.end())
 	if ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	if s.ctx.Err() != nil {
-		err = block.ErrClosed
+		err = context.Cause(ctx)
 	}
 	a.report.Took, a.report.EndedAt = time.Since(began), s.opts.Now()
 	if err == nil {

@@ -178,11 +178,11 @@ func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return block.ErrClosed
 	}
-	s.collector.lastAudit()
 	s.cancel()
 	s.running.Wait()
 	s.aheads.close()
 	err := s.flushTree()
+	s.collector.lastAudit()
 	s.report("note damage of the metadata", s.noteSuspicion())
 	s.report("last checkpoint of the metadata", s.checkpoints.close()) // without it nothing is lost: the log goes back further
 	err = errors.Join(err, s.packer.close(), s.mover.close(), s.cold.close())
