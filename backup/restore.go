@@ -145,10 +145,11 @@ func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extent
 		if err != nil {
 			return fmt.Errorf("content at %d: %w", off, err)
 		}
-		if len(chunk) != int(e.length) {
-			return treeError("page", 0, fmt.Sprintf("a chunk of %d B at %d", e.length, off), fmt.Sprint(len(chunk)))
+		part, err := e.bytes(chunk)
+		if err != nil {
+			return fmt.Errorf("content at %d: %w", off, err)
 		}
-		pieces = append(pieces, chunk...)
+		pieces = append(pieces, part...)
 		off += uint64(e.length)
 	}
 	return flush()
