@@ -13,6 +13,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/hypervisor/guestagent"
 )
 
@@ -233,4 +234,9 @@ func (s snapshotRange) Size() uint64 { return s.snapshot.SizeBytes }
 // ReadRange implements backup.RangeSource.
 func (s snapshotRange) ReadRange(ctx context.Context, p []byte, off uint64) error {
 	return s.api.ReadRange(ctx, s.snapshot.Volume, s.snapshot.Name, p, off)
+}
+
+// ReadRanges implements backup.RangesSource.
+func (s snapshotRange) ReadRanges(ctx context.Context, p []byte, ranges []block.Range) error {
+	return s.api.ReadRanges(ctx, s.snapshot.Volume, s.snapshot.Name, p, ranges)
 }
