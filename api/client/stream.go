@@ -181,7 +181,7 @@ func (c *Client) Export(ctx context.Context, volume, snapshot string) (*transfer
 	if err != nil {
 		return nil, nil, err
 	}
-	stream, err := transfer.NewReader(bufio.NewReaderSize(body, 1<<20))
+	stream, err := transfer.NewReader(bufio.NewReaderSize(body, 64<<10))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("read the stream of volume %q: %w", volume, err), body.Close())
 	}

@@ -329,6 +329,7 @@ func (a *app) packFiles(paths []string) (src backup.Source, end func() error, er
 type volumeStream struct {
 	stream *transfer.Reader
 	piece  transfer.Piece // what is left of the last one
+	over   []byte         // that a piece is in which goes over the end of a region
 }
 
 // Size implements backup.Source.
@@ -338,8 +339,16 @@ func (v *volumeStream) Size() uint64 { return v.stream.Size() }
 func (v *volumeStream) Region(_ context.Context, p []byte, off uint64) (zero bool, err error) {
 	zero = true
 	for done := 0; done < len(p); {
+		inPlace := false
 		if v.piece.Length == 0 {
-			if v.piece, err = v.stream.Next(func(n int) []byte { return make([]byte, n) }); err != nil {
+			lend := func(n int) []byte {
+				if inPlace = n <= len(p)-done; inPlace {
+					return p[done : done+n]
+				}
+				v.over = slices.Grow(v.over[:0], n)[:n]
+				return v.over
+			}
+			if v.piece, err = v.stream.Next(lend); err != nil {
 				if errors.Is(err, io.EOF) {
 					err = io.ErrUnexpectedEOF
 				}
@@ -355,7 +364,9 @@ func (v *volumeStream) Region(_ context.Context, p []byte, off uint64) (zero boo
 				clear(p[:done])
 				zero = false
 			}
-			copy(p[done:done+n], v.piece.Data)
+			if !inPlace {
+				copy(p[done:done+n], v.piece.Data)
+			}
 			v.piece.Data = v.piece.Data[n:]
 		} else if !zero {
 			clear(p[done : done+n])
