@@ -152,6 +152,7 @@ type copyRun struct {
 	recut    bool
 
 	before, after *treeCache // of a backup that is in both; nil for none
+	lookUp        bool       // what a page needs, before it is taken
 
 	out      tree
 	shares   bool // a page with the backup that is in both
@@ -162,6 +163,7 @@ type copyRun struct {
 // copyReaderBytes is the memory for what is read of the repository that is copied to: pages only.
 const copyReaderBytes = 16 << 20
 
+// copyBackup copies one backup. base is a backup that is in both repositories; nil for none. If it is the very one, what is whole of it there is not copied.
 func copyBackup(ctx context.Context, from, to *repository.Repository, m *repository.Manifest, locked time.Time, base *pair, progress func(done, added uint64, locked, toLock int)) (*repository.Manifest, error) {
 	if _, err := directories(m); err != nil {
 		return nil, &sourceError{err}
@@ -176,6 +178,7 @@ func copyBackup(ctx context.Context, from, to *repository.Repository, m *reposit
 		out: tree{w: w, hasher: dedup.NewHasher(to.Keys().Domain)}, progress: func(done, added uint64) { progress(done, added, 0, 0) },
 	}
 	if base != nil {
+		run.lookUp = base.from == m
 		run.before, run.after = newTreeCache(reader, base.from), newTreeCache(to.NewReader(copyReaderBytes), base.to)
 	}
 	err = run.all(ctx)
@@ -382,7 +385,7 @@ func (c *regionCopier) cutAnew(ctx context.Context, region *copyRegion, g *page)
 // samePage returns the page of region n of the other repository if the region is the same in a backup that both have; else zero. It is not read: while that backup is there, all that it
 // needs is, unless packs were lost.
 func (c *regionCopier) samePage(ctx context.Context, n uint64, id block.Hash) (none block.Hash) {
-	if c.before == nil || n >= c.before.total || c.to.Index().Incomplete() {
+	if c.before == nil || n >= c.before.total || c.lookUp || c.to.Index().Incomplete() {
 		return none
 	}
 	if old, err := c.before.id(ctx, n); err != nil || old != id {

@@ -73,7 +73,7 @@ type LostRange struct {
 // maxLostRanges bounds the ranges of one backup that are listed.
 const maxLostRanges = 10000
 
-// RepairedManifest is a backup whose manifest cannot be read, or that is not there.
+// RepairedManifest is a backup whose manifest cannot be read, or that is not there, or that has lost what only a copy of it, made anew, has.
 type RepairedManifest struct {
 	Name  string `json:"name"`
 	Error string `json:"error,omitempty"` // empty: it is not there
@@ -154,10 +154,18 @@ func Repair(ctx context.Context, r *repository.Repository, o Repairing) (out Rep
 	for _, m := range revived {
 		manifests = append(manifests, m.m)
 	}
-	if err := p.mend(ctx, manifests); err != nil {
+	left, err := p.mend(ctx, manifests)
+	if err != nil {
+		return out, err
+	}
+	anew, err := p.lookForCopies(ctx, left, manifests)
+	if err != nil {
 		return out, err
 	}
 	if err := p.restoreManifests(ctx, revived, copies); err != nil {
+		return out, err
+	}
+	if err := p.copyAnew(ctx, anew); err != nil {
 		return out, err
 	}
 	if err := p.survey(ctx); err != nil {
@@ -181,11 +189,11 @@ func (p *repair) tell(phase string, done, total uint64) {
 	}
 }
 
-// mend looks at all backups, and in one place after the other for what they have lost.
-func (p *repair) mend(ctx context.Context, manifests []*repository.Manifest) (err error) {
+// mend looks at all backups, and in one place after the other for what they have lost. It returns those that have holes still.
+func (p *repair) mend(ctx context.Context, manifests []*repository.Manifest) (damaged []*repository.Manifest, err error) {
 	if !p.o.DryRun {
 		if p.w, err = p.r.NewWriter(ctx); err != nil {
-			return err
+			return nil, err
 		}
 		defer func() {
 			stored, closeErr := finish(ctx, p.w, err)
@@ -195,15 +203,15 @@ func (p *repair) mend(ctx context.Context, manifests []*repository.Manifest) (er
 	}
 	p.out.Backups = len(manifests)
 	itself := &filler{by: p.mendedBy("the repository itself"), chunk: p.mending.Salvage}
-	damaged, err := p.walkAll(ctx, PhaseLook, manifests, func(context.Context, *repository.Manifest) ([]*filler, error) { return []*filler{itself}, nil })
+	damaged, err = p.walkAll(ctx, PhaseLook, manifests, func(context.Context, *repository.Manifest) ([]*filler, error) { return []*filler{itself}, nil })
 	p.credit(itself.by)
 	for i := range p.o.From {
 		if err != nil || len(damaged) == 0 {
-			return err
+			return nil, err
 		}
 		damaged, err = p.mendFrom(ctx, &p.o.From[i], damaged)
 	}
-	return err
+	return damaged, err
 }
 
 func (p *repair) mendedBy(name string) *MendedBy { return &MendedBy{From: name} }
