@@ -101,11 +101,13 @@ func Restore(ctx context.Context, r *repository.Repository, m *repository.Manife
 	})
 	var told sync.Mutex
 	done := uint64(0)
-	for range runtime.GOMAXPROCS(0) {
+	workers := runtime.GOMAXPROCS(0)
+	frames := max(1, min(restoreFrames, repository.DefaultReaderBytes/restoreFrame/workers)) // else what one loads would push out what another one has yet to use
+	for range workers {
 		g.Go(func() error {
 			buffer := make([]byte, RegionSize)
 			for j := range jobs {
-				if err := restoreRegion(ctx, d, j.n*RegionSize, j.extents, buffer, to); err != nil {
+				if err := restoreRegion(ctx, d, j.n*RegionSize, j.extents, buffer, frames, to); err != nil {
 					return err
 				}
 				told.Lock()
@@ -122,12 +124,13 @@ func Restore(ctx context.Context, r *repository.Repository, m *repository.Manife
 
 const (
 	restoreAhead   = 4 << 20 // bytes of content whose frames are read at once,
-	restoreFrames  = 16      // but no more than so many frames, which share the memory of a Reader with those of other regions,
+	restoreFrames  = 16      // but no more than so many frames, which share the memory of a Reader with those of other regions: fewer where many are restored at once,
+	restoreFrame   = 5 << 18 // bytes that are enough for nearly every frame,
 	restoreFetches = 4       // and so many of them at a time: one alone waits for the disk, or for the other end of the world
 )
 
-// loadAhead brings the frames of the first extents into memory, as far as they can be had, and returns of how many.
-func loadAhead(ctx context.Context, d *repository.Reader, extents []extent) (n int) {
+// loadAhead brings the frames of the first extents into memory, as far as they can be had, that many at most, and returns of how many extents.
+func loadAhead(ctx context.Context, d *repository.Reader, extents []extent, frames int) (n int) {
 	var ids []block.Hash
 	for bytes := 0; n < len(extents) && bytes < restoreAhead; n++ {
 		if e := &extents[n]; !e.isZero() {
@@ -138,7 +141,7 @@ func loadAhead(ctx context.Context, d *repository.Reader, extents []extent) (n i
 	some := d.OnePerFrame(ids)
 	var g errgroup.Group
 	g.SetLimit(restoreFetches)
-	for _, id := range some[:min(len(some), restoreFrames)] {
+	for _, id := range some[:min(len(some), frames)] {
 		g.Go(func() error { d.Load(ctx, id); return nil })
 	}
 	_ = g.Wait() // who reads the chunks learns what is wrong
@@ -146,7 +149,7 @@ func loadAhead(ctx context.Context, d *repository.Reader, extents []extent) (n i
 }
 
 // restoreRegion puts the chunks of a region together and writes what is not zero, in long pieces.
-func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extents []extent, buffer []byte, to io.WriterAt) error {
+func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extents []extent, buffer []byte, frames int, to io.WriterAt) error {
 	pieces := buffer[:0]
 	start := off
 	flush := func() error {
@@ -161,7 +164,7 @@ func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extent
 	for i := range extents {
 		e := &extents[i]
 		if i == loaded {
-			loaded += loadAhead(ctx, d, extents[i:])
+			loaded += loadAhead(ctx, d, extents[i:], frames)
 		}
 		if e.isZero() {
 			if err := flush(); err != nil {
