@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 
@@ -224,5 +225,45 @@ func TestRepairFromACopyDies(t *testing.T) {
 		if at > 60 {
 			t.Fatal("it never ends")
 		}
+	}
+}
+
+// A locked increment whose parent is not locked locks the packs of all chunks that it has slices of, and a locked copy of it too.
+func TestLockedSlices(t *testing.T) {
+	v, other := newVault(t), newVault(t)
+	before := content(noise(84, 3*RegionSize))
+	parent := before.whole(t, v.open())
+	now, changed := scatter(rand.New(rand.NewPCG(5, 20)), before, 300)
+	changes := NewChanges()
+	for _, x := range changed {
+		changes.Add(x.Off, x.Len)
+	}
+	m := v.manifest(time.Hour)
+	if err := RunIncremental(t.Context(), v.open(), now, parent, changes, m, nil); err != nil {
+		t.Fatal(err)
+	}
+	later, changed := scatter(rand.New(rand.NewPCG(6, 20)), now, 3)
+	changes = NewChanges()
+	for _, x := range changed {
+		changes.Add(x.Off, x.Len)
+	}
+	again := v.manifest(time.Hour + time.Minute)
+	if err := RunIncremental(t.Context(), v.open(), later, m, changes, again, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, sliced := extentsOf(t, v.open(), again); sliced == 0 {
+		t.Fatal("there are no slices")
+	}
+	if _, err := Copy(t.Context(), v.open(), other.open(), Copying{Backups: []*repository.Manifest{m, again}, Locked: time.Now().Add(time.Hour).Truncate(time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	v.destroy()
+	v.uncover()
+	sameContent(t, v.open(), m, now)
+	sameContent(t, v.open(), again, later)
+	other.destroy()
+	other.uncover()
+	for _, c := range manifests(t, other.open()) {
+		sameContent(t, other.open(), c, map[bool][]byte{true: now, false: later}[c.Time.Equal(m.Time)])
 	}
 }
