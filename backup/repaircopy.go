@@ -20,33 +20,42 @@ type copiedAnew struct {
 
 // lookForCopies looks for copies of backups that have holes still. A copy has all the content, but the chunk that slices are of may not be in it, and no page of slices can be made from content: so what is lost is not to be had by its ids.
 func (p *repair) lookForCopies(ctx context.Context, damaged, here []*repository.Manifest) (all []copiedAnew, err error) {
-	holes := make(map[*repository.Manifest]bool)
+	if len(damaged) == 0 {
+		return nil, nil
+	}
+	holes, wanted := make(map[*repository.Manifest]bool), make(map[repository.Identity][]copied)
 	for _, m := range damaged {
-		holes[m] = true
+		holes[m], wanted[p.r.Identity(m)] = true, nil
+	}
+	for i := range p.o.From {
+		from := &p.o.From[i]
+		if from.Repository == nil || from.Repository.Keys().Domain == p.r.Keys().Domain {
+			continue // content is no backup, and what is in a mirror was taken by its id
+		}
+		there, err := from.Repository.Manifests(ctx, func(string, error) {}) // said when content was looked for
+		if err != nil {
+			return nil, fmt.Errorf("backups in %s: %w", from.Name, err)
+		}
+		for _, c := range there {
+			identity := from.Repository.Identity(c)
+			if _, ok := wanted[identity]; !ok {
+				continue
+			}
+			whole, err := listed(ctx, from.Repository, c)
+			if err != nil {
+				return nil, fmt.Errorf("backup %s in %s: %w", c.Name, from.Name, err)
+			}
+			if whole {
+				wanted[identity] = append(wanted[identity], copied{c, from, ""})
+			}
+		}
 	}
 	for _, m := range damaged {
 		identity := p.r.Identity(m)
 		x := copiedAnew{m: m}
-		for i := range p.o.From {
-			from := &p.o.From[i]
-			if from.Repository == nil || from.Repository.Keys().Domain == p.r.Keys().Domain {
-				continue // content is no backup, and what is in a mirror was taken by its id
-			}
-			there, err := from.Repository.Manifests(ctx, func(string, error) {}) // said when content was looked for
-			if err != nil {
-				return nil, fmt.Errorf("backups in %s: %w", from.Name, err)
-			}
-			for _, c := range there {
-				if from.Repository.Identity(c) != identity || c.SizeBytes != m.SizeBytes {
-					continue
-				}
-				whole, err := listed(ctx, from.Repository, c)
-				if err != nil {
-					return nil, fmt.Errorf("backup %s in %s: %w", c.Name, from.Name, err)
-				}
-				if whole {
-					x.copies = append(x.copies, copied{c, from, m.Name})
-				}
+		for _, c := range wanted[identity] {
+			if c.m.SizeBytes == m.SizeBytes {
+				x.copies = append(x.copies, copied{c.m, c.from, m.Name})
 			}
 		}
 		found := RepairedManifest{Name: m.Name, Error: "a part of its content is lost"}

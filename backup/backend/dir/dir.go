@@ -147,7 +147,6 @@ func (d *Dir) Owner(key string) (string, error) {
 	return "", fmt.Errorf("object %s: %w", key, known(err))
 }
 
-// createBy stores what write puts into a file.
 // createBy makes an object of so many bytes, which write writes to w; f is its file.
 func (d *Dir) createBy(ctx context.Context, key string, sizeBytes int64, write func(f *os.File, w io.Writer) error) error {
 	path, err := d.path(key)
