@@ -3,8 +3,10 @@ package backup
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/backendtest"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/dedup"
 	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
 )
 
@@ -267,3 +270,47 @@ func TestLockedSlices(t *testing.T) {
 		sameContent(t, other.open(), c, map[bool][]byte{true: now, false: later}[c.Time.Equal(m.Time)])
 	}
 }
+
+// A verification tells of a page that says wrong things of a chunk which is there: it cannot be restored.
+func TestVerifySlices(t *testing.T) {
+	p, _ := newMemoryPlace(t)
+	ctx, r := t.Context(), p.open()
+	for i, e := range []extent{{length: 4096, at: 4096, of: 8192}, {length: 4096, of: 8193}, {length: 8000, of: 8000}, {length: 8192, of: 8192}} {
+		w, err := r.NewWriter(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := tree{w: w, hasher: dedup.NewHasher(r.Keys().Domain)}
+		if e.id, err = out.add(noise(9, 8192)); err == nil {
+			err = errors.Join(out.region([]extent{e}), out.finish())
+		}
+		if _, closeErr := w.Close(); errors.Join(err, closeErr) != nil {
+			t.Fatal(err, closeErr)
+		}
+		m := &repository.Manifest{Source: repository.Source{Kind: "file", Name: "f"}, Time: time.Now(), SizeBytes: uint64(e.length), Root: out.root}
+		if err := w.Commit(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+		good, problems := i == 0 || i == 3, 0
+		if _, err := Verify(ctx, r, Verification{Problem: func(what string, err error) {
+			problems++
+			if !errors.Is(err, block.ErrCorrupt) || !strings.Contains(what, m.Name) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}}); err != nil || (problems == 0) != good {
+			t.Errorf("%d B at %d of %d: %d problems, %v", e.length, e.at, e.of, problems, err)
+		}
+		if err := Restore(ctx, r, m, discard{}, nil); (err == nil) != good {
+			t.Errorf("%d B at %d of %d: restored, %v", e.length, e.at, e.of, err)
+		}
+		if err := r.Forget(ctx, m.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// discard takes what is restored.
+type discard struct{}
+
+// WriteAt implements io.WriterAt.
+func (discard) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }

@@ -55,6 +55,7 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 	for _, m := range manifests {
 		out.Backups++
 		missing, first := 0, uint64(0)
+		var wrong error // the first extent that is not in its chunk
 		err := walkTree(ctx, d, m, r.Index().Need, func(n uint64, extents []extent) error {
 			for _, e := range extents {
 				if e.id == (block.Hash{}) {
@@ -62,10 +63,13 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 				}
 				out.Chunks++
 				r.Index().Need(e.id)
-				if !r.Index().Has(e.id) {
+				length, ok := r.Index().Length(e.id)
+				if !ok {
 					if missing++; missing == 1 {
 						first = n
 					}
+				} else if length != e.of && wrong == nil {
+					wrong = fmt.Errorf("in the 16 MiB at %d: %w", n*RegionSize, treeError("page", 0, fmt.Sprintf("a chunk of %d B", length), fmt.Sprint(e.of)))
 				}
 			}
 			return ctx.Err()
@@ -76,7 +80,7 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 		if missing > 0 {
 			problem("backup "+m.Name, fmt.Errorf("%d of its chunks, the first in the 16 MiB at %d: %w", missing, first*RegionSize, block.ErrNotFound))
 		}
-		if err != nil {
+		if err = errors.Join(wrong, err); err != nil {
 			problem("backup "+m.Name, err)
 		}
 	}

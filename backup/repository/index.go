@@ -78,6 +78,12 @@ func (x *Index) Has(id block.Hash) bool {
 	return ok
 }
 
+// Length returns how many bytes a chunk has, if it is stored, as the index has it.
+func (x *Index) Length(id block.Hash) (length uint32, ok bool) {
+	p, ok := x.find(id)
+	return p.raw, ok
+}
+
 func (x *Index) find(id block.Hash) (place, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
