@@ -158,7 +158,10 @@ func (p *copying) set(r *journal.Replayed) error {
 func (p *copying) cut(vh *volumeHistory, seq uint64) error {
 	cuts, crossed := p.cuts[vh.id], false
 	for len(cuts) > 0 && cuts[0] <= seq {
-		crossed = crossed || cuts[0] > vh.stream.LastSeq()
+		if cuts[0] > vh.stream.LastSeq() {
+			crossed = true
+			p.h.restart(&vh.stretch, cuts[0])
+		}
 		cuts = cuts[1:]
 	}
 	p.cuts[vh.id] = cuts
@@ -173,6 +176,7 @@ func (p *copying) write(vh *volumeHistory, r *journal.Replayed) error {
 	if p.h.buf == nil {
 		p.h.buf = make([]byte, history.FrameRaw)
 	}
+	p.h.touch(&vh.stretch, r.Off, r.Len)
 	for at := uint64(0); at < r.Len; {
 		n := min(r.Len-at, history.FrameRaw)
 		buf := p.h.buf[:n]

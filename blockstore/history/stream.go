@@ -63,6 +63,16 @@ func (st *Stream) Bytes() (n int64) {
 	return n
 }
 
+// BytesBehind is what the files take on disk that have records after seq.
+func (st *Stream) BytesBehind(seq uint64) (n int64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for i := len(st.files) - 1; i >= 0 && st.files[i].lastSeq > seq; i-- {
+		n += st.files[i].end
+	}
+	return n
+}
+
 // Append adds a record behind all others; its sequence number is not below theirs. It is durable after Sync. An error leaves the stream as if the record had not come, but for parts that went into earlier frames.
 func (st *Stream) Append(r *Record) error {
 	if err := checkLabel(r.Label); err != nil {
