@@ -41,9 +41,8 @@ type historian struct {
 	holding atomic.Bool // some volume has history: the log waits
 	held    atomic.Bool // Store.HoldHistory: nothing expires
 	dropped atomic.Uint64
-	buf     []byte // of work
-	steps   int    // of work
-	touched int    // of work: regions in all stretches
+	steps   int // of work
+	touched int // of work: regions in all stretches
 
 	mu struct {
 		sync.Mutex
