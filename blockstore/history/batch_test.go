@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -254,5 +255,37 @@ func TestBatchesBounded(t *testing.T) {
 		t.Errorf("%d buffers out, %d kept", b.out, len(b.free))
 	}
 	must(t, s.Remove(1))
+	must(t, s.Close())
+}
+
+// What a process leaves that is killed in the midst of batches, on a real file system, is what was synced and a row of whole records.
+func TestBatchKilled(t *testing.T) {
+	rng := rand.New(rand.NewPCG(8, 8))
+	dir := t.TempDir()
+	s := openIn(t, vfs.Default, dir, nil)
+	st, err := s.Create(testVolume)
+	must(t, err)
+	all := surge(t, st, rng, 0, 20)
+	must(t, st.Sync())
+	synced := st.LastSeq()
+	for try := range 6 {
+		all = append(all, surge(t, st, rng, all[len(all)-1].Seq, 12+rng.IntN(20))...)
+		left := t.TempDir()
+		must(t, os.CopyFS(left, os.DirFS(dir)))
+		again := openIn(t, vfs.Default, left, nil)
+		got := again.Stream(testVolume)
+		n := 0
+		for n < len(all) && all[n].Seq <= got.LastSeq() {
+			n++
+		}
+		if got.LastSeq() < synced || st.open().batch == nil || n == len(all) {
+			t.Errorf("try %d: the last of %d records is %d, %d were synced", try, len(all), got.LastSeq(), synced)
+		}
+		compare(t, again, got, all[:n])
+		must(t, again.Close())
+		synced = got.LastSeq()
+	}
+	must(t, st.Sync())
+	compare(t, s, st, all)
 	must(t, s.Close())
 }
