@@ -53,11 +53,11 @@ func TestStretch(t *testing.T) {
 func TestHistoryRootsByBlocks(t *testing.T) {
 	const mib = 1 << 20
 	opts := testOptions(t, vfs.Default, t.TempDir())
-	opts.LogCapBytes, opts.LogFileBytes = 128*mib, 8*mib
+	opts.LogCapBytes, opts.LogFileBytes, opts.historyRootDifferent = 128*mib, 8*mib, 96*mib
 	s := openTest(t, opts)
 	ctx := context.Background()
 	d := createTest(t, s, "a", 256*mib)
-	const budget = 768 * mib // 96 MiB of different blocks, 256 MiB stored
+	const budget = 768 * mib // 256 MiB stored behind a root
 	if err := s.SetHistory(ctx, "a", HistoryPolicy{Window: time.Hour, BudgetBytes: budget}); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestHistoryRootsByBlocks(t *testing.T) {
 		return len(s.historian.rootsOf(s.historian.all()[0].v))
 	}
 	begin := roots()
-	for i := range 200 { // the same 16 MiB: by amount two roots would be due
+	for i := range 200 { // the same 16 MiB: by amount two roots were due
 		write(noise, uint64(i%16)*mib)
 	}
 	if n := roots(); n != begin {

@@ -11,8 +11,7 @@ const (
 	historyRootBytes = 4 << 30
 	// historyRootWrites is how much may be written behind a root, in bytes, to however few blocks: two million records of a block, which a moment has to look through.
 	historyRootWrites = 8 << 30
-	// historyRootBlocks is the part of the budget that different blocks may be, and historyRootStored that of what is stored behind one root.
-	historyRootBlocks = 8
+	// historyRootStored is the part of the budget that what is stored behind one root may be.
 	historyRootStored = 3
 	// stretchRegions bounds the regions of all volumes of which it is known which blocks were written, each 512 B; of others every block counts as another one.
 	stretchRegions = 1 << 15
@@ -77,6 +76,9 @@ func (h *historian) rootDue(vh *volumeHistory, fresh int64) bool {
 	if t := &vh.stretch; t.root == vh.rootSeq { // else nothing was copied yet of what came behind the root
 		waits, stored, blocks = max(0, fresh-t.copied), vh.stream.BytesBehind(t.root), t.blocks
 	}
-	budget := h.budgetOf(vh)
-	return blocks*block.Size >= min(historyRootBytes, budget/historyRootBlocks) || stored+waits >= budget/historyRootStored
+	different := int64(historyRootBytes)
+	if n := h.s.opts.historyRootDifferent; n > 0 {
+		different = n
+	}
+	return blocks*block.Size >= different || stored+waits >= h.budgetOf(vh)/historyRootStored
 }

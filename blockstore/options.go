@@ -89,6 +89,8 @@ type Options struct {
 	HoldHistory bool
 
 	historyRootBytes int64 // of historyroots.go; tests make it small
+	// historyRootDifferent takes the place of the constant historyRootBytes, in bytes; tests make it small.
+	historyRootDifferent int64
 
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program
 
