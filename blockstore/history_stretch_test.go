@@ -10,42 +10,44 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/blockstore/overlay"
 )
 
-// What was written of a stretch is counted by blocks, up to a bound of the memory that takes, beyond which it counts as if all were different.
+// What a stretch takes in the layer of a moment is known within an eighth, scattered or dense, up to a bound of the memory that takes, beyond which all counts as scattered.
 func TestStretch(t *testing.T) {
-	h, rng := &historian{}, rand.New(rand.NewPCG(1, 2))
-	a, b := stretch{root: 1}, stretch{root: 2}
-	seen := map[uint64]bool{}
-	bytes := int64(0)
-	for range 5000 {
-		first, n := rng.Uint64N(3*block.BlocksPerRegion), 1+rng.Uint64N(300)
-		if rng.IntN(50) == 0 {
-			n = block.BlocksPerRegion + rng.Uint64N(block.BlocksPerRegion)
+	for _, c := range []struct {
+		name           string
+		volume, blocks uint64 // blocks
+		writes         int
+	}{{"dense", 20 * block.BlocksPerRegion, 1, 600_000}, {"half", 64 * block.BlocksPerRegion, 3, 100_000}, {"scattered", 1 << 26, 1, 300_000}, {"runs", 1 << 22, 600, 2000}} {
+		h, rng := &historian{}, rand.New(rand.NewPCG(1, 2))
+		s, layer := stretch{root: 1}, overlay.NewLayer(overlay.NewBudget(1<<30))
+		sums := make([]uint32, c.blocks)
+		for i := range c.writes {
+			first, n := rng.Uint64N(c.volume), 1+rng.Uint64N(c.blocks)
+			h.touch(&s, first*block.Size, n*block.Size)
+			layer.PublishWrite(first, uint64(i+1)<<22, sums[:n])
 		}
-		h.touch(&a, first*block.Size, n*block.Size)
-		for i := range n {
-			seen[first+i] = true
+		t.Logf("%-10s %9d B, %9d estimated, %d B copied", c.name, layer.Bytes(), s.layer, s.copied)
+		if diff := s.layer - layer.Bytes(); diff > layer.Bytes()/8 || diff < -layer.Bytes()/8 {
+			t.Errorf("%s: %d B estimated, %d taken", c.name, s.layer, layer.Bytes())
 		}
-		bytes += int64(n * block.Size)
-		if a.blocks != int64(len(seen)) || a.copied != bytes {
-			t.Fatalf("%d blocks in %d B, want %d in %d", a.blocks, a.copied, len(seen), bytes)
+		if h.touched != len(s.touched) {
+			t.Errorf("%s: %d regions, counted %d", c.name, len(s.touched), h.touched)
 		}
+		h.restart(&s, 3)
+		if h.touched != 0 || s.root != 3 || s.layer+s.copied != 0 {
+			t.Errorf("%s: %d regions after a restart, %+v", c.name, h.touched, s)
+		}
+		layer.Release()
 	}
-	h.touch(&b, 0, block.Size)
-	if h.touched != len(a.touched)+1 {
-		t.Fatalf("%d regions, want %d", h.touched, len(a.touched)+1)
-	}
-	h.touched = stretchRegions
+	h := &historian{touched: stretchRegions}
+	var s stretch
 	for range 2 {
-		h.touch(&b, 9*block.RegionSize-block.Size, 3*block.Size)
+		h.touch(&s, 9*block.RegionSize-block.Size, 3*block.Size)
 	}
-	if b.blocks != 7 || len(b.touched) != 1 {
-		t.Errorf("%d blocks in %d regions without memory for more, want 7 in 1", b.blocks, len(b.touched))
-	}
-	h.restart(&b, 3)
-	if h.touched != stretchRegions-1 || b.root != 3 || b.blocks+b.copied != 0 {
-		t.Errorf("%d regions after a restart, %+v", h.touched, b)
+	if s.layer != 6*slotMemory || len(s.touched) != 0 || h.touched != stretchRegions {
+		t.Errorf("%d B in %d regions without memory for more, want %d in none", s.layer, len(s.touched), 6*slotMemory)
 	}
 }
 
@@ -53,7 +55,7 @@ func TestStretch(t *testing.T) {
 func TestHistoryRootsByBlocks(t *testing.T) {
 	const mib = 1 << 20
 	opts := testOptions(t, vfs.Default, t.TempDir())
-	opts.LogCapBytes, opts.LogFileBytes, opts.historyRootDifferent = 128*mib, 8*mib, 96*mib
+	opts.LogCapBytes, opts.LogFileBytes, opts.historyRootLayer = 128*mib, 8*mib, 96<<8*layerSlot
 	s := openTest(t, opts)
 	ctx := context.Background()
 	d := createTest(t, s, "a", 256*mib)

@@ -7,25 +7,28 @@ import (
 // When a root is due by amount. A root costs: the head is closed, and every block that was written since the root before has to go down, though the log would have kept those that are rewritten all the time (hotset.go). So where the same blocks are
 // written again and again, roots are far apart; what bounds them is how long a moment takes to open, and how much of a history goes at once when it is over its budget (docs/rfc/0034-roots-and-rewrites.md).
 const (
-	// historyRootBytes of different blocks bound what the layer of a moment takes.
-	historyRootBytes = 4 << 30
 	// historyRootWrites is how much may be written behind a root, in bytes, to however few blocks: two million records of a block, which a moment has to look through.
 	historyRootWrites = 8 << 30
 	// historyRootStored is the part of the budget that what is stored behind one root may be.
 	historyRootStored = 3
+	// historyRootMoments is the part of the memory for moments that the layer of one may take.
+	historyRootMoments = 2
 	// stretchRegions bounds the regions of all volumes of which it is known which blocks were written, each 512 B; of others every block counts as another one.
 	stretchRegions = 1 << 15
+	// layerSlot and layerLeaf are what a block, and the first of 64 that lie together, take in the layer of a moment, in bytes.
+	layerSlot = 18
+	layerLeaf = 34
 )
 
 // stretch is what was copied of a volume behind a root. It belongs to historian.work.
 type stretch struct {
 	root    uint64 // sequence number
 	copied  int64  // bytes of writes
-	blocks  int64  // different ones
+	layer   int64  // what the layer of a moment at the end of it takes, bytes
 	touched map[uint64]*regionBits
 }
 
-// regionBits has a bit for each block of a region.
+// regionBits has a bit for each block of a region, 64 for each leaf of a layer.
 type regionBits [block.BlocksPerRegion / 64]uint64
 
 // touch counts a write that was copied.
@@ -44,18 +47,28 @@ func (h *historian) touch(t *stretch, off, length uint64) {
 			h.touched++
 		}
 		if bits == nil {
-			t.blocks += int64(next - b)
+			t.layer += int64(next-b) * slotMemory
 			b = next
 			continue
 		}
 		for ; b < next; b++ {
-			i := b % block.BlocksPerRegion
-			if bit := uint64(1) << (i % 64); bits[i/64]&bit == 0 {
-				bits[i/64] |= bit
-				t.blocks++
-			}
+			t.layer += bits.add(b % block.BlocksPerRegion)
 		}
 	}
+}
+
+// add notes a block of the region, and returns what it adds to a layer.
+func (r *regionBits) add(b uint64) int64 {
+	leaf, bit := &r[b/64], uint64(1)<<(b%64)
+	was := *leaf
+	*leaf |= bit
+	switch {
+	case was == 0:
+		return layerSlot + layerLeaf
+	case was&bit == 0:
+		return layerSlot
+	}
+	return 0
 }
 
 // restart counts anew, behind a root.
@@ -72,13 +85,13 @@ func (h *historian) rootDue(vh *volumeHistory, fresh int64) bool {
 	if fresh >= historyRootWrites {
 		return true
 	}
-	waits, stored, blocks := fresh, int64(0), int64(0)
+	waits, stored, layer := fresh, int64(0), int64(0)
 	if t := &vh.stretch; t.root == vh.rootSeq { // else nothing was copied yet of what came behind the root
-		waits, stored, blocks = max(0, fresh-t.copied), vh.stream.BytesBehind(t.root), t.blocks
+		waits, stored, layer = max(0, fresh-t.copied), vh.stream.BytesBehind(t.root), t.layer
 	}
-	different := int64(historyRootBytes)
-	if n := h.s.opts.historyRootDifferent; n > 0 {
-		different = n
+	most := h.s.opts.historyRootLayer
+	if most == 0 {
+		most = h.momentsMost() / historyRootMoments
 	}
-	return blocks*block.Size >= different || stored+waits >= h.budgetOf(vh)/historyRootStored
+	return layer >= most || stored+waits >= h.budgetOf(vh)/historyRootStored
 }

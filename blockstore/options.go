@@ -89,8 +89,7 @@ type Options struct {
 	HoldHistory bool
 
 	historyRootBytes int64 // of historyroots.go; tests make it small
-	// historyRootDifferent takes the place of the constant historyRootBytes, in bytes; tests make it small.
-	historyRootDifferent int64
+	historyRootLayer int64 // of historystretch.go; tests make it small
 
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program
 
