@@ -16,8 +16,8 @@ const (
 	// stretchRegions bounds the regions of all volumes of which it is known which blocks were written, each 512 B; of others every block counts as another one.
 	stretchRegions = 1 << 15
 	// layerSlot and layerLeaf are what a block, and the first of 64 that lie together, take in the layer of a moment, in bytes.
-	layerSlot = 18
-	layerLeaf = 34
+	layerSlot = 24
+	layerLeaf = 28
 )
 
 // stretch is what was copied of a volume behind a root. It belongs to historian.work.
