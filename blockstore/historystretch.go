@@ -16,7 +16,7 @@ const (
 	// stretchRegions bounds the regions of all volumes of which it is known which blocks were written, each 512 B; of others every block counts as another one.
 	stretchRegions = 1 << 15
 	// layerSlot and layerLeaf are what a block, and the first of 64 that lie together, take in the layer of a moment, in bytes.
-	layerSlot = 24
+	layerSlot = 23
 	layerLeaf = 28
 )
 
