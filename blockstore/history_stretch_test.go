@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,10 +57,12 @@ func TestHistoryRootsByBlocks(t *testing.T) {
 	const mib = 1 << 20
 	opts := testOptions(t, vfs.Default, t.TempDir())
 	opts.LogCapBytes, opts.LogFileBytes, opts.historyRootLayer = 128*mib, 8*mib, 96<<8*layerSlot
+	var ahead atomic.Int64
+	opts.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	s := openTest(t, opts)
 	ctx := context.Background()
 	d := createTest(t, s, "a", 256*mib)
-	const budget = 768 * mib // 256 MiB stored behind a root
+	const budget = 512 * mib // 256 MiB stored behind a root that is young, and 64 MiB behind others
 	if err := s.SetHistory(ctx, "a", HistoryPolicy{Window: time.Hour, BudgetBytes: budget}); err != nil {
 		t.Fatal(err)
 	}
@@ -105,17 +108,30 @@ func TestHistoryRootsByBlocks(t *testing.T) {
 	if n := roots(); n != begin+1 {
 		t.Errorf("%d roots after 320 MiB that do not compress, want %d", n, begin+1)
 	}
-	for i := range 280 { // what compresses is less
+	for i := range 200 { // what compresses is less
 		write(half, uint64(i%16)*mib)
 	}
 	if n := roots(); n != begin+1 {
-		t.Errorf("%d roots after 280 MiB more that compress, want %d", n, begin+1)
+		t.Errorf("%d roots after 200 MiB more that compress, want %d", n, begin+1)
 	}
 	for i := range 112 { // different ones
 		write(half, uint64(32+i)*mib)
 	}
 	if n := roots(); n != begin+2 {
 		t.Errorf("%d roots after 112 MiB of different blocks, want %d", n, begin+2)
+	}
+	ahead.Add(int64(historyRootRest))
+	for i := range 48 {
+		write(noise, uint64(i%16)*mib)
+	}
+	if n := roots(); n != begin+2 {
+		t.Errorf("%d roots after 48 MiB that do not compress, a minute later, want %d", n, begin+2)
+	}
+	for i := range 40 {
+		write(noise, uint64(i%16)*mib)
+	}
+	if n := roots(); n != begin+3 {
+		t.Errorf("%d roots after 88 MiB that do not compress, a minute later, want %d", n, begin+3)
 	}
 	for _, i := range []int{10, 199, 205, 250, 319, 330, 500, 590, 650, len(moments) - 1} {
 		m := moments[i]

@@ -52,7 +52,7 @@ func (h *historian) root(vh *volumeHistory) error {
 	vh.rootAt, vh.rooted, vh.rootSeq = h.s.opts.Now(), vh.written.Load(), o.Seq
 	most := h.s.opts.historyRootBytes
 	if most == 0 {
-		most = min(historyRootWrites, h.budgetOf(vh)/historyRootStored)
+		most = min(historyRootWrites, h.budgetOf(vh)/historyRootMost)
 	}
 	vh.dueAt.Store(vh.rooted + most)
 	return nil

@@ -1,16 +1,20 @@
 package blockstore
 
 import (
+	"time"
+
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
 
 // When a root is due by amount. A root costs: the head is closed, and every block that was written since the root before has to go down, though the log would have kept those that are rewritten all the time (hotset.go). So where the same blocks are
 // written again and again, roots are far apart; what bounds them is how long a moment takes to open, and how much of a history goes at once when it is over its budget (docs/rfc/0034-roots-and-rewrites.md).
 const (
-	// historyRootWrites is how much may be written behind a root, in bytes, to however few blocks: two million records of a block, which a moment has to look through.
-	historyRootWrites = 8 << 30
-	// historyRootStored is the part of the budget that what is stored behind one root may be.
-	historyRootStored = 3
+	// historyRootWrites is how much may be written behind a root, in bytes, to however few blocks: three million records of a block, which a moment has to look through.
+	historyRootWrites = 12 << 30
+	// historyRootPart is the part of the budget that what is stored behind one root may be, as history goes from root to root; historyRootMost that of what is written within historyRootRest of the last one.
+	historyRootPart = 8
+	historyRootMost = 2
+	historyRootRest = time.Minute
 	// historyRootMoments is the part of the memory for moments that the layer of one may take.
 	historyRootMoments = 2
 	// stretchRegions bounds the regions of all volumes of which it is known which blocks were written, each 512 B; of others every block counts as another one.
@@ -93,5 +97,9 @@ func (h *historian) rootDue(vh *volumeHistory, fresh int64) bool {
 	if most == 0 {
 		most = h.momentsMost() / historyRootMoments
 	}
-	return layer >= most || stored+waits >= h.budgetOf(vh)/historyRootStored
+	part := int64(historyRootPart)
+	if h.s.opts.Now().Sub(vh.rootAt) < historyRootRest {
+		part = historyRootMost
+	}
+	return layer >= most || stored+waits >= h.budgetOf(vh)/part
 }
