@@ -9,8 +9,8 @@ import (
 // When a root is due by amount. A root costs: the head is closed, and every block that was written since the root before has to go down, though the log would have kept those that are rewritten all the time (hotset.go). So where the same blocks are
 // written again and again, roots are far apart; what bounds them is how long a moment takes to open, and how much of a history goes at once when it is over its budget (docs/rfc/0034-roots-and-rewrites.md).
 const (
-	// historyRootWrites is how much may be written behind a root, in bytes, to however few blocks: three million records of a block, which a moment has to look through.
-	historyRootWrites = 12 << 30
+	// historyRootWrites is how much may be written behind a root, in bytes, to however few blocks: two million records of a block, which a moment has to look through.
+	historyRootWrites = 8 << 30
 	// historyRootPart is the part of the budget that what is stored behind one root may be, as history goes from root to root; historyRootMost that of what is written within historyRootRest of the last one.
 	historyRootPart = 8
 	historyRootMost = 2
