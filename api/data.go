@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/control"
+	"github.com/hyper-nixos/hyper-nixos/control/transfer"
 )
 
 const (
@@ -103,15 +106,15 @@ func importSpec(r *http.Request) (control.ImportSpec, error) {
 	return spec, nil
 }
 
-// get serves GET /v1/volumes/{name}/data?snapshot=…&offset=…&length=…: the content of a snapshot, or a part of it, or the content of the volume at this moment.
+// get serves GET /v1/volumes/{name}/data?snapshot=…&offset=…&length=…, or …&ranges=OFFSET:LENGTH,…: the content of a snapshot, or parts of it one after the other, or the content of the volume at this moment.
 func (d *data) get(w http.ResponseWriter, r *http.Request) {
-	part, err := partOf(r)
+	parts, err := partsOf(r.URL.Query())
 	if err != nil {
 		fail(w, err)
 		return
 	}
 	enter := d.enter
-	if part != nil {
+	if len(parts) > 0 {
 		enter = d.enterPart
 	}
 	leave, err := enter(r)
@@ -121,22 +124,53 @@ func (d *data) get(w http.ResponseWriter, r *http.Request) {
 	}
 	defer leave()
 	body := &lateBody{w: w, contentType: ContentType}
-	err = d.control.Export(r.Context(), r.PathValue("name"), r.URL.Query().Get("snapshot"), part, body)
+	err = d.control.Export(r.Context(), r.PathValue("name"), r.URL.Query().Get("snapshot"), parts, body)
 	body.finish(err)
 }
 
-// partOf reads which part of a snapshot a request asks for; nil: all.
-func partOf(r *http.Request) (*block.Range, error) {
-	query := r.URL.Query()
+// partsOf reads which parts of a snapshot a request asks for; none: all.
+func partsOf(query url.Values) ([]block.Range, error) {
+	if query.Has("ranges") {
+		if query.Has("offset") || query.Has("length") {
+			return nil, fmt.Errorf("ranges, and an offset or length: want one of both: %w", block.ErrInvalid)
+		}
+		return rangesOf(query.Get("ranges"))
+	}
 	if !query.Has("offset") && !query.Has("length") {
 		return nil, nil
 	}
-	off, err := strconv.ParseUint(query.Get("offset"), 10, 64)
-	length, lengthErr := strconv.ParseUint(query.Get("length"), 10, 64)
-	if err != nil || lengthErr != nil || length == 0 || length > maxPart {
-		return nil, fmt.Errorf("offset=%q and length=%q: want numbers of bytes, the length from 1 to %d: %w", query.Get("offset"), query.Get("length"), maxPart, block.ErrInvalid)
+	part, err := rangeOf(query.Get("offset"), query.Get("length"))
+	return []block.Range{part}, err
+}
+
+// rangesOf reads ranges that have maxPart bytes at most together.
+func rangesOf(text string) ([]block.Range, error) {
+	fields := strings.SplitN(text, ",", transfer.MaxRanges+1)
+	if len(fields) > transfer.MaxRanges {
+		return nil, fmt.Errorf("more than %d ranges: %w", transfer.MaxRanges, block.ErrInvalid)
 	}
-	return &block.Range{Off: off, Len: length}, nil
+	parts, left := make([]block.Range, len(fields)), uint64(maxPart)
+	for i, field := range fields {
+		off, length, _ := strings.Cut(field, ":")
+		part, err := rangeOf(off, length)
+		if err != nil {
+			return nil, err
+		}
+		if part.Len > left {
+			return nil, fmt.Errorf("ranges of more than %d B together: %w", maxPart, block.ErrInvalid)
+		}
+		parts[i], left = part, left-part.Len
+	}
+	return parts, nil
+}
+
+func rangeOf(off, length string) (r block.Range, err error) {
+	var lengthErr error
+	r.Off, err = strconv.ParseUint(off, 10, 64)
+	if r.Len, lengthErr = strconv.ParseUint(length, 10, 64); err != nil || lengthErr != nil || r.Len == 0 || r.Len > maxPart {
+		return r, fmt.Errorf("offset=%q and length=%q: want numbers of bytes, the length from 1 to %d: %w", off, length, maxPart, block.ErrInvalid)
+	}
+	return r, nil
 }
 
 // enterPart takes a slot for a part, of which one client asks for many: it waits for one.

@@ -52,6 +52,21 @@ func (u *changedUnits) any(begin, end int) bool {
 	return at < end
 }
 
+// end returns the first offset of the region from begin on that did not change, RegionSize if there is none.
+func (u *changedUnits) end(begin int) int {
+	unit := begin / changeUnit
+	for word := unit / 64; word < len(u); word++ {
+		left := ^u[word]
+		if word == unit/64 {
+			left &= ^uint64(0) << (unit % 64)
+		}
+		if left != 0 {
+			return max(begin, (word*64+bits.TrailingZeros64(left))*changeUnit)
+		}
+	}
+	return RegionSize
+}
+
 // next returns the first offset of the region from begin on that changed, RegionSize if there is none.
 func (u *changedUnits) next(begin int) int {
 	unit := begin / changeUnit

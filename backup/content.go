@@ -3,6 +3,7 @@ package backup
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
@@ -16,19 +17,54 @@ const (
 	// MaxContent bounds content, bytes: 4,096 directories fit into a manifest.
 	MaxContent = 4096 * pagesPerDirectory * RegionSize
 
-	extentSize = 36
+	extentSize = 36 // of a chunk
+	sliceSize  = 44
 	treeHeader = 8
+	// maxSliced bounds the chunk that a slice is of: no pack has a longer one.
+	maxSliced = 4 << 20
 )
 
 var (
-	pageMagic      = [4]byte{'H', 'V', 'B', 'P'}
+	pageMagic      = [4]byte{'H', 'V', 'B', 'P'} // of whole chunks
+	slicedMagic    = [4]byte{'H', 'V', 'B', 'S'} // of slices of chunks
 	directoryMagic = [4]byte{'H', 'V', 'B', 'D'}
 )
 
-// extent is a piece of a region: a whole chunk, or zeroes if its id is zero.
+// extent is a piece of a region: a chunk, or a slice of one, or zeroes if its id is zero.
 type extent struct {
 	id     block.Hash
-	length uint32
+	length uint32 // of the piece, bytes
+	at     uint32 // where it begins in the chunk
+	of     uint32 // length of the chunk
+}
+
+func zeroes(length uint32) extent { return extent{length: length} }
+
+// wholeChunk is an extent that is a chunk.
+func wholeChunk(id block.Hash, length uint32) extent {
+	return extent{id: id, length: length, of: length}
+}
+
+func (e *extent) isZero() bool { return e.id == (block.Hash{}) }
+
+// sliced reports whether the extent is a part of its chunk.
+func (e *extent) sliced() bool { return e.length != e.of && !e.isZero() }
+
+// slice returns what is from in on, and length bytes long, of an extent.
+func (e *extent) slice(in, length int) extent {
+	out := *e
+	if out.length = uint32(length); !e.isZero() {
+		out.at += uint32(in)
+	}
+	return out
+}
+
+// bytes returns what the extent has of its chunk.
+func (e *extent) bytes(chunk []byte) ([]byte, error) {
+	if len(chunk) != int(e.of) {
+		return nil, treeError("page", 0, fmt.Sprintf("a chunk of %d B", e.of), fmt.Sprint(len(chunk)))
+	}
+	return chunk[e.at : e.at+e.length], nil
 }
 
 // regions is how many regions content of that size has.
@@ -37,13 +73,23 @@ func regions(size uint64) uint64 { return (size + RegionSize - 1) / RegionSize }
 // regionLength is how many bytes of the content region n has.
 func regionLength(size, n uint64) int { return int(min(RegionSize, size-n*RegionSize)) }
 
+// encodePage returns a page. One without slices looks as if there were none.
 func encodePage(extents []extent) []byte {
-	b := make([]byte, treeHeader, treeHeader+extentSize*len(extents))
-	copy(b, pageMagic[:])
+	magic, size := pageMagic, extentSize
+	if slices.ContainsFunc(extents, func(e extent) bool { return e.sliced() }) {
+		magic, size = slicedMagic, sliceSize
+	}
+	b := make([]byte, treeHeader, treeHeader+size*len(extents))
+	copy(b, magic[:])
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(extents)))
 	for i := range extents {
-		b = binary.LittleEndian.AppendUint32(b, extents[i].length)
-		b = append(b, extents[i].id[:]...)
+		e := &extents[i]
+		b = binary.LittleEndian.AppendUint32(b, e.length)
+		if size == sliceSize {
+			b = binary.LittleEndian.AppendUint32(b, e.at)
+			b = binary.LittleEndian.AppendUint32(b, e.of)
+		}
+		b = append(b, e.id[:]...)
 	}
 	return b
 }
@@ -54,21 +100,33 @@ func treeError(what string, at int, want, got string) error {
 
 // decodePage returns the extents of a region of that length, which they cover exactly.
 func decodePage(b []byte, length int) ([]extent, error) {
-	if len(b) < treeHeader || [4]byte(b[:4]) != pageMagic {
+	size := extentSize
+	switch {
+	case len(b) >= treeHeader && [4]byte(b[:4]) == slicedMagic:
+		size = sliceSize
+	case len(b) < treeHeader || [4]byte(b[:4]) != pageMagic:
 		return nil, treeError("page", 0, "the magic of a page", "other bytes")
 	}
 	n := binary.LittleEndian.Uint32(b[4:])
 	b = b[treeHeader:]
-	if uint64(n)*extentSize != uint64(len(b)) {
+	if uint64(n)*uint64(size) != uint64(len(b)) {
 		return nil, treeError("page", 4, fmt.Sprintf("extents of %d B", len(b)), fmt.Sprint(n))
 	}
 	extents := make([]extent, n)
 	covered := uint64(0)
 	for i := range extents {
-		e := &extents[i]
-		e.length, e.id = binary.LittleEndian.Uint32(b[extentSize*i:]), block.Hash(b[extentSize*i+4:extentSize*i+extentSize])
+		e, x := &extents[i], b[size*i:size*i+size]
+		e.length, e.id = binary.LittleEndian.Uint32(x), block.Hash(x[size-32:])
 		if covered += uint64(e.length); e.length == 0 {
-			return nil, treeError("page", treeHeader+extentSize*i, "a length", "0")
+			return nil, treeError("page", treeHeader+size*i, "a length", "0")
+		}
+		if size == sliceSize {
+			e.at, e.of = binary.LittleEndian.Uint32(x[4:]), binary.LittleEndian.Uint32(x[8:])
+			if end := uint64(e.at) + uint64(e.length); e.isZero() && (e.at != 0 || e.of != 0) || !e.isZero() && (end > uint64(e.of) || e.of > maxSliced) {
+				return nil, treeError("page", treeHeader+size*i+4, fmt.Sprintf("a slice of a chunk of at most %d B, or zeroes", maxSliced), fmt.Sprintf("%d B at %d of %d", e.length, e.at, e.of))
+			}
+		} else if !e.isZero() {
+			e.of = e.length
 		}
 	}
 	if covered != uint64(length) {

@@ -318,48 +318,46 @@ func (c *regionCopier) read(ctx context.Context, region *copyRegion) error {
 	}
 	known := c.known(ctx, region.n)
 	off := 0
-	for _, e := range g.extents {
-		out := copyExtent{extent: extent{length: e.length}}
-		if e.id == (block.Hash{}) {
-			region.extents = append(region.extents, out)
+	for i := range g.extents {
+		e := &g.extents[i]
+		if e.isZero() {
+			region.extents = append(region.extents, copyExtent{extent: *e})
 			continue
 		}
-		if id, ok := known[e.id]; ok && c.w.Has(id) {
-			out.id = id
-		} else {
-			out.data = region.buffer[off : off+int(e.length)]
-			off += int(e.length)
-			if err := c.fill(ctx, out.data, e); err != nil {
-				return err
-			}
-			out.id = c.hasher.Sum(out.data)
+		if there, ok := known.of(e); ok && c.w.Has(there.id) {
+			region.extents = append(region.extents, copyExtent{extent: there})
+			continue
 		}
-		region.extents = append(region.extents, out)
+		p := region.buffer[off : off+int(e.length)] // a slice becomes a chunk: nobody there needs the rest
+		off += len(p)
+		if err := c.fill(ctx, p, e); err != nil {
+			return err
+		}
+		region.extents = append(region.extents, copyExtent{wholeChunk(c.hasher.Sum(p), e.length), p})
 	}
 	return nil
 }
 
-// fill reads the chunk of an extent.
-func (c *regionCopier) fill(ctx context.Context, p []byte, e extent) error {
+// fill reads what an extent has.
+func (c *regionCopier) fill(ctx context.Context, p []byte, e *extent) error {
 	chunk, err := c.reader.Chunk(ctx, e.id)
 	if err != nil {
 		return err
 	}
-	if len(chunk) != len(p) {
-		return treeError("page", 0, fmt.Sprintf("a chunk of %d B", len(p)), fmt.Sprint(len(chunk)))
-	}
-	copy(p, chunk)
-	return nil
+	b, err := e.bytes(chunk)
+	copy(p, b)
+	return err
 }
 
 // cutAnew reads a region whole and cuts it as the other repository does.
 func (c *regionCopier) cutAnew(ctx context.Context, region *copyRegion, g *page) error {
 	data := region.buffer[:regionLength(c.m.SizeBytes, region.n)]
 	off := 0
-	for _, e := range g.extents {
+	for i := range g.extents {
+		e := &g.extents[i]
 		p := data[off : off+int(e.length)]
 		off += len(p)
-		if e.id == (block.Hash{}) {
+		if e.isZero() {
 			clear(p)
 		} else if err := c.fill(ctx, p, e); err != nil {
 			return err
@@ -370,12 +368,12 @@ func (c *regionCopier) cutAnew(ctx context.Context, region *copyRegion, g *page)
 		data = data[n:]
 		last := len(region.extents) - 1
 		switch zero := dedup.IsZero(p); {
-		case zero && last >= 0 && region.extents[last].id == (block.Hash{}):
+		case zero && last >= 0 && region.extents[last].isZero():
 			region.extents[last].length += n
 		case zero:
-			region.extents = append(region.extents, copyExtent{extent: extent{length: n}})
+			region.extents = append(region.extents, copyExtent{extent: zeroes(n)})
 		default:
-			region.extents = append(region.extents, copyExtent{extent{c.hasher.Sum(p), n}, p})
+			region.extents = append(region.extents, copyExtent{wholeChunk(c.hasher.Sum(p), n), p})
 		}
 	}
 	return nil
@@ -397,28 +395,51 @@ func (c *regionCopier) samePage(ctx context.Context, n uint64, id block.Hash) (n
 	return page
 }
 
-// known returns what the chunks of region n of a backup that both repositories have are called in the other.
-func (c *regionCopier) known(ctx context.Context, n uint64) map[block.Hash]block.Hash {
+// knownExtents are what extents of this repository are in the other.
+type knownExtents struct {
+	extents map[extent]extent
+	chunks  map[block.Hash]block.Hash // that are whole in both; nil where nothing there may be sliced
+}
+
+// of returns what an extent is there.
+func (k *knownExtents) of(e *extent) (extent, bool) {
+	if there, ok := k.extents[*e]; ok {
+		return there, true
+	}
+	id, ok := k.chunks[e.id]
+	there := *e
+	there.id = id
+	return there, ok
+}
+
+// known returns what region n of a backup that both repositories have is in the other.
+func (c *regionCopier) known(ctx context.Context, n uint64) (known knownExtents) {
 	if c.before == nil || n >= c.before.total {
-		return nil
+		return known
 	}
 	before, err := c.before.page(ctx, n)
 	if err != nil {
-		return nil
+		return known
 	}
 	after, err := c.after.page(ctx, n)
 	if err != nil || len(before.extents) != len(after.extents) {
-		return nil
+		return known
 	}
-	known := make(map[block.Hash]block.Hash, len(before.extents))
+	extents, chunks := make(map[extent]extent, len(before.extents)), make(map[block.Hash]block.Hash)
 	for i := range before.extents {
 		old, now := &before.extents[i], &after.extents[i]
 		if old.length != now.length {
-			return nil
+			return known
 		}
-		if old.id != (block.Hash{}) && now.id != (block.Hash{}) {
-			known[old.id] = now.id
+		if old.isZero() || now.isZero() {
+			continue
 		}
+		if extents[*old] = *now; old.at == now.at && old.of == now.of {
+			chunks[old.id] = now.id
+		}
+	}
+	if known.extents = extents; c.to.Config().Has(repository.Slices) {
+		known.chunks = chunks
 	}
 	return known
 }

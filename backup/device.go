@@ -62,11 +62,9 @@ func (d *Device) ReadOnly() bool { return true }
 
 // piece is what a read takes of one extent.
 type piece struct {
-	id     block.Hash // zero: zeroes
-	to     []byte     // of the read
-	at     int        // offset in the chunk
-	off    uint64     // in the content
-	length int        // of the chunk
+	extent        // as much of it as is read
+	to     []byte // of the read
+	off    uint64 // in the content
 }
 
 // split calls visit with the pieces that a read of p at off consists of. of returns the extents of a region.
@@ -85,7 +83,7 @@ func (d *Device) split(p []byte, off uint64, of func(n uint64) (*page, error), v
 		for end := in + length; in < end; {
 			e, begin := g.at(in)
 			take := min(end, begin+int(e.length)) - in
-			if err := visit(piece{e.id, p[:take], in - begin, off, int(e.length)}); err != nil {
+			if err := visit(piece{e.slice(in-begin, take), p[:take], off}); err != nil {
 				return err
 			}
 			p, off, in = p[take:], off+uint64(take), in+take
@@ -104,15 +102,19 @@ func (d *Device) TryReadAt(p []byte, off uint64, holes []block.Range) ([]block.R
 	}
 	d.ahead.note(off, uint64(len(p)))
 	err := d.split(p, off, cached, func(x piece) error {
-		if x.id == (block.Hash{}) {
+		if x.isZero() {
 			holes = appendHole(holes, x)
 			return nil
 		}
 		chunk, ok := d.reader.Cached(x.id)
-		if !ok || len(chunk) != x.length {
+		if !ok {
 			return block.ErrWouldBlock
 		}
-		copy(x.to, chunk[x.at:])
+		if b, err := x.bytes(chunk); err != nil {
+			return block.ErrWouldBlock // ReadAt says what is wrong
+		} else {
+			copy(x.to, b)
+		}
 		return nil
 	})
 	return holes, err
@@ -134,7 +136,7 @@ func (d *Device) read(ctx context.Context, p []byte, off uint64, holes []block.R
 	var missing []block.Hash
 	pages := func(n uint64) (*page, error) { return d.tree.page(ctx, n) }
 	err := d.split(p, off, pages, func(x piece) error {
-		if x.id == (block.Hash{}) {
+		if x.isZero() {
 			holes = appendHole(holes, x)
 		} else if _, ok := d.reader.Cached(x.id); !ok {
 			missing = append(missing, x.id)
@@ -148,17 +150,17 @@ func (d *Device) read(ctx context.Context, p []byte, off uint64, holes []block.R
 		d.load(ctx, missing)
 	}
 	return holes, d.split(p, off, pages, func(x piece) error {
-		if x.id == (block.Hash{}) {
+		if x.isZero() {
 			return nil
 		}
 		chunk, err := d.chunk(ctx, x.id)
-		if err == nil && len(chunk) != x.length {
-			err = treeError("page", 0, fmt.Sprintf("a chunk of %d B", x.length), fmt.Sprint(len(chunk)))
+		if err == nil {
+			chunk, err = x.bytes(chunk)
 		}
 		if err != nil {
 			return fmt.Errorf("content at %d: %w", x.off, err)
 		}
-		copy(x.to, chunk[x.at:])
+		copy(x.to, chunk)
 		return nil
 	})
 }
@@ -174,7 +176,7 @@ func (d *Device) NextData(ctx context.Context, off uint64) (uint64, error) {
 		}
 		for in := int(off - begin); in < length; {
 			e, start := g.at(in)
-			if e.id != (block.Hash{}) {
+			if !e.isZero() {
 				return begin + uint64(in), nil
 			}
 			in = start + int(e.length)
@@ -237,7 +239,7 @@ func (d *Device) prefetch(ctx context.Context, r block.Range) {
 		var ids []block.Hash
 		for in := begin; in < until; {
 			e, start := g.at(in)
-			if in = start + int(e.length); e.id == (block.Hash{}) {
+			if in = start + int(e.length); e.isZero() {
 				continue
 			}
 			if _, ok := d.reader.Cached(e.id); !ok {
@@ -296,7 +298,7 @@ func (d *Device) BlockStatus(ctx context.Context, metaContext string, r block.Ra
 		for in := int(s.at - begin); in < length && s.more; {
 			e, start := g.at(in)
 			in = start + int(e.length)
-			if e.id == (block.Hash{}) {
+			if e.isZero() {
 				s.hole(begin+uint64(start), begin+uint64(in))
 			}
 		}

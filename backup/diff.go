@@ -222,7 +222,7 @@ func (d *differ) look(ctx context.Context, p *regionPair, end uint64) (found cha
 			x.kind = Zeroed
 		}
 		switch {
-		case ea.id == eb.id && (zeroA || beginA == beginB): // the same
+		case ea.id == eb.id && (zeroA || beginA-int(ea.at) == beginB-int(eb.at)): // the same
 		case d.o.Quick:
 			found.add(Change{x.off, uint64(x.length), x.kind})
 		default:
@@ -248,10 +248,11 @@ func (d *differ) part(ctx context.Context, e *extent, at, length int) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	if len(chunk) != int(e.length) {
-		return nil, treeError("page", 0, fmt.Sprintf("a chunk of %d B", e.length), fmt.Sprint(len(chunk)))
+	part, err := e.bytes(chunk)
+	if err != nil {
+		return nil, err
 	}
-	return chunk[at : at+length], nil
+	return part[at : at+length], nil
 }
 
 // comparison is a range that has other chunks in each of two backups.

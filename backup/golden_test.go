@@ -105,3 +105,70 @@ func makeGoldenRepository(t *testing.T, root string, id *age.X25519Identity) {
 		t.Fatal(err)
 	}
 }
+
+// goldenDays are what the two backups in the golden repository with slices are of, the second one an increment.
+func goldenDays() (first, second content, changed []block.Range) {
+	first = image(43, 400_000)
+	second = append(content{}, first...)
+	for _, r := range []block.Range{{Off: 8192, Len: 4096}, {Off: 204800, Len: 12288}, {Off: 397312, Len: 2688}} {
+		copy(second[r.Off:], noise(r.Off, int(r.Len)))
+		changed = append(changed, r)
+	}
+	return first, second, changed
+}
+
+// A repository with slices must be readable for ever.
+func TestGoldenSlices(t *testing.T) {
+	const root = "testdata/repository-1-slices"
+	if *makeGolden {
+		makeGoldenSlices(t, root)
+	}
+	d, err := dir.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := repository.Open(t.Context(), d, seal.Credentials{Passphrase: []byte("golden")})
+	if err == nil {
+		err = r.LoadIndex(t.Context(), nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	sound(t, r, 2)
+	first, second, _ := goldenDays()
+	for _, m := range manifests(t, r) {
+		if m.Parent == "" {
+			sameContent(t, r, m, first)
+			continue
+		}
+		sameContent(t, r, m, second)
+		if _, sliced := extentsOf(t, r, m); sliced == 0 {
+			t.Error("the increment has no slices")
+		}
+	}
+}
+
+func makeGoldenSlices(t *testing.T, root string) {
+	t.Helper()
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	d, err := dir.Create(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := repository.Init(t.Context(), d, cdc.Default(), func(k *seal.Keys) (*seal.Slot, error) { return k.PassphraseSlot([]byte("golden"), "owner") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second, changed := goldenDays()
+	if err := r.LoadIndex(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.since(t.Context(), r, first.whole(t, r), changed); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(root, "tmp")); err != nil && !errors.Is(err, block.ErrNotFound) {
+		t.Fatal(err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,10 +26,10 @@ type RangeSource interface {
 // ErrParent means that a backup cannot begin from its parent: that is damaged, or was forgotten meanwhile. A run that reads everything needs no parent.
 var ErrParent = errors.New("the parent backup cannot be used")
 
-// RunIncremental backs up content of which it is known what may have changed since another backup of it. What did not change is taken over from that one: whole pages, and the chunks
-// of pages in part; nothing of it is read but, at the edges of a change, the rest of its chunks and what follows until a cut falls where one was before. So the backup has the same chunks
-// and pages, and the same root, as one that reads everything. It stands on its own: the parent may be forgotten after it. The index must be loaded and the keys be an owner's. Else as Run;
-// besides, ErrParent.
+// RunIncremental backs up content of which it is known what may have changed since another backup of it. What did not change is taken over from that one: whole pages, and the chunks of pages in part, or slices of
+// these; nothing of it is read but where slices crowd. In a repository without slices the rest of a chunk that changed in part is read, too, and what follows until a cut falls where one was before; there the backup
+// has the same chunks and pages, and the same root, as one that reads everything. A backup stands on its own: the parent may be forgotten after it. The index must be loaded and the keys be an owner's. If src is a
+// RangesSource it is asked for many ranges at once. Else as Run; besides, ErrParent.
 func RunIncremental(ctx context.Context, r *repository.Repository, src RangeSource, parent *repository.Manifest, changes *Changes, m *repository.Manifest, progress func(Progress)) error {
 	if src.Size() > MaxContent {
 		return fmt.Errorf("content of %d B, at most %d B: %w", src.Size(), uint64(MaxContent), block.ErrInvalid)
@@ -112,7 +113,8 @@ type incremental struct {
 	parent   *repository.Manifest
 	before   *treeCache // of the parent
 	out      tree
-	shares   bool // pages or chunks with the parent
+	shares   bool         // pages or chunks with the parent
+	spare    atomic.Int64 // bytes that may be read besides what changed
 	progress func(Progress)
 }
 
@@ -194,7 +196,7 @@ func (run *incremental) shrunk(ctx context.Context) (nonZero uint64, err error) 
 
 func nonZeroOf(extents []extent) (sum uint64) {
 	for i := range extents {
-		if extents[i].id != (block.Hash{}) {
+		if !extents[i].isZero() {
 			sum += uint64(extents[i].length)
 		}
 	}

@@ -22,7 +22,7 @@ type treeCache struct {
 	}
 }
 
-// Bounds of what a treeCache keeps: 16 directories have half a MiB, and extents 40 B each.
+// Bounds of what a treeCache keeps: 16 directories have half a MiB, and extents 48 B each.
 const (
 	maxCachedDirectories = 16
 	maxCachedExtents     = 512 << 10
@@ -85,7 +85,7 @@ func (t *treeCache) page(ctx context.Context, n uint64) (*page, error) {
 	if err != nil {
 		return nil, err
 	}
-	extents := []extent{{length: uint32(regionLength(t.m.SizeBytes, n))}}
+	extents := []extent{zeroes(uint32(regionLength(t.m.SizeBytes, n)))}
 	if id != (block.Hash{}) {
 		if extents, err = readPage(ctx, t.reader, t.m.SizeBytes, n, id); err != nil {
 			return nil, err

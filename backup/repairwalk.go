@@ -242,7 +242,7 @@ func (p *repair) pageOfContent(ctx context.Context, m *repository.Manifest, f *f
 		return nil, false, err
 	}
 	for _, e := range extents {
-		if e.id != (block.Hash{}) && !p.has(e.id) {
+		if !e.isZero() && !p.has(e.id) {
 			if err := p.put(m, f, e.id, data[:e.length]); err != nil {
 				return nil, false, err
 			}
@@ -270,7 +270,7 @@ func (p *repair) fromChunks(ctx context.Context, m *repository.Manifest, f *fill
 			if err != nil {
 				return nil, err
 			}
-			if ok && len(raw) == int(e.length) && p.hasher.Sum(raw) == e.id {
+			if ok && len(raw) == int(e.of) && p.hasher.Sum(raw) == e.id {
 				if err := p.put(m, f, e.id, raw); err != nil {
 					return nil, err
 				}
@@ -298,7 +298,7 @@ func (p *repair) fromContent(ctx context.Context, m *repository.Manifest, f *fil
 		}
 		for _, x := range run {
 			raw := data[x.off-begin:][:x.length]
-			if !ok || p.hasher.Sum(raw) != x.id {
+			if !ok || x.sliced() || p.hasher.Sum(raw) != x.id {
 				left = append(left, x)
 			} else if err := p.put(m, f, x.id, raw); err != nil {
 				return nil, err

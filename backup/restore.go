@@ -120,6 +120,31 @@ func Restore(ctx context.Context, r *repository.Repository, m *repository.Manife
 	return g.Wait()
 }
 
+const (
+	restoreAhead   = 4 << 20 // bytes of content whose frames are read at once,
+	restoreFrames  = 16      // but no more than so many frames, which share the memory of a Reader with those of other regions,
+	restoreFetches = 4       // and so many of them at a time: one alone waits for the disk, or for the other end of the world
+)
+
+// loadAhead brings the frames of the first extents into memory, as far as they can be had, and returns of how many.
+func loadAhead(ctx context.Context, d *repository.Reader, extents []extent) (n int) {
+	var ids []block.Hash
+	for bytes := 0; n < len(extents) && bytes < restoreAhead; n++ {
+		if e := &extents[n]; !e.isZero() {
+			ids = append(ids, e.id)
+			bytes += int(e.length)
+		}
+	}
+	some := d.OnePerFrame(ids)
+	var g errgroup.Group
+	g.SetLimit(restoreFetches)
+	for _, id := range some[:min(len(some), restoreFrames)] {
+		g.Go(func() error { d.Load(ctx, id); return nil })
+	}
+	_ = g.Wait() // who reads the chunks learns what is wrong
+	return n
+}
+
 // restoreRegion puts the chunks of a region together and writes what is not zero, in long pieces.
 func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extents []extent, buffer []byte, to io.WriterAt) error {
 	pieces := buffer[:0]
@@ -132,8 +157,13 @@ func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extent
 		pieces = buffer[:0]
 		return err
 	}
-	for _, e := range extents {
-		if e.id == (block.Hash{}) {
+	loaded := 0 // extents whose frames were asked for
+	for i := range extents {
+		e := &extents[i]
+		if i == loaded {
+			loaded += loadAhead(ctx, d, extents[i:])
+		}
+		if e.isZero() {
 			if err := flush(); err != nil {
 				return err
 			}
@@ -145,10 +175,11 @@ func restoreRegion(ctx context.Context, d *repository.Reader, off uint64, extent
 		if err != nil {
 			return fmt.Errorf("content at %d: %w", off, err)
 		}
-		if len(chunk) != int(e.length) {
-			return treeError("page", 0, fmt.Sprintf("a chunk of %d B at %d", e.length, off), fmt.Sprint(len(chunk)))
+		part, err := e.bytes(chunk)
+		if err != nil {
+			return fmt.Errorf("content at %d: %w", off, err)
 		}
-		pieces = append(pieces, chunk...)
+		pieces = append(pieces, part...)
 		off += uint64(e.length)
 	}
 	return flush()

@@ -153,12 +153,12 @@ func cutRegion(cutter *cdc.Cutter, hasher *dedup.Hasher, data []byte, lengths []
 		data = data[n:]
 		last := len(extents) - 1
 		switch zero := dedup.IsZero(p); {
-		case zero && last >= 0 && extents[last].id == (block.Hash{}):
+		case zero && last >= 0 && extents[last].isZero():
 			extents[last].length += n
 		case zero:
-			extents = append(extents, extent{length: n})
+			extents = append(extents, zeroes(n))
 		default:
-			extents = append(extents, extent{id: hasher.Sum(p), length: n})
+			extents = append(extents, wholeChunk(hasher.Sum(p), n))
 		}
 	}
 	return extents, lengths

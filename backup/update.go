@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
 	"github.com/hyper-nixos/hyper-nixos/dedup/cdc"
@@ -62,7 +63,7 @@ func (c *updater) update(ctx context.Context, region *updatedRegion) error {
 		}
 		return c.takeOver(ctx, region)
 	}
-	old := newPage([]extent{{length: uint32(length)}})
+	old := newPage([]extent{zeroes(uint32(length))})
 	if region.n < c.before.total {
 		g, err := c.before.page(ctx, region.n)
 		if err != nil {
@@ -75,6 +76,10 @@ func (c *updater) update(ctx context.Context, region *updatedRegion) error {
 	}
 	if region.buffer == nil {
 		region.buffer = make([]byte, RegionSize)
+	}
+	if c.r.Config().Has(repository.Slices) {
+		u := &sliceRegion{updater: c, region: region, length: length, old: old}
+		return u.all(ctx)
 	}
 	u := &regionUpdate{updater: c, region: region, data: region.buffer[:length], old: old, changed: region.changed}
 	return u.all(ctx)
@@ -101,7 +106,7 @@ func (c *updater) parentError(ctx context.Context, err error) error {
 	return errors.Join(ErrParent, err)
 }
 
-// regionUpdate walks over the old extents of one region and cuts anew where they changed.
+// regionUpdate walks over the old extents of one region and cuts anew where they changed, in a repository whose pages have no slices.
 type regionUpdate struct {
 	*updater
 	region  *updatedRegion
@@ -119,7 +124,7 @@ func (u *regionUpdate) all(ctx context.Context) error {
 		}
 		if begin := int(u.old.starts[i]); begin == at && !u.dirty(i) {
 			at += int(u.old.extents[i].length)
-			u.add(u.old.extents[i], nil)
+			u.region.add(u.old.extents[i], nil)
 			continue
 		}
 		n, err := u.cut(ctx, at, i)
@@ -128,9 +133,9 @@ func (u *regionUpdate) all(ctx context.Context) error {
 		}
 		p := u.data[at : at+n]
 		if at += n; dedup.IsZero(p) {
-			u.add(extent{length: uint32(n)}, nil)
+			u.region.add(zeroes(uint32(n)), nil)
 		} else {
-			u.add(extent{u.hasher.Sum(p), uint32(n)}, p)
+			u.region.add(wholeChunk(u.hasher.Sum(p), uint32(n)), p)
 		}
 	}
 	return nil
@@ -139,18 +144,17 @@ func (u *regionUpdate) all(ctx context.Context) error {
 // dirty reports whether an old extent must be read: it changed, or its chunk is not to be relied on.
 func (u *regionUpdate) dirty(i int) bool {
 	e, begin := &u.old.extents[i], int(u.old.starts[i])
-	return u.changed.any(begin, begin+int(e.length)) || e.id != (block.Hash{}) && !u.w.Has(e.id)
+	return u.changed.any(begin, begin+int(e.length)) || !e.isZero() && !u.w.Has(e.id)
 }
 
-// add appends an extent; zeroes that touch are one.
-func (u *regionUpdate) add(e extent, data []byte) {
-	last := len(u.region.extents) - 1
-	if e.id == (block.Hash{}) && last >= 0 && u.region.extents[last].id == (block.Hash{}) {
-		u.region.extents[last].length += e.length
+// add appends an extent; zeroes that touch are one. Without data it is of the parent, or zeroes.
+func (g *updatedRegion) add(e extent, data []byte) {
+	if last := len(g.extents) - 1; e.isZero() && last >= 0 && g.extents[last].isZero() {
+		g.extents[last].length += e.length
 		return
 	}
-	u.region.extents = append(u.region.extents, copyExtent{e, data})
-	u.region.shares = u.region.shares || data == nil && e.id != (block.Hash{})
+	g.extents = append(g.extents, copyExtent{e, data})
+	g.shares = g.shares || data == nil && !e.isZero()
 }
 
 // cut returns the length of the chunk at an offset, which lies in old extent i.
@@ -198,7 +202,7 @@ func (u *regionUpdate) readMore(ctx context.Context, at, i int) error {
 // knownZero returns up to where, from off on, there were zeroes and nothing changed.
 func (u *regionUpdate) knownZero(off, end int) int {
 	e, begin := u.old.at(off)
-	if e.id != (block.Hash{}) {
+	if !e.isZero() {
 		return off
 	}
 	return min(end, begin+int(e.length), u.changed.next(off))
@@ -214,7 +218,7 @@ func (u *regionUpdate) toRead(off, end int) int {
 		}
 		e, begin := u.old.at(zero)
 		until = min(end, begin+int(e.length))
-		if e.id == (block.Hash{}) {
+		if e.isZero() {
 			until = min(until, (zero/changeUnit+1)*changeUnit)
 		}
 	}

@@ -84,7 +84,7 @@ fi
 
 size=${SIZE_GIB:-32} data=${DATA_GIB:-8} change=${CHANGE_MIB:-320} raw=$dir/disk.raw
 fill="--name=fill --rw=write --bs=1M --size=${data}G --buffer_compress_percentage=50 --refill_buffers --randseed=1"
-writes() { echo "--name=day --rw=randwrite --bssplit=4k/60:16k/20:64k/12:256k/8 --io_size=${change}M --size=${data}G --buffer_compress_percentage=50 --refill_buffers --randseed=$1"; }
+writes() { echo "--name=day --rw=randwrite --bssplit=4k/60:16k/20:64k/12:256k/8 --io_size=${change}M --size=${data}G --buffer_compress_percentage=50 --refill_buffers --randseed=$((100 + $1))"; }
 begin
 truncate -s "${size}G" "$raw"
 # shellcheck disable=SC2046,SC2086

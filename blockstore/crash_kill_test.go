@@ -52,6 +52,7 @@ func TestKill(t *testing.T) {
 			}
 		}
 		if err := k.round(seed*1000 + uint64(i)); err != nil {
+			t.Run("what is left", k.autopsy)
 			t.Fatalf("round %d: %v\nrepeat: go test ./blockstore -run TestKill -crash.seed=%d", i, err, seed)
 		}
 	}
@@ -132,6 +133,22 @@ func (k *killer) judge(img *crashtest.Image) error {
 		return nil
 	}
 	return crashtest.NewVerifier(k.r, k.begin).ProcessDeath(img, k.r.Mark(), k.r.Mark())
+}
+
+// autopsy tells what a store is like after a process that failed: what an audit finds now that nothing else goes on, and where a recount differs.
+func (k *killer) autopsy(t *testing.T) {
+	var problems crashProblems
+	s, err := Open(context.Background(), crashOptions(vfs.Default, k.dir, &problems))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { t.Log("problems: ", errors.Join(s.Close(), problems.get())) }()
+	r, err := s.Audit(context.Background(), nil)
+	t.Logf("audit: %+v, %v", r, err)
+	if err := crashSettle(s); err != nil {
+		t.Error(err)
+	}
+	(&model{t: t, s: s}).audit()
 }
 
 // last opens the store once more in this process, recounts it, and deletes all.

@@ -163,16 +163,16 @@ func (c *Control) name(ctx context.Context, hidden blockstore.VolumeSpec, size u
 	return errors.Join(device.Flush(ctx), device.Close())
 }
 
-// Export writes the content of a snapshot as a stream, or of the volume as it is now when snapshot is empty; writers are not disturbed. If part is not nil only that range of a snapshot is
-// sent, with offsets from its beginning. An error before the first byte is returned; a later one is written into the stream too.
-func (c *Control) Export(ctx context.Context, volume, snapshot string, part *block.Range, w io.Writer) error {
-	if err := c.exportVolume(ctx, volume, snapshot, part, w); err != nil {
+// Export writes the content of a snapshot as a stream, or of the volume as it is now when snapshot is empty; writers are not disturbed. If there are parts only these ranges of a snapshot are
+// sent, one after the other, as if they were all of its content. An error before the first byte is returned; a later one is written into the stream too.
+func (c *Control) Export(ctx context.Context, volume, snapshot string, parts []block.Range, w io.Writer) error {
+	if err := c.exportVolume(ctx, volume, snapshot, parts, w); err != nil {
 		return fmt.Errorf("export volume %q: %w", volume, err)
 	}
 	return nil
 }
 
-func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, part *block.Range, w io.Writer) (err error) {
+func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, parts []block.Range, w io.Writer) (err error) {
 	ctx, done, err := c.work(ctx)
 	if err != nil {
 		return err
@@ -185,14 +185,14 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 		return err
 	}
 	point := ""
-	if snapshot == "" && part == nil {
+	if snapshot == "" && len(parts) == 0 {
 		if point, err = c.stateToRead(volume); err != nil {
 			return err
 		}
 		snapshot = point
 	}
 	if snapshot == "" {
-		if part != nil {
+		if len(parts) > 0 {
 			return fmt.Errorf("a part of what the volume is now: name a snapshot: %w", block.ErrInvalid)
 		}
 		if _, err := c.engine.Volume(volume); err != nil {
@@ -213,53 +213,25 @@ func (c *Control) exportVolume(ctx context.Context, volume, snapshot string, par
 		return err
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
-	whole := block.Range{Len: device.Size()}
-	if part == nil {
-		part = &whole
-	} else if part.Len == 0 || part.Off >= whole.Len || part.Len > whole.Len-part.Off {
-		return fmt.Errorf("%d B at %d of %d B: %w", part.Len, part.Off, whole.Len, block.ErrOutOfRange)
+	if len(parts) == 0 {
+		parts = []block.Range{{Len: device.Size()}}
 	}
-	return send(ctx, sparse{ctx, device, *part}, w)
-}
-
-func send(ctx context.Context, source sparse, w io.Writer) error {
-	stream, err := transfer.NewWriter(w, source.part.Len)
+	source, err := newSparse(ctx, device, parts)
 	if err != nil {
 		return err
 	}
-	if err := transfer.Send(ctx, stream, source, source.part.Len, nil); err != nil {
+	return send(ctx, source, w)
+}
+
+func send(ctx context.Context, source *sparse, w io.Writer) error {
+	stream, err := transfer.NewWriter(w, source.size)
+	if err != nil {
+		return err
+	}
+	if err := transfer.Send(ctx, stream, source, source.size, nil); err != nil {
 		return errors.Join(err, stream.Fail(err.Error()))
 	}
 	return nil
-}
-
-// sparse is a part of a device, whose holes are not read. Offsets count from where it begins.
-type sparse struct {
-	ctx    context.Context // of the one transfer that it is made for
-	device Device
-	part   block.Range
-}
-
-// ReadAt implements transfer.Source.
-func (s sparse) ReadAt(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
-	return s.device.ReadAt(ctx, p, s.part.Off+off, holes)
-}
-
-// NextData implements transfer.Sparse.
-func (s sparse) NextData(off uint64) (uint64, error) {
-	found := false
-	for off < s.part.Len && !found {
-		err := s.device.Depths(s.ctx, block.Range{Off: s.part.Off + off, Len: s.part.Len - off}, func(n uint64, depth uint32) bool {
-			if found = depth != 0; !found {
-				off += n
-			}
-			return !found
-		})
-		if err != nil {
-			return 0, err
-		}
-	}
-	return off, nil
 }
 
 // removeLeftovers deletes what imports, exports and clones left that were cut short by the death of the process.

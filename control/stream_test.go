@@ -37,11 +37,11 @@ func streamOf(t *testing.T, content []byte, size uint64) []byte {
 	return out.Bytes()
 }
 
-// exported is the content of a volume or snapshot, by way of a stream.
-func exported(t *testing.T, c *Control, volume, snapshot string) []byte {
+// exported is the content of a volume or snapshot, or parts of it, by way of a stream.
+func exported(t *testing.T, c *Control, volume, snapshot string, parts ...block.Range) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	if err := c.Export(t.Context(), volume, snapshot, nil, &out); err != nil {
+	if err := c.Export(t.Context(), volume, snapshot, parts, &out); err != nil {
 		t.Fatal(err)
 	}
 	r, err := transfer.NewReader(&out)
@@ -85,6 +85,26 @@ func TestImportAndExport(t *testing.T) {
 	}
 	if n := len(engine.volumes["known"].snapshots); n != 1 {
 		t.Errorf("%d snapshots after the exports, want the user's one", n)
+	}
+	var parts []block.Range
+	var want []byte
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 300 { // in any order, and more than once
+		off := rng.IntN(len(content) - 1)
+		r := block.Range{Off: uint64(off), Len: uint64(1 + rng.IntN(min(90_000, len(content)-off)))}
+		parts, want = append(parts, r), append(want, content[off:off+int(r.Len)]...)
+	}
+	if got := exported(t, c, "known", "s", parts...); !bytes.Equal(got, want) {
+		t.Error("parts: content differs")
+	}
+	if err := c.Export(t.Context(), "known", "", parts, io.Discard); !errors.Is(err, block.ErrInvalid) {
+		t.Errorf("parts of what changes: %v", err)
+	}
+	size := roundUp(uint64(len(content)))
+	for _, bad := range []block.Range{{Off: size, Len: 1}, {Off: size - 1, Len: 2}, {Off: 1 << 63, Len: 1 << 63}, {Len: 0}, {Off: 1, Len: ^uint64(0)}} {
+		if err := c.Export(t.Context(), "known", "s", []block.Range{{Len: 512}, bad}, io.Discard); !errors.Is(err, block.ErrOutOfRange) {
+			t.Errorf("%+v: %v", bad, err)
+		}
 	}
 }
 

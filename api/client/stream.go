@@ -181,7 +181,7 @@ func (c *Client) Export(ctx context.Context, volume, snapshot string) (*transfer
 	if err != nil {
 		return nil, nil, err
 	}
-	stream, err := transfer.NewReader(bufio.NewReaderSize(body, 1<<20))
+	stream, err := transfer.NewReader(bufio.NewReaderSize(body, 64<<10))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("read the stream of volume %q: %w", volume, err), body.Close())
 	}
@@ -193,7 +193,7 @@ func (c *Client) ReadRange(ctx context.Context, volume, snapshot string, p []byt
 	const most = 16 << 20
 	for len(p) > 0 {
 		n := min(len(p), most)
-		if err := c.readRange(ctx, volume, snapshot, p[:n], off); err != nil {
+		if err := c.readPart(ctx, volume, snapshot, p[:n], url.Values{"offset": {strconv.FormatUint(off, 10)}, "length": {strconv.Itoa(n)}}); err != nil {
 			return err
 		}
 		p, off = p[n:], off+uint64(n)
@@ -201,8 +201,10 @@ func (c *Client) ReadRange(ctx context.Context, volume, snapshot string, p []byt
 	return nil
 }
 
-func (c *Client) readRange(ctx context.Context, volume, snapshot string, p []byte, off uint64) (err error) {
-	path, err := dataPath(volume, url.Values{"snapshot": {snapshot}, "offset": {strconv.FormatUint(off, 10)}, "length": {strconv.Itoa(len(p))}})
+// readPart fills p with the part of a snapshot that a query names.
+func (c *Client) readPart(ctx context.Context, volume, snapshot string, p []byte, query url.Values) (err error) {
+	query.Set("snapshot", snapshot)
+	path, err := dataPath(volume, query)
 	if err != nil {
 		return err
 	}
@@ -213,6 +215,35 @@ func (c *Client) readRange(ctx context.Context, volume, snapshot string, p []byt
 	defer func() { err = errors.Join(err, body.Close()) }()
 	if err := fillFrom(body, p); err != nil {
 		return fmt.Errorf("read %s@%s: %w", volume, snapshot, err)
+	}
+	return nil
+}
+
+// ReadRanges fills p with the bytes of ranges of a snapshot, one after the other, in few requests. Calls may run at once.
+func (c *Client) ReadRanges(ctx context.Context, volume, snapshot string, p []byte, ranges []block.Range) error {
+	const most = 1 << 20 // in one request, but for a range that is longer
+	for len(ranges) > 0 {
+		if ranges[0].Len > most {
+			if err := c.ReadRange(ctx, volume, snapshot, p[:ranges[0].Len], ranges[0].Off); err != nil {
+				return err
+			}
+			p, ranges = p[ranges[0].Len:], ranges[1:]
+			continue
+		}
+		var text []byte
+		length, n := uint64(0), 0
+		for ; n < len(ranges) && n < transfer.MaxRanges && length+ranges[n].Len <= most; n++ {
+			if n > 0 {
+				text = append(text, ',')
+			}
+			text = append(strconv.AppendUint(text, ranges[n].Off, 10), ':')
+			text = strconv.AppendUint(text, ranges[n].Len, 10)
+			length += ranges[n].Len
+		}
+		if err := c.readPart(ctx, volume, snapshot, p[:length], url.Values{"ranges": {string(text)}}); err != nil {
+			return err
+		}
+		p, ranges = p[length:], ranges[n:]
 	}
 	return nil
 }

@@ -163,7 +163,7 @@ func (s *sampling) batch(ctx context.Context, regions [][]byte) error {
 		do   func(i int) error
 	}{
 		{&s.d.Compress, func(i int) error {
-			frames[i].compressed = pack.Compress(frames[i].raw)
+			frames[i].compressed = pack.Compress(nil, frames[i].raw)
 			return nil
 		}},
 		{&s.d.Seal, func(i int) error {

@@ -28,11 +28,11 @@ var decoders = sync.Pool{New: func() any {
 	return d
 }}
 
-// Compress returns the chunks of a frame compressed, ready for Builder.Add. It may be called at once.
-func Compress(raw []byte) []byte {
+// Compress appends the chunks of a frame to dst, compressed and ready for Builder.Add, and returns it. It may be called at once.
+func Compress(dst, raw []byte) []byte {
 	e := encoders.Get().(*zstd.Encoder)
 	defer encoders.Put(e)
-	return e.EncodeAll(raw, make([]byte, 0, len(raw)/2+64))
+	return e.EncodeAll(raw, dst)
 }
 
 // Builder puts together one pack.

@@ -33,7 +33,7 @@ func testPack(t *testing.T) (keys *seal.Keys, whole []byte, raws [][]byte) {
 			chunks = append(chunks, Chunk{ID: h.Sum(c), Raw: uint32(len(c))})
 			raw = append(raw, c...)
 		}
-		if err := p.Add(chunks, Compress(raw)); err != nil {
+		if err := p.Add(chunks, Compress(nil, raw)); err != nil {
 			t.Fatal(err)
 		}
 		raws = append(raws, raw)

@@ -47,6 +47,15 @@ type Config struct {
 	Cut      cdc.Params `json:"cut"`
 }
 
+// Slices is the feature of repositories whose pages may have slices of chunks.
+const Slices = "slices"
+
+// features are those that this program knows. A new repository has them all.
+var features = []string{Slices}
+
+// Has reports whether a repository has a feature.
+func (c Config) Has(feature string) bool { return slices.Contains(c.Incompat, feature) }
+
 // Repository is an open repository.
 type Repository struct {
 	backend backend.Backend
@@ -72,7 +81,7 @@ func Init(ctx context.Context, b backend.Backend, cut cdc.Params, slot func(*sea
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{backend: b, keys: keys, config: Config{Format: formatName, Version: formatVersion, ID: id.String(), Created: time.Now().UTC(), Cut: cut}, index: newIndex()}
+	r := &Repository{backend: b, keys: keys, config: Config{Format: formatName, Version: formatVersion, Incompat: features, ID: id.String(), Created: time.Now().UTC(), Cut: cut}, index: newIndex()}
 	if err := r.AddSlot(ctx, slot); err != nil {
 		return nil, err
 	}
@@ -151,8 +160,9 @@ func (r *Repository) readConfig(ctx context.Context) (id block.UUID, err error) 
 	if c.Format != formatName || c.Version < 1 {
 		return id, corrupt(formatName, fmt.Sprintf("%q", c.Format))
 	}
-	if c.Version > formatVersion || len(c.Incompat) > 0 {
-		return id, fmt.Errorf("repository in %s of version %d with features %q, which this program does not know; use a newer one: %w", r.backend.Location(), c.Version, c.Incompat, block.ErrVersion)
+	unknown := slices.DeleteFunc(slices.Clone(c.Incompat), func(f string) bool { return slices.Contains(features, f) })
+	if c.Version > formatVersion || len(unknown) > 0 {
+		return id, fmt.Errorf("repository in %s of version %d with features %q, which this program does not know; use a newer one: %w", r.backend.Location(), c.Version, unknown, block.ErrVersion)
 	}
 	if err := c.Cut.Validate(); err != nil {
 		return id, fmt.Errorf("config of the repository in %s: %w", r.backend.Location(), err)

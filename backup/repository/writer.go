@@ -19,6 +19,9 @@ import (
 // packsPerRun is after how many packs a writer stores a run of its index. If it dies, what came after the last one is found by the directories.
 const packsPerRun = 32
 
+// frameSlack is how many bytes more than pack.FrameRaw a frame has, mostly: it is full with the chunk that reaches that.
+const frameSlack = 128 << 10
+
 // Writer stores chunks. Add may be called at once; frames have the chunks in the order of the calls.
 type Writer struct {
 	r       *Repository
@@ -26,8 +29,10 @@ type Writer struct {
 	tasks   *errgroup.Group
 	ctx     context.Context // of the writer's goroutines
 
-	frames  chan *frameJob // to compress
-	ordered chan *frameJob // the same in order, to pack
+	frames  chan *frameJob     // to compress
+	ordered chan *frameJob     // the same in order, to pack
+	packs   chan *pack.Builder // to store: the next is filled meanwhile
+	buffers sync.Pool          // *[]byte of frames
 
 	mu struct {
 		sync.Mutex
@@ -39,7 +44,7 @@ type Writer struct {
 		ids        map[block.Hash]bool // handed in and not in the index yet
 		relied     map[uint32]bool     // packs of the index with chunks that were handed in
 	}
-	counts WriterStats // of the packing goroutine until Close
+	counts WriterStats // of the storing goroutine until Close
 	asOf   time.Time   // what is relied on was in no mark then
 	since  func(time.Time) time.Duration
 }
@@ -72,20 +77,22 @@ func (r *Repository) newWriter(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{r: r, session: session, frames: make(chan *frameJob), ordered: make(chan *frameJob, 2*runtime.GOMAXPROCS(0))}
+	w := &Writer{r: r, session: session, frames: make(chan *frameJob), ordered: make(chan *frameJob, 2*runtime.GOMAXPROCS(0)), packs: make(chan *pack.Builder)}
 	w.pending.ids, w.pending.relied = make(map[block.Hash]bool), make(map[uint32]bool)
 	w.asOf, w.since = r.index.loaded(), elapsed
 	w.tasks, w.ctx = errgroup.WithContext(ctx)
 	for range runtime.GOMAXPROCS(0) {
 		w.tasks.Go(func() error {
 			for f := range w.frames {
-				f.compressed <- pack.Compress(f.raw)
+				f.compressed <- pack.Compress(w.buffer(0), f.raw)
+				w.putBack(f.raw)
 				f.raw = nil
 			}
 			return nil
 		})
 	}
 	w.tasks.Go(w.packAll)
+	w.tasks.Go(w.storeAll)
 	return w, nil
 }
 
@@ -121,7 +128,7 @@ func (w *Writer) copy(id block.Hash, raw []byte) error {
 // putLocked appends a chunk to the open frame. w.mu is held.
 func (w *Writer) putLocked(id block.Hash, raw []byte) error {
 	if w.mu.open == nil {
-		w.mu.open = &frameJob{raw: make([]byte, 0, pack.FrameRaw+len(raw)), compressed: make(chan []byte, 1)}
+		w.mu.open = &frameJob{raw: w.buffer(len(raw)), compressed: make(chan []byte, 1)}
 	}
 	f := w.mu.open
 	f.raw = append(f.raw, raw...)
@@ -130,6 +137,21 @@ func (w *Writer) putLocked(id block.Hash, raw []byte) error {
 		return w.sendLocked()
 	}
 	return nil
+}
+
+// buffer returns memory for a frame, raw or compressed: for a chunk of that many bytes behind a full one.
+func (w *Writer) buffer(length int) []byte {
+	if b, ok := w.buffers.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, pack.FrameRaw+max(length, frameSlack))
+}
+
+// putBack gives memory back that buffer returned.
+func (w *Writer) putBack(b []byte) {
+	if cap(b) <= pack.FrameRaw+2*frameSlack {
+		w.buffers.Put(&b)
+	}
 }
 
 // Has reports whether the repository has a chunk in a pack that lasts. Who asks relies on it: Commit sees to it that it still does.
@@ -197,20 +219,18 @@ func (w *Writer) Close() (WriterStats, error) {
 	return w.counts, err
 }
 
-// packAll puts frames into packs, in order, and stores these.
+// packAll puts frames into packs, in order.
 func (w *Writer) packAll() error {
+	defer close(w.packs)
 	var p *pack.Builder
-	var run []runPack
 	store := func() error {
-		done, err := w.storePack(p)
-		if err != nil {
-			return err
+		select {
+		case w.packs <- p:
+			p = nil
+			return nil
+		case <-w.ctx.Done():
+			return context.Cause(w.ctx)
 		}
-		p, run = nil, append(run, done)
-		if len(run) >= packsPerRun {
-			err, run = w.storeRun(run), nil
-		}
-		return err
 	}
 	for f := range w.ordered {
 		var compressed []byte
@@ -225,7 +245,7 @@ func (w *Writer) packAll() error {
 		if err := p.Add(f.chunks, compressed); err != nil {
 			return err
 		}
-		w.counts.Chunks += len(f.chunks)
+		w.putBack(compressed)
 		if p.Full() {
 			if err := store(); err != nil {
 				return err
@@ -233,14 +253,29 @@ func (w *Writer) packAll() error {
 		}
 	}
 	if p != nil {
-		if err := store(); err != nil {
-			return err
-		}
-	}
-	if len(run) > 0 {
-		return w.storeRun(run)
+		return store()
 	}
 	return nil
+}
+
+// storeAll stores packs, in order, and runs that list them.
+func (w *Writer) storeAll() error {
+	var run []runPack
+	for p := range w.packs {
+		done, err := w.storePack(p)
+		if err != nil {
+			return err
+		}
+		if run = append(run, done); len(run) >= packsPerRun {
+			if err, run = w.storeRun(run), nil; err != nil {
+				return err
+			}
+		}
+	}
+	if err := w.ctx.Err(); err != nil || len(run) == 0 { // what is not listed yet is found by the directories
+		return context.Cause(w.ctx)
+	}
+	return w.storeRun(run)
 }
 
 func (w *Writer) storePack(p *pack.Builder) (runPack, error) {
@@ -254,6 +289,7 @@ func (w *Writer) storePack(p *pack.Builder) (runPack, error) {
 	w.pending.relied[number] = true
 	for i := range frames {
 		w.counts.RawBytes += uint64(frames[i].Raw)
+		w.counts.Chunks += len(frames[i].Chunks)
 		for _, c := range frames[i].Chunks {
 			delete(w.pending.ids, c.ID)
 		}

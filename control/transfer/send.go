@@ -23,6 +23,9 @@ type Source interface {
 	ReadAt(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error)
 }
 
+// MaxRanges is how many ranges of content one request may name.
+const MaxRanges = 1024
+
 // Sparse is a Source that knows where nothing is stored.
 type Sparse interface {
 	// NextData returns the first offset from off on where data may be, or the end of the content.
@@ -97,7 +100,7 @@ func readAhead(ctx context.Context, source Source, size uint64, buffers chan []b
 			return
 		}
 		if buffer == nil {
-			buffer = make([]byte, pieceSize)
+			buffer = make([]byte, min(pieceSize, size))
 		}
 		at := off
 		buffer = buffer[:min(pieceSize, size-at)]

@@ -15,11 +15,14 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/block"
+	"github.com/hyper-nixos/hyper-nixos/internal/vfs"
 )
 
 const (
 	temporary = "tmp" // no key begins with it: it is no kind of object
 	abandoned = 24 * time.Hour
+	// directFrom is from how many bytes on an object is written around the page cache.
+	directFrom = 1 << 20
 )
 
 // Dir is a directory with objects.
@@ -94,8 +97,8 @@ func (d *Dir) path(key string) (string, error) {
 
 // Create implements backend.Backend.
 func (d *Dir) Create(ctx context.Context, key string, data []byte) error {
-	return d.createBy(ctx, key, func(f *os.File) error {
-		_, err := f.Write(data)
+	return d.createBy(ctx, key, int64(len(data)), func(_ *os.File, w io.Writer) error {
+		_, err := w.Write(data)
 		return err
 	})
 }
@@ -106,14 +109,14 @@ const copyBuffer = 256 << 10
 // CreateFrom is Create for sizeBytes bytes that come from r. If r ends before, that is io.ErrUnexpectedEOF, and nothing is stored; what it has beyond them is left in it. Errors of r are wrapped. The context is looked at before
 // anything is read. owner, if it is not empty, is kept with the object: Owner returns it.
 func (d *Dir) CreateFrom(ctx context.Context, key string, sizeBytes int64, owner string, r io.Reader) error {
-	return d.createBy(ctx, key, func(f *os.File) error {
+	return d.createBy(ctx, key, sizeBytes, func(f *os.File, w io.Writer) error {
 		if owner != "" {
 			if err := unix.Fsetxattr(int(f.Fd()), ownerAttribute, []byte(owner), 0); err != nil {
 				return fmt.Errorf("keep who stored it, in an extended attribute: %w", err)
 			}
 		}
 		buffer := make([]byte, max(1, min(sizeBytes, copyBuffer)))
-		n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(r, sizeBytes), buffer)
+		n, err := io.CopyBuffer(struct{ io.Writer }{w}, io.LimitReader(r, sizeBytes), buffer)
 		if err == nil && n < sizeBytes {
 			err = io.ErrUnexpectedEOF
 		}
@@ -145,7 +148,8 @@ func (d *Dir) Owner(key string) (string, error) {
 }
 
 // createBy stores what write puts into a file.
-func (d *Dir) createBy(ctx context.Context, key string, write func(f *os.File) error) error {
+// createBy makes an object of so many bytes, which write writes to w; f is its file.
+func (d *Dir) createBy(ctx context.Context, key string, sizeBytes int64, write func(f *os.File, w io.Writer) error) error {
 	path, err := d.path(key)
 	if err != nil {
 		return err
@@ -156,13 +160,13 @@ func (d *Dir) createBy(ctx context.Context, key string, write func(f *os.File) e
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("object %s: %w", key, block.ErrExists)
 	}
-	if err := d.create(path, write); err != nil {
+	if err := d.create(path, sizeBytes, write); err != nil {
 		return fmt.Errorf("store object %s: %w", key, known(err))
 	}
 	return nil
 }
 
-func (d *Dir) create(path string, write func(f *os.File) error) error {
+func (d *Dir) create(path string, sizeBytes int64, write func(f *os.File, w io.Writer) error) error {
 	for _, folder := range []string{filepath.Join(d.root, temporary), filepath.Dir(path)} {
 		if err := d.folder(folder); err != nil {
 			return err
@@ -172,7 +176,9 @@ func (d *Dir) create(path string, write func(f *os.File) error) error {
 	if err != nil {
 		return err
 	}
-	if err = write(f); err == nil {
+	if sizeBytes >= directFrom {
+		err = writeAround(f, write)
+	} else if err = write(f, f); err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -182,6 +188,19 @@ func (d *Dir) create(path string, write func(f *os.File) error) error {
 		return errors.Join(err, remove(f.Name()))
 	}
 	return syncFolder(filepath.Dir(path))
+}
+
+// writeAround writes a file around the page cache, where the file system allows that, and makes it durable. Nobody reads a pack soon, and through the cache it would take the place of what is read, by hvd and by guests.
+func writeAround(f *os.File, write func(f *os.File, w io.Writer) error) error {
+	again, err := vfs.OpenUpdate(vfs.Default, f.Name())
+	if err != nil {
+		return err
+	}
+	w := vfs.NewAppender(again)
+	if err = write(f, w); err == nil {
+		err = w.Sync()
+	}
+	return errors.Join(err, w.Close())
 }
 
 // folder makes a folder of the root and its parents durable.
