@@ -52,6 +52,9 @@ attach() { # DISK
 	in_guest() { chroot "$mnt" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
 }
 apt() { in_guest apt-get -qq -y -o Dir::Cache::archives=/debs -o Dpkg::Options::=--force-unsafe-io -o APT::Keep-Downloaded-Packages=true --no-install-recommends "$@"; }
+installed() { # DEB...; once more, as one may pre-depend on another of them that must be configured before
+	in_guest dpkg --force-unsafe-io --force-confold -i "$@" || in_guest dpkg --force-unsafe-io --force-confold -i "$@"
+}
 written() { # bytes to the disk so far
 	sync -f "$mnt"
 	awk '{ printf "%.0f", $7 * 512 }' "/sys/block/$(basename "$(findmnt -no SOURCE "$mnt")")/stat"
@@ -152,7 +155,7 @@ print([d for d in map(json.loads, open(sys.argv[1])) if d["name"] in (sys.argv[2
 	for i in "${!all[@]}"; do
 		due=$((1 + i * 26 / ${#all[@]} + g % 3))
 		# shellcheck disable=SC2046
-		[ $due != "$day" ] || [ ! -f "${all[$i]}" ] || in_guest dpkg --force-unsafe-io --force-confold -i $(debs "${all[$i]}")
+		[ $due != "$day" ] || [ ! -f "${all[$i]}" ] || installed $(debs "${all[$i]}")
 	done
 	gone=$(set_of $g $((day - 6)))
 	if [ -n "$gone" ]; then
@@ -162,7 +165,7 @@ print([d for d in map(json.loads, open(sys.argv[1])) if d["name"] in (sys.argv[2
 	fi
 	i=$(set_of $g "$day")
 	# shellcheck disable=SC2046
-	[ -z "$i" ] || in_guest dpkg --force-unsafe-io --force-confold -i $(debs "$i")
+	[ -z "$i" ] || installed $(debs "$i")
 
 	# the database
 	mkdir -p "$mnt/srv/shop" "$mnt/var/log/site"

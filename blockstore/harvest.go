@@ -158,7 +158,10 @@ func (p *copying) set(r *journal.Replayed) error {
 func (p *copying) cut(vh *volumeHistory, seq uint64) error {
 	cuts, crossed := p.cuts[vh.id], false
 	for len(cuts) > 0 && cuts[0] <= seq {
-		crossed = crossed || cuts[0] > vh.stream.LastSeq()
+		if cuts[0] > vh.stream.LastSeq() {
+			crossed = true
+			p.h.restart(&vh.stretch, cuts[0])
+		}
 		cuts = cuts[1:]
 	}
 	p.cuts[vh.id] = cuts
@@ -170,21 +173,24 @@ func (p *copying) cut(vh *volumeHistory, seq uint64) error {
 
 // write copies a write, in parts of a frame.
 func (p *copying) write(vh *volumeHistory, r *journal.Replayed) error {
-	if p.h.buf == nil {
-		p.h.buf = make([]byte, history.FrameRaw)
-	}
+	p.h.touch(&vh.stretch, r.Off, r.Len)
 	for at := uint64(0); at < r.Len; {
 		n := min(r.Len-at, history.FrameRaw)
-		buf := p.h.buf[:n]
 		first := at / block.Size
-		if err := p.h.readLog(buf, r.Pos+journal.Pos(at), r.Sums[first:first+n/block.Size]); err != nil {
-			return err
-		}
-		rec := history.Record{Kind: history.Write, Seq: r.Seq, Time: r.Time, MapEpoch: r.MapEpoch, Off: r.Off + at, Len: n, Payload: buf, Part: at+n < r.Len}
+		sums := r.Sums[first : first+n/block.Size]
+		rec := history.Record{Kind: history.Write, Seq: r.Seq, Time: r.Time, MapEpoch: r.MapEpoch, Off: r.Off + at, Len: n, Part: at+n < r.Len}
 		if p.h.s.keys == nil { // else they are those of what is sealed
-			rec.Sums = r.Sums[first : first+n/block.Size]
+			rec.Sums = sums
 		}
-		if err := vh.stream.Append(&rec); err != nil {
+		var unread error // the log
+		err := vh.stream.AppendRead(&rec, func(buf []byte) error {
+			unread = p.h.readLog(buf, r.Pos+journal.Pos(at), sums)
+			return unread
+		})
+		if unread != nil {
+			return unread
+		}
+		if err != nil {
 			p.h.gap(vh, err)
 			return nil
 		}

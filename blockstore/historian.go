@@ -20,7 +20,6 @@ import (
 const (
 	historyDir = "history"
 
-	historyRootBytes = 4 << 30 // of a volume's log, after which a root is made
 	historyRootEvery = 15 * time.Minute
 	historyTick      = 250 * time.Millisecond
 	historyPause     = 10 * time.Second // after a gap
@@ -42,8 +41,8 @@ type historian struct {
 	holding atomic.Bool // some volume has history: the log waits
 	held    atomic.Bool // Store.HoldHistory: nothing expires
 	dropped atomic.Uint64
-	buf     []byte // of work
-	steps   int    // of work
+	steps   int // of work
+	touched int // of work: regions in all stretches
 
 	mu struct {
 		sync.Mutex
@@ -72,6 +71,8 @@ type volumeHistory struct {
 	rootAt   time.Time // of work, as the next ones
 	gapAt    time.Time // of the last gap
 	rootSeen bool      // there is one of the volume's map epoch
+	rootSeq  uint64    // of the last root
+	stretch  stretch   // behind it, or one before as long as nothing was copied behind it
 	// rooted is what written was at the last root.
 	rooted  int64
 	dueAt   atomic.Int64  // of written, at which a root is due
@@ -211,6 +212,12 @@ func (h *historian) begin() error {
 		h.mu.Lock()
 		vh.lastSeq = vh.stream.LastSeq() // more may be durable than the state says
 		h.mu.Unlock()
+		if roots := h.rootsOf(vh.v); len(roots) > 0 {
+			vh.rootSeq = roots[len(roots)-1].closed
+		}
+		if vh.lastSeq > vh.rootSeq { // from here on it counts: how often the same blocks were written before is not known
+			vh.stretch.root = vh.rootSeq
+		}
 	}
 	return nil
 }
@@ -408,6 +415,7 @@ func (h *historian) forget(vh *volumeHistory) error {
 		h.mu.Unlock()
 		return err
 	}
+	h.restart(&vh.stretch, 0)
 	if left == 0 {
 		h.holding.Store(false)
 	}

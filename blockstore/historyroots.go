@@ -40,7 +40,7 @@ func (h *historian) rootsLocked(v *Volume) []*node {
 // root freezes the volume as it is, as a snapshot that no user sees. It waits for nothing: an error that wraps errLogFull means later. h.work is held, which what makes room in the log may wait for.
 func (h *historian) root(vh *volumeHistory) error {
 	v := vh.v
-	_, err := h.s.tryOp([]*Volume{v}, func() (*op, error) {
+	o, err := h.s.tryOp([]*Volume{v}, func() (*op, error) {
 		if v.gone.Load() {
 			return nil, block.ErrNotFound
 		}
@@ -49,17 +49,13 @@ func (h *historian) root(vh *volumeHistory) error {
 	if err != nil {
 		return err
 	}
-	vh.rootAt, vh.rooted = h.s.opts.Now(), vh.written.Load()
-	vh.dueAt.Store(vh.rooted + h.rootBytes(vh))
-	return nil
-}
-
-// rootBytes is how much may be written until a root is due.
-func (h *historian) rootBytes(vh *volumeHistory) int64 {
-	if n := h.s.opts.historyRootBytes; n > 0 {
-		return n
+	vh.rootAt, vh.rooted, vh.rootSeq = h.s.opts.Now(), vh.written.Load(), o.Seq
+	most := h.s.opts.historyRootBytes
+	if most == 0 {
+		most = min(historyRootWrites, h.budgetOf(vh)/historyRootMost)
 	}
-	return min(historyRootBytes, h.budgetOf(vh)/8)
+	vh.dueAt.Store(vh.rooted + most)
+	return nil
 }
 
 // rootIfDue makes a root of a volume that was written to since the last one, by time or amount. h.work is held.
@@ -77,7 +73,7 @@ func (h *historian) rootIfDue(vh *volumeHistory) error {
 			fresh = math.MaxInt64
 		}
 	}
-	if fresh < h.rootBytes(vh) && h.s.opts.Now().Sub(vh.rootAt) < min(historyRootEvery, max(time.Second, h.policyOf(vh).whole()/4)) {
+	if !h.rootDue(vh, fresh) && h.s.opts.Now().Sub(vh.rootAt) < min(historyRootEvery, max(time.Second, h.policyOf(vh).whole()/4)) {
 		return nil
 	}
 	err := h.root(vh)

@@ -89,6 +89,7 @@ type Options struct {
 	HoldHistory bool
 
 	historyRootBytes int64 // of historyroots.go; tests make it small
+	historyRootLayer int64 // of historystretch.go; tests make it small
 
 	metaFormat pebble.FormatMajorVersion // of new metadata; tests make a store of an older program
 

@@ -146,3 +146,63 @@ func TestBackupsOfSeveralVolumes(t *testing.T) {
 		}
 	}
 }
+
+// The first backup of a clone reads what differs from the backup of what it was made from, or of another clone, also when the origin is gone; and what has nothing in common is read whole.
+func TestFirstBackupOfAClone(t *testing.T) {
+	d, r := startDaemon(t), newRepo(t)
+	endpoint := "unix:" + d.dir + "/hvd.sock"
+	rng := rand.New(rand.NewPCG(22, 2))
+	data := make([]byte, 40<<20)
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	d.run("volume", "import", "base", writeFile(t, "disk.raw", string(data)))
+	d.run("snapshot", "create", "base@golden")
+	disks := map[string][]byte{}
+	for i, name := range []string{"web1", "web2", "web3"} {
+		d.run("volume", "clone", "base@golden", name)
+		disk := bytes.Clone(data)
+		off := (i + 1) << 20
+		copy(disk[off:], bytes.Repeat([]byte{byte(i + 1)}, 300<<10))
+		if got := execute(t, nil, "qemu-io", "-f", "raw", "-c", fmt.Sprintf("write -P %d %d %d", i+1, off, 300<<10), d.attach(name)); got.code != 0 {
+			t.Fatal(got.stderr)
+		}
+		disks[name] = disk
+	}
+	d.run("volume", "resize", "web3", "--size", "60M")
+	disks["web3"] = append(disks["web3"], make([]byte, 20<<20)...)
+	d.run("volume", "import", "other", writeFile(t, "other.raw", strings.Repeat("other", 1<<18)))
+	run := func(name string) (b increment) {
+		r.json(&b, "run", name, "--endpoint", endpoint)
+		return b
+	}
+	first := run("web1")
+	if first.Parent != "" || first.ReadBytes != nil {
+		t.Errorf("nothing was backed up before, and it is %+v", first)
+	}
+	second := run("web2")
+	if second.Parent != first.Backup || second.ReadBytes == nil || *second.ReadBytes > 1<<20 || second.NewBytes > 1<<20 {
+		t.Errorf("a clone that shares all but 600 KiB with another one: %+v", second)
+	}
+	d.run("volume", "delete", "base", "--yes")
+	third := run("web3")
+	if third.Parent == "" || *third.ReadBytes > 18<<20 { // the region that it grew in is read whole
+		t.Errorf("after the origin was deleted: %+v", third)
+	}
+	if other := run("other"); other.Parent != "" || other.ReadBytes != nil {
+		t.Errorf("it has nothing in common with the others, and is %+v", other)
+	}
+	for name, b := range map[string]increment{"web1": first, "web2": second, "web3": third} {
+		if !bytes.Equal(r.restored(b.Backup), disks[name]) {
+			t.Errorf("%s: the backup has other content than the volume", name)
+		}
+	}
+	r.run("forget", first.Backup)
+	if again := run("web2"); again.Parent != second.Backup || *again.ReadBytes != 0 {
+		t.Errorf("the second backup of the clone: %+v", again)
+	}
+	if !bytes.Equal(r.restored(second.Backup), disks["web2"]) {
+		t.Error("a backup does not outlive the one that it began from")
+	}
+	r.run("repo", "verify", "--read-data")
+}

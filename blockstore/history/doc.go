@@ -24,6 +24,8 @@
 // A sealed file may have a sidecar with parity (Set.Guard), which takes it as bytes. It names the checksums of the file's header and footer, and is removed, durably, before the file is replaced. A read that meets damage goes on through it; Set.Mend replaces the file by a copy with the bytes that were sealed. When that is done, and
 // within which budget, is for the owner to say.
 //
+// A file that grows fast is gathered 1 MiB at a time and written around the page cache (batch). Readers see of it what is written.
+//
 // Few files are open at a time (handles): there may be more than a process can have open.
 //
 // Locks: Stream.thinning, held by one who thins over the whole, before Stream.mu; Stream.mu, held by one appender at a time over its write, before Set.mu, file.mu, guard.mu and handles.mu, which are held for instructions only.

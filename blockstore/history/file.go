@@ -42,6 +42,8 @@ type file struct {
 		order  []uint32   // likewise; of a file of version 3
 		loaded bool
 		pins   int
+		hides  bool     // there is a batch: readers see what is written, which shown says
+		shown  progress // likewise
 	}
 
 	// Of the one appender; fixed once the file is sealed, but readers take them under mu.
@@ -57,6 +59,8 @@ type file struct {
 	order    []uint32 // likewise
 	spent    bool     // a write failed: nothing more is put where it may have left something
 	unsynced bool
+	burst    int    // frames since the last sync
+	batch    *batch // of the file, while it grows fast
 
 	written  uint32 // of a sealed file: what its records wrote, bytes
 	indexLen int64  // likewise; as it is stored
@@ -226,13 +230,19 @@ func (f *file) put(h *frameHeader, meta, body []byte) error {
 	h.PayloadStored, h.PayloadSum = uint32(len(body)), crc32.Checksum(body, castagnoli)
 	var head [frameSize]byte
 	h.encode(head[:], f.chain)
-	if err := vfs.WriteVec(f.f, [][]byte{head[:], sealed, body}, f.end); err != nil {
-		f.spent = true
-		return f.name(fmt.Errorf("append: %w", err))
+	if err := f.write([][]byte{head[:], sealed, body}); err != nil {
+		return f.fail("append", err)
 	}
 	f.unsynced = true
 	f.took(&frameRef{off: f.end, raw: f.raw, rawLen: h.PayloadRaw, stored: h.PayloadStored, metaRaw: h.MetaRaw, metaLen: h.MetaStored, sum: h.PayloadSum, codec: h.Codec}, h, meta)
-	return nil
+	return f.gathered()
+}
+
+// fail ends a file to which a write has failed: what is there is what readers can see.
+func (f *file) fail(what string, err error) error {
+	f.spent = true
+	f.discard()
+	return f.name(fmt.Errorf("%s: %w", what, err))
 }
 
 // took accounts for a frame that is at the end of the file.
@@ -304,6 +314,9 @@ func (f *file) seal() error {
 	if f.sealed {
 		return nil
 	}
+	if err := f.flush(); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	index := encodeIndex(f.mu.frames, f.sheets, f.order, f.metas)
 	f.mu.Unlock()
@@ -321,8 +334,7 @@ func (f *file) seal() error {
 		err = vfs.DataSync(f.f)
 	}
 	if err != nil {
-		f.spent = true
-		return f.name(fmt.Errorf("seal: %w", err))
+		return f.fail("seal", err)
 	}
 	f.mu.Lock()
 	f.written, f.indexLen = ft.written(&f.header), ft.IndexLen

@@ -22,6 +22,7 @@ type handles struct {
 	damaged func()        // somebody met damage of a file; may be nil, and does not wait
 	asked   atomic.Int64  // files with guard.asked
 	inline  atomic.Uint64 // reads that parity answered
+	batches batches
 
 	mu   sync.Mutex
 	idle []*file // open and used by nobody, the one first that was used longest ago

@@ -91,7 +91,8 @@ func (f *file) readIndex() (x index, err error) {
 	f.mu.Lock()
 	sealed, end := f.sealed, f.end
 	if !sealed {
-		x.frames, x.metas = slices.Clone(f.mu.frames), slices.Clone(f.metas)
+		frames, metas := f.shownLocked()
+		x.frames, x.metas = slices.Clone(frames), slices.Clone(metas)
 	}
 	f.mu.Unlock()
 	if !sealed {
@@ -184,7 +185,8 @@ func (x *index) parseOrder(b []byte, ft *footer) (meta uint64, err error) {
 // layout returns where payload lies. It keeps it as long as somebody holds the file.
 func (f *file) layout() (layout, error) {
 	f.mu.Lock()
-	l, loaded := layout{frames: f.mu.frames, order: f.mu.order, placed: f.header.Placed}, f.mu.loaded || !f.sealed
+	frames, _ := f.shownLocked()
+	l, loaded := layout{frames: frames, order: f.mu.order, placed: f.header.Placed}, f.mu.loaded || !f.sealed
 	f.mu.Unlock()
 	if loaded {
 		return l, nil

@@ -362,6 +362,7 @@ func (s *Set) drop(f *file) error {
 	delete(s.mu.files, f.header.ID)
 	s.mu.Unlock()
 	s.cache.forget(f)
+	f.discard()
 	return errors.Join(s.handles.drop(f), f.removeSidecar(), s.opts.FS.Remove(f.path))
 }
 

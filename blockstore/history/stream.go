@@ -63,26 +63,64 @@ func (st *Stream) Bytes() (n int64) {
 	return n
 }
 
-// Append adds a record behind all others; its sequence number is not below theirs. It is durable after Sync. An error leaves the stream as if the record had not come, but for parts that went into earlier frames.
+// BytesBehind is what the files take on disk that have records after seq.
+func (st *Stream) BytesBehind(seq uint64) (n int64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for i := len(st.files) - 1; i >= 0 && st.files[i].lastSeq > seq; i-- {
+		n += st.files[i].end
+	}
+	return n
+}
+
+// Append adds a record behind all others; its sequence number is not below theirs. It is durable after Sync. An error leaves the stream as if the record had not come, but for parts that went into earlier frames; where it is of a write to the
+// file, what came since the last Sync may be gone, too.
 func (st *Stream) Append(r *Record) error {
+	if r.Kind == Write && r.Len != uint64(len(r.Payload)) {
+		return badWrite(r)
+	}
+	return st.append(r, nil)
+}
+
+// AppendRead is Append of a Write that has no payload: read fills it in, r.Len bytes, at the place from which it is compressed. Its error is that of the call.
+func (st *Stream) AppendRead(r *Record, read func(p []byte) error) error {
+	if r.Kind != Write || len(r.Payload) > 0 {
+		return badWrite(r)
+	}
+	return st.append(r, read)
+}
+
+func badWrite(r *Record) error {
+	return fmt.Errorf("append a write of %d bytes at %d to history: %w", r.Len, r.Off, block.ErrInvalid)
+}
+
+func (st *Stream) append(r *Record, read func(p []byte) error) error {
 	if err := checkLabel(r.Label); err != nil {
 		return err
 	}
-	if r.Kind == Write && (r.Off%sectorSize != 0 || r.Len == 0 || r.Len != uint64(len(r.Payload)) || r.Len%sectorSize != 0 || r.Len > FrameRaw) {
-		return fmt.Errorf("append a write of %d bytes at %d to history: %w", r.Len, r.Off, block.ErrInvalid)
+	n := 0 // bytes of payload
+	if r.Kind == Write {
+		if r.Off%sectorSize != 0 || r.Len == 0 || r.Len%sectorSize != 0 || r.Len > FrameRaw {
+			return badWrite(r)
+		}
+		n = int(r.Len)
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if last := st.lastLocked(); r.Seq < last {
 		return fmt.Errorf("append record %d to history behind %d: %w", r.Seq, last, block.ErrInvalid)
 	}
-	if err := st.makeRoom(r); err != nil {
+	if err := st.makeRoom(n); err != nil {
+		return err
+	}
+	payload, err := st.take(r, n, read)
+	if err != nil {
 		return err
 	}
 	st.sums = append(st.sums[:0], r.Sums...)
-	if len(r.Sums)*sectorSize != len(r.Payload) {
+	if len(r.Sums)*sectorSize != n {
 		st.sums = st.sums[:0]
-		for p := r.Payload; len(p) > 0; p = p[sectorSize:] {
+		for p := payload; len(p) > 0; p = p[sectorSize:] {
 			st.sums = append(st.sums, crc32.Checksum(p[:sectorSize], castagnoli))
 		}
 	}
@@ -90,7 +128,7 @@ func (st *Stream) Append(r *Record) error {
 		st.whole = st.lastLocked()
 	}
 	st.meta.add(r, st.sums)
-	st.payload = append(st.payload, r.Payload...)
+	st.payload = st.payload[:len(st.payload)+n]
 	switch {
 	case r.Kind == Write:
 		st.void = 0
@@ -103,9 +141,25 @@ func (st *Stream) Append(r *Record) error {
 	return nil
 }
 
-// makeRoom writes the frame that is being filled if a record does not fit into it, and begins a file where one is needed.
-func (st *Stream) makeRoom(r *Record) error {
-	if len(st.payload)+len(r.Payload) > FrameRaw || len(st.meta.b) > maxFrameMeta-4096 {
+// take gets the payload of a record, n bytes, to where it belongs, behind what was gathered.
+func (st *Stream) take(r *Record, n int, read func(p []byte) error) ([]byte, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	if st.payload == nil {
+		st.payload = vfs.AlignedBuffer(FrameRaw)[:0]
+	}
+	p := st.payload[len(st.payload):][:n]
+	if read != nil {
+		return p, read(p)
+	}
+	copy(p, r.Payload)
+	return p, nil
+}
+
+// makeRoom writes the frame that is being filled if a record with so many bytes of payload does not fit into it, and begins a file where one is needed.
+func (st *Stream) makeRoom(payload int) error {
+	if len(st.payload)+payload > FrameRaw || len(st.meta.b) > maxFrameMeta-4096 {
 		if err := st.writeFrame(); err != nil {
 			return err
 		}
@@ -167,6 +221,7 @@ func (st *Stream) writeFrame() error {
 			body, h.Codec = st.packed, codecS2
 		}
 	}
+	f.gather()
 	if err := f.put(&h, st.meta.b, body); err != nil {
 		return err
 	}
@@ -189,11 +244,13 @@ func (st *Stream) Sync() error {
 	if f == nil || !f.unsynced {
 		return nil
 	}
-	if err := vfs.DataSync(f.f); err != nil {
-		f.spent = true
-		return f.name(fmt.Errorf("sync: %w", err))
+	if err := f.flush(); err != nil {
+		return err
 	}
-	f.unsynced = false
+	if err := vfs.DataSync(f.f); err != nil {
+		return f.fail("sync", err)
+	}
+	f.unsynced, f.burst = false, 0
 	return nil
 }
 
@@ -378,6 +435,7 @@ func (st *Stream) closeFiles() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, f := range st.files {
+		f.discard()
 		_ = st.s.handles.drop(f)
 	}
 }

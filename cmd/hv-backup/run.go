@@ -32,8 +32,9 @@ func newRun(a *app) *cobra.Command {
 		Long: `Back up volumes of hvd as they are at this moment, attached or not: several volumes, or a group, at the same moment. Or one of a volume's snapshots, or, with --file, a raw image or a block
 device. Only what the repository does not have yet is stored. An interrupt leaves the repository as it was; the next run does not store again what is there.
 
-hvd keeps a snapshot of each volume for each repository, named backup-REPOSITORY-TIME, and tells the next run what has changed since: only that is read. The backup is the same, and as
-much on its own, as one that reads everything, which is what happens the first time, with --full, when that snapshot or its backup is gone, and with keys that can only write.
+hvd keeps a snapshot of each volume for each repository, named backup-REPOSITORY-TIME, and tells the next run what has changed since: only that is read. The backup has all of the volume
+and is as much on its own as one that reads everything, which is what happens the first time, with --full, when that snapshot or its backup is gone, and with keys that can only write. The first backup of a clone reads
+what differs from that of its origin, or of another volume that it has content in common with.
 
 A backup is as after a power loss, which file systems and databases survive. With --guest-agent the guest flushes and holds its writes for the moment of the snapshot, by the qemu-guest-agent that listens at a
 socket of QEMU; if that does not answer within 10 s, the backup is made all the same, and says which it is.

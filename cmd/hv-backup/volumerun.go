@@ -152,39 +152,126 @@ func (v *frozenVolume) backUp(ctx context.Context, m *repository.Manifest, full 
 	}
 	m.Source.Kind, m.Source.Name, m.Consistency = "volume", v.snapshot.Volume, cmp.Or(v.rest, "crash")
 	m.Frozen = &repository.Frozen{Volume: v.uuid, Sequence: v.snapshot.Sequence}
-	if !full && !v.blind && len(v.earlier) > 0 && !slices.ContainsFunc(v.earlier, func(kept keptSnapshot) bool { return kept.backup != nil }) {
-		v.a.note("hv-backup: %s is read whole: the backups of the snapshots that hvd kept are gone", v.snapshot.Volume)
-	}
 	for _, kept := range v.earlier {
 		if full || kept.backup == nil {
 			continue
 		}
-		whole := *m
-		err := v.increment(ctx, m, kept)
-		if err == nil || !errors.Is(err, backup.ErrParent) || ctx.Err() != nil {
+		changes, err := v.changes(ctx, kept.Snapshot)
+		if err == nil {
+			err = v.increment(ctx, m, kept.backup, changes)
+		}
+		return v.orAll(ctx, m, err)
+	}
+	if !full && !v.blind {
+		parent, changes, err := v.relative(ctx)
+		if err != nil {
 			return err
 		}
-		v.a.note("hv-backup: %v; read %s whole", strings.ReplaceAll(err.Error(), "\n", "; "), v.snapshot.Volume)
-		*m = whole
-		break
+		if parent != nil {
+			v.a.note("hv-backup: %s has content in common with %s: what differs from %s is read", v.snapshot.Volume, parent.Source.Name, parent.Name)
+			return v.orAll(ctx, m, v.increment(ctx, m, parent, changes))
+		}
+		if len(v.earlier) > 0 {
+			v.a.note("hv-backup: %s is read whole: the backups of the snapshots that hvd kept are gone", v.snapshot.Volume)
+		}
 	}
 	return v.all(ctx, m)
 }
 
-// increment backs up what has changed since an earlier backup.
-func (v *frozenVolume) increment(ctx context.Context, m *repository.Manifest, since keptSnapshot) error {
+// orAll backs up everything if it could not be done with a parent, and returns what else came of that.
+func (v *frozenVolume) orAll(ctx context.Context, m *repository.Manifest, err error) error {
+	if err == nil || !errors.Is(err, backup.ErrParent) || ctx.Err() != nil {
+		return err
+	}
+	v.a.note("hv-backup: %v; read %s whole", strings.ReplaceAll(err.Error(), "\n", "; "), v.snapshot.Volume)
+	return v.all(ctx, m)
+}
+
+// maxRelatives bounds the volumes that are tried for content in common.
+const maxRelatives = 256
+
+// relative returns the backup of another volume that this one has a state in common with, as a clone has with what it was made from and with its other clones, and what differs from it; nil if there is none.
+func (v *frozenVolume) relative(ctx context.Context) (*repository.Manifest, *backup.Changes, error) {
+	reply, err := client.ListVolumes(ctx, v.api)
+	if err != nil {
+		return nil, nil, err
+	}
+	origins := make(map[string]string, len(reply.Volumes))
+	for i := range reply.Volumes {
+		origins[reply.Volumes[i].Name] = reply.Volumes[i].OriginVolume
+	}
+	others := slices.DeleteFunc(reply.Volumes, func(o client.Volume) bool { return o.Name == v.snapshot.Volume || o.SnapshotCount == 0 })
+	origin := origins[v.snapshot.Volume]
+	slices.SortStableFunc(others, func(a, b client.Volume) int { return cmp.Compare(distance(&a, origin), distance(&b, origin)) })
+	for _, other := range others[:min(len(others), maxRelatives)] {
+		parent, changes, err := v.fromRelative(ctx, &other)
+		if parent != nil || ctx.Err() != nil {
+			return parent, changes, ctx.Err()
+		}
+		if said := (*client.Error)(nil); err != nil && !(errors.As(err, &said) && (said.Code == client.CodeInvalid || said.Code == client.CodeNotFound)) {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, nil
+}
+
+// distance orders volumes by how much a clone of origin may have in common with them: origin itself, other clones of it, all others, as an origin may be gone.
+func distance(o *client.Volume, origin string) int {
+	switch {
+	case origin != "" && o.Name == origin:
+		return 0
+	case origin != "" && o.OriginVolume == origin:
+		return 1
+	}
+	return 2
+}
+
+// fromRelative is relative for one volume. A client.Error with CodeInvalid says that the two have nothing in common.
+func (v *frozenVolume) fromRelative(ctx context.Context, other *client.Volume) (*repository.Manifest, *backup.Changes, error) {
+	reply, err := client.ListSnapshots(ctx, v.api, other.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, s := range slices.Backward(reply.Snapshots) {
+		named, ours := strings.CutPrefix(s.Name, keptPrefix(v.r))
+		if !ours {
+			continue
+		}
+		changes, err := v.changes(ctx, s) // which says quickly if there is nothing in common
+		if err != nil {
+			return nil, nil, err
+		}
+		if parent, err := v.r.FindFrozen(ctx, named, other.Uuid, s.Sequence); err == nil {
+			return parent, changes, nil
+		}
+	}
+	return nil, nil, nil
+}
+
+// changes returns what differs from another snapshot. Its errors match backup.ErrParent.
+func (v *frozenVolume) changes(ctx context.Context, since client.Snapshot) (*backup.Changes, error) {
 	state := func(s client.Snapshot) string { return s.Volume + "@" + s.Name }
 	changes := backup.NewChanges()
-	_, err := v.api.Changes(ctx, state(since.Snapshot), state(v.snapshot), func(c client.Change) error {
+	_, err := v.api.Changes(ctx, state(since), state(v.snapshot), func(c client.Change) error {
 		changes.Add(c.Offset, c.Length)
 		return nil
 	})
 	if err != nil {
-		return errors.Join(backup.ErrParent, err)
+		return nil, errors.Join(backup.ErrParent, err)
 	}
+	return changes, nil
+}
+
+// increment backs up what has changed since an earlier backup. After backup.ErrParent m is as it was.
+func (v *frozenVolume) increment(ctx context.Context, m *repository.Manifest, parent *repository.Manifest, changes *backup.Changes) error {
+	was := *m
 	meter := v.a.newMeter("backing up "+v.snapshot.Volume, v.snapshot.SizeBytes)
 	defer meter.End()
-	return backup.RunIncremental(ctx, v.r, snapshotRange{v.api, v.snapshot}, since.backup, changes, m, tellTo(meter))
+	err := backup.RunIncremental(ctx, v.r, snapshotRange{v.api, v.snapshot}, parent, changes, m, tellTo(meter))
+	if errors.Is(err, backup.ErrParent) {
+		*m = was
+	}
+	return err
 }
 
 // all backs up everything.

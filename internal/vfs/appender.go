@@ -39,13 +39,13 @@ func NewAppender(f File) *Appender {
 		a.direct = setDirect(fd, true) == nil
 	}
 	if a.direct {
-		a.buf = alignedBuffer(directBuffer)
+		a.buf = AlignedBuffer(directBuffer)
 	}
 	return a
 }
 
-// alignedBuffer returns a buffer that O_DIRECT takes.
-func alignedBuffer(size int) []byte {
+// AlignedBuffer returns a buffer of so many bytes that a Direct takes.
+func AlignedBuffer(size int) []byte {
 	mem := make([]byte, size+directBlock)
 	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(mem))) & (directBlock - 1)
 	return mem[skip:][:size:size]
@@ -101,7 +101,7 @@ func (a *Appender) launch() error {
 		return a.flush()
 	}
 	if a.spare == nil {
-		a.spare = alignedBuffer(directBuffer)
+		a.spare = AlignedBuffer(directBuffer)
 	}
 	a.flown, a.buf, a.spare = a.buf, a.spare, nil
 	p, off := a.flown, a.off

@@ -61,6 +61,16 @@ func (d *Direct) ReadFull(p []byte, off int64) error {
 	return nil
 }
 
+// WriteFull writes p, which is aligned, at off. An error that matches syscall.EINVAL says that the file system opened the file and cannot write it like this.
+func (d *Direct) WriteFull(p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
+	v := unix.Iovec{Base: unsafe.SliceData(p)}
+	v.SetLen(len(p))
+	return d.writev([]unix.Iovec{v}, off)
+}
+
 // writev writes whole blocks out of aligned memory.
 func (d *Direct) writev(iov []unix.Iovec, off int64) error {
 	for len(iov) > 0 {
@@ -97,7 +107,7 @@ type directHand struct {
 
 // NewDirectWriter starts the writer's goroutine, which ends with Close.
 func NewDirectWriter() *DirectWriter {
-	w := &DirectWriter{stage: alignedBuffer(directStage), other: make(chan directHand), done: make(chan error)}
+	w := &DirectWriter{stage: AlignedBuffer(directStage), other: make(chan directHand), done: make(chan error)}
 	go func() {
 		for k := range w.other {
 			w.done <- k.to.writev(k.iov, k.off)

@@ -30,7 +30,7 @@ func TestDirectWriter(t *testing.T) {
 	w := NewDirectWriter()
 	defer w.Close()
 	rng := rand.New(rand.NewPCG(1, 1))
-	data := alignedBuffer(8 << 20)
+	data := AlignedBuffer(8 << 20)
 	for i := range data {
 		data[i] = byte(rng.Uint32())
 	}
