@@ -240,13 +240,31 @@ func (c *Client) ReadRanges(ctx context.Context, volume, snapshot string, p []by
 			text = strconv.AppendUint(text, ranges[n].Len, 10)
 			length += ranges[n].Len
 		}
-		if err := c.readPart(ctx, volume, snapshot, p[:length], url.Values{"ranges": {string(text)}}); err != nil {
+		err := c.readPart(ctx, volume, snapshot, p[:length], url.Values{"ranges": {string(text)}})
+		if errors.Is(err, errOtherSize) { // an older hvd, which knows no ranges and sends all
+			err = c.readEach(ctx, volume, snapshot, p[:length], ranges[:n])
+		}
+		if err != nil {
 			return err
 		}
 		p, ranges = p[length:], ranges[n:]
 	}
 	return nil
 }
+
+// readEach is ReadRanges with a request for each.
+func (c *Client) readEach(ctx context.Context, volume, snapshot string, p []byte, ranges []block.Range) error {
+	for _, r := range ranges {
+		if err := c.ReadRange(ctx, volume, snapshot, p[:r.Len], r.Off); err != nil {
+			return err
+		}
+		p = p[r.Len:]
+	}
+	return nil
+}
+
+// errOtherSize says that a stream is not as long as what was asked for.
+var errOtherSize = fmt.Errorf("another size than was asked for: %w", block.ErrInvalid)
 
 // fillFrom fills p with what a stream of just that length has, and reads the stream to its end, so that the connection can be used again.
 func fillFrom(r io.Reader, p []byte) error {
@@ -255,7 +273,7 @@ func fillFrom(r io.Reader, p []byte) error {
 		return err
 	}
 	if stream.Size() != uint64(len(p)) {
-		return fmt.Errorf("the stream has %d B instead of %d: %w", stream.Size(), len(p), block.ErrInvalid)
+		return fmt.Errorf("the stream has %d B instead of %d: %w", stream.Size(), len(p), errOtherSize)
 	}
 	done := 0
 	for {
