@@ -415,8 +415,8 @@ case " $PARTS " in *" restores "*)
 		n=$((1 + RANDOM % ${GUESTS:-10})) day=$((1 + RANDOM % last))
 		g=$(printf g%02d $n)
 		[ ! -f "$state/pruned" ] || [ $((day % 2)) = 0 ] || continue
-		for p in $(in_turns "$i"); do done_once "restore-$p-$i" restore "$p" "$g" $day; done
-		echo "| $g, $day | $(figures "$state/restore-hv-$i") | $(figures "$state/restore-restic-$i") | $(figures "$state/restore-borg-$i") |"
+		for p in $(in_turns "$i"); do done_once "restore-$p-$g-$day" restore "$p" "$g" $day; done
+		echo "| $g, $day | $(figures "$state/restore-hv-$g-$day") | $(figures "$state/restore-restic-$g-$day") | $(figures "$state/restore-borg-$g-$day") |"
 	done
 	echo
 	;;
