@@ -77,6 +77,19 @@ func edit(rng *rand.Rand, c content) (content, []block.Range) {
 	return c, changed
 }
 
+// grownOrShrunk makes content grow in step 3, with something in what is new, and shrink in step 5.
+func grownOrShrunk(step int, c content, changed []block.Range) (content, []block.Range) {
+	switch step {
+	case 3:
+		c = append(c, make([]byte, RegionSize+77*512)...)
+		copy(c[len(c)-90000:], c[:70000])
+		changed = append(changed, block.Range{Off: uint64(len(c) - 90000), Len: 70000})
+	case 5:
+		c = c[:len(c)-RegionSize-100*512]
+	}
+	return c, changed
+}
+
 // Without slices a backup of what has changed has the same root, and says the same of itself, as one that reads everything; whatever is edited, and when the content grows and shrinks.
 func TestIncrementalIsTheSameAsAll(t *testing.T) {
 	t.Parallel() // it takes long, and no time counts in it
@@ -92,14 +105,7 @@ func TestIncrementalIsTheSameAsAll(t *testing.T) {
 			parent := now.whole(t, p.open())
 			for step := range 8 {
 				next, changed := edit(rng, now)
-				switch step {
-				case 3: // it grows, with something in what is new
-					next = append(next, make([]byte, RegionSize+77*512)...)
-					copy(next[len(next)-90000:], next[:70000])
-					changed = append(changed, block.Range{Off: uint64(len(next) - 90000), Len: 70000})
-				case 5:
-					next = next[:len(next)-RegionSize-100*512]
-				}
+				next, changed = grownOrShrunk(step, next, changed)
 				r := p.open()
 				m, err := next.since(t.Context(), r, parent, changed)
 				if err != nil {

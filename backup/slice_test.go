@@ -84,14 +84,7 @@ func TestSlices(t *testing.T) {
 				if step%2 == 1 {
 					next, changed = scatter(rng, now, 1+rng.IntN(300))
 				}
-				switch step {
-				case 3: // it grows, with something in what is new
-					next = append(next, make([]byte, RegionSize+77*512)...)
-					copy(next[len(next)-90000:], next[:70000])
-					changed = append(changed, block.Range{Off: uint64(len(next) - 90000), Len: 70000})
-				case 5:
-					next = next[:len(next)-RegionSize-100*512]
-				}
+				next, changed = grownOrShrunk(step, next, changed)
 				r := p.open()
 				m, err := next.since(t.Context(), r, parent, changed)
 				if err != nil {

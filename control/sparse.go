@@ -31,17 +31,17 @@ func newSparse(ctx context.Context, device Device, parts []block.Range) (*sparse
 	return s, nil
 }
 
-// part returns which part an offset is in, and where it is in the device, up to the part's end.
-func (s *sparse) part(off uint64) (i int, r block.Range) {
-	i = sort.Search(len(s.starts), func(i int) bool { return s.starts[i] > off }) - 1
+// rest returns where in the device an offset is, up to the end of its part.
+func (s *sparse) rest(off uint64) block.Range {
+	i := sort.Search(len(s.starts), func(i int) bool { return s.starts[i] > off }) - 1
 	in := off - s.starts[i]
-	return i, block.Range{Off: s.parts[i].Off + in, Len: s.parts[i].Len - in}
+	return block.Range{Off: s.parts[i].Off + in, Len: s.parts[i].Len - in}
 }
 
 // ReadAt implements transfer.Source.
 func (s *sparse) ReadAt(ctx context.Context, p []byte, off uint64, holes []block.Range) ([]block.Range, error) {
 	for len(p) > 0 {
-		_, r := s.part(off)
+		r := s.rest(off)
 		n := min(uint64(len(p)), r.Len)
 		if _, err := s.device.ReadAt(ctx, p[:n], r.Off, nil); err != nil {
 			return holes, err
@@ -55,7 +55,7 @@ func (s *sparse) ReadAt(ctx context.Context, p []byte, off uint64, holes []block
 func (s *sparse) NextData(off uint64) (uint64, error) {
 	found := false
 	for off < s.size && !found {
-		_, r := s.part(off)
+		r := s.rest(off)
 		err := s.device.Depths(s.ctx, r, func(n uint64, depth uint32) bool {
 			if found = depth != 0; !found {
 				off += n
