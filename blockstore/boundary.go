@@ -56,11 +56,16 @@ func (c *checkpointer) boundary(next bool) (*boundary, error) {
 	return b, nil
 }
 
-// everything writes all rows.
-func (b *boundary) everything(p *partWriter) error {
+// begin writes the counters, which are the first part of a full checkpoint.
+func (b *boundary) begin(p *partWriter) error {
 	if err := p.set(countersKey, b.row); err != nil {
 		return err
 	}
+	return p.cut()
+}
+
+// everything writes all rows but what begin wrote.
+func (b *boundary) everything(p *partWriter) error {
 	if err := b.live(p, 0); err != nil {
 		return err
 	}

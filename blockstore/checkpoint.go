@@ -222,19 +222,16 @@ func (c *checkpointer) makeRoom(err error) error {
 // full writes a full checkpoint. It holds nobody up, and between its parts deltas are written when they are due.
 func (c *checkpointer) full(ctx context.Context) (err error) {
 	first := c.journaled.Load() == nil
-	// Number and moment are taken together: a checkpoint of a higher number is one of a later moment.
-	c.writing.Lock()
-	p := &partWriter{out: &c.out, h: checkpoint.Header{Kind: checkpoint.Full, Number: c.out.take()}, life: c.out.life, lock: &c.writing}
-	older := uint64(0) // bytes of deltas that it makes superfluous
+	older := uint64(0) // bytes of deltas that it makes superfluous; one that comes until it begins may count on: then the next full one is due earlier
 	if !first {
 		older = c.journaled.Load().DeltaBytes
 	}
-	b, err := c.boundary(first)
-	c.writing.Unlock()
+	p, b, err := c.beginFull(first)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.snap.Close()) }()
+	c.s.at(afterFullBegan)
 	p.between = func() error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -268,6 +265,24 @@ func (c *checkpointer) full(ctx context.Context) (err error) {
 	}
 	c.lost = false
 	return c.dropOld(j.Full.Segment)
+}
+
+// beginFull takes number and moment of a full checkpoint together: one of a higher number is of a later moment. The first part is written with them, so that what has a higher
+// number lies behind it in the stream: all before it may go when the checkpoint is complete (dropOld).
+func (c *checkpointer) beginFull(first bool) (*partWriter, *boundary, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	p := &partWriter{out: &c.out, h: checkpoint.Header{Kind: checkpoint.Full, Number: c.out.take()}, life: c.out.life}
+	b, err := c.boundary(first)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := b.begin(p); err != nil {
+		c.out.forget()
+		return nil, nil, errors.Join(err, b.snap.Close())
+	}
+	p.lock = &c.writing
+	return p, b, nil
 }
 
 // note makes the record of a durable checkpoint durable and forgets the markers that it covers. Then the log and the files may go that were kept for it. writing is held.

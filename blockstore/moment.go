@@ -22,6 +22,7 @@ const (
 	afterJoin                           // extents of some regions name the older of two equal chunks
 	afterTakeRoot                       // a moment of history has its root, and its layer is not built
 	afterMark                           // an audit knows what may go, and has told nobody
+	afterFullBegan                      // a full checkpoint has its number and its moment, and deltas may pass it
 )
 
 // at calls the test's hook, if there is one.

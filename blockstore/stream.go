@@ -204,6 +204,12 @@ func (p *partWriter) room(key, value int) error {
 	return nil
 }
 
+// cut ends the part under way: the next row begins another.
+func (p *partWriter) cut() error {
+	p.begun = false
+	return p.flush(false)
+}
+
 // flush ends a part and appends it.
 func (p *partWriter) flush(last bool) error {
 	if p.lock != nil {
@@ -234,5 +240,10 @@ func (p *partWriter) flush(last bool) error {
 	return nil
 }
 
-// finish ends the checkpoint and makes it durable. There is at least one row: the counters.
-func (p *partWriter) finish() error { return p.flush(true) }
+// finish ends the checkpoint and makes it durable. The last part of a store without any rows is empty.
+func (p *partWriter) finish() error {
+	if !p.begun {
+		p.b.Reset(p.h)
+	}
+	return p.flush(true)
+}
