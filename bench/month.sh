@@ -319,7 +319,7 @@ print(" ".join(b["source"] + "=" + b["backup"] for b in all))' "$dir/out"
 # in_turns N: the three, another one first each time
 in_turns() { case $(($1 % 3)) in 0) echo hv restic borg ;; 1) echo restic borg hv ;; 2) echo borg hv restic ;; esac; }
 
-one_day() { # DAY
+guests_day() { # DAY, for all guests, and what has changed goes to their volumes
 	local g disks="" now
 	for g in $guests; do
 		while [ "$(jobs -pr | grep -cv "^$daemon$")" -ge "$(nproc)" ]; do wait -n || return 1; done
@@ -330,6 +330,10 @@ one_day() { # DAY
 	for g in $guests; do [ "$(cat "$state/guest-$g")" = "$1 done" ] || return 1; done
 	# shellcheck disable=SC2086
 	done_once "sync-$1" "$dir/month" sync "$state" "$1" "$(socket g01)" $disks
+}
+one_day() { # DAY
+	local now
+	[ -f "$state/sync-$1" ] || guests_day "$1"
 	"$hv" store settle --wait >/dev/null 2>&1
 	for now in $(in_turns "$1"); do done_once "$now-$1" backup "$now" "$1"; done
 }
