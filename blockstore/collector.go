@@ -19,8 +19,9 @@ type collector struct {
 	s    *Store
 	wake chan struct{}
 
-	budget  gcBudget   // of the worker
-	current collection // of the worker
+	budget    gcBudget   // of the worker
+	current   collection // of the worker
+	coldMoves *cooling   // of the worker: scratch
 
 	auditing sync.Mutex // held by the audit that runs; comes before mu
 	readers  gcBudget   // of the audit that runs

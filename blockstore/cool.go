@@ -73,9 +73,14 @@ func (c *cooling) run() (err error) {
 	return c.flush()
 }
 
+// sound reports whether nothing is known of damage to a chunk.
+func (c *cooling) sound(id block.ChunkID, row *chunkRow) bool {
+	return !row.lost() && row.Flags&chunkDamaged == 0 && !c.s.damaged.has(id)
+}
+
 // goes reports whether a chunk is to be moved. What is damaged stays where parity may reach it one day.
 func (c *cooling) goes(id block.ChunkID, row *chunkRow) bool {
-	if row.lost() || row.Flags&chunkDamaged != 0 || c.s.damaged.has(id) {
+	if !c.sound(id, row) {
 		return false
 	}
 	if c.from != nil {
@@ -90,15 +95,22 @@ func (c *cooling) flush() error {
 	if len(c.want) == 0 {
 		return c.rows.close()
 	}
-	defer func() {
-		clear(c.ids)
-		c.want, c.where, c.buf = c.want[:0], c.where[:0], c.buf[:0]
-	}()
+	defer c.clear()
 	if c.pace != nil {
 		if err := c.pace(c.ctx, 2*len(c.buf)); err != nil {
 			return err
 		}
 	}
+	if err := c.move(); err != nil {
+		return err
+	}
+	c.account()
+	// The iterator shows rows as they were: from here on others count.
+	return errors.Join(c.rows.close(), c.ctx.Err())
+}
+
+// move reads, arranges, compresses and places the batch.
+func (c *cooling) move() error {
 	if err := c.read(); err != nil {
 		return err
 	}
@@ -111,9 +123,13 @@ func (c *cooling) flush() error {
 	if err := c.place(); err != nil {
 		return fmt.Errorf("put chunks into cold segments: %w", err)
 	}
-	c.account()
-	// The iterator shows rows as they were: from here on others count.
-	return errors.Join(c.rows.close(), c.ctx.Err())
+	return nil
+}
+
+// clear forgets the batch, and keeps its memory.
+func (c *cooling) clear() {
+	clear(c.ids)
+	c.want, c.where, c.buf = c.want[:0], c.where[:0], c.buf[:0]
 }
 
 // account adds what a batch was to the figures of the store.

@@ -110,7 +110,7 @@ func newStore(opts Options) *Store {
 	s.logs = newMetaLogs(s.fs, opts.Dir)
 	s.packer.init(s, warmForm)
 	s.mover.init(s, warmForm)
-	s.cold.init(s, coldFormFor(s.plan.frames))
+	s.cold.init(s, coldFormFor(s.plan.frames, s.opts.ColdEffort))
 	s.cooler.s, s.cooler.pace.s = s, s
 	s.index.s, s.indexer = s, newIndexer(s)
 	return s
@@ -135,7 +135,7 @@ func (s *Store) start() {
 	s.destager = newDestager(s)
 	s.packer.init(s, warmForm)
 	s.mover.init(s, warmForm)
-	s.cold.init(s, coldFormFor(s.plan.frames))
+	s.cold.init(s, coldFormFor(s.plan.frames, s.opts.ColdEffort))
 	s.cooler.s, s.cooler.pace.s = s, s
 	s.report("read what is known of garbage collection", s.collector.load())
 	s.keeper.openSeconds()

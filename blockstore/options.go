@@ -61,7 +61,7 @@ type Options struct {
 	ColdAfter time.Duration
 	// SimilarOff packs cold chunks in the order of their places alone, and not beside chunks that are like them.
 	SimilarOff bool
-	// ColdEffort is how hard what goes cold is compressed; default segment.Low.
+	// ColdEffort is how hard what goes cold is compressed; default segment.Low. segment.High also makes frames of 4 MiB, if MemoryBytes has room for some of them.
 	ColdEffort segment.Effort
 	// Marks say from when on the file system and quotas count as near full; zero is 85 and 95 percent.
 	Marks FullMarks

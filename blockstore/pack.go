@@ -46,10 +46,13 @@ var (
 )
 
 // coldFormFor is how cold segments are packed in a store with this much memory for decoded frames: where the cache could not hold some of them, each small read would decode a whole one.
-func coldFormFor(frameCache int64) packForm {
+func coldFormFor(frameCache int64, effort segment.Effort) packForm {
 	f := coldForm
-	if frameCache < 16*segment.ColdFrameRawTarget {
+	switch {
+	case frameCache < 16*segment.ColdFrameRawTarget:
 		f.raw = segment.ColdFrameRawTarget / 4
+	case effort == segment.High && frameCache >= 16*segment.MaxFrameRaw:
+		f.raw = segment.DenseFrameRawTarget
 	}
 	return f
 }

@@ -59,7 +59,11 @@ func (s *Store) stepReclaim(ctx context.Context) (bool, error) {
 		c.current = collection{}
 		return true, nil
 	}
-	if err := s.moveSome(ctx, &c.current); err != nil {
+	move := s.moveSome
+	if victim.Class == segment.Cold {
+		move = s.moveCold
+	}
+	if err := move(ctx, &c.current); err != nil {
 		c.current = collection{}
 		return s.cannot(ctx, &victim, err)
 	}
@@ -174,7 +178,7 @@ type livingFrame struct {
 	f *frame
 }
 
-// moveSome moves the live chunks of some of the frames that are left into the mover's open segment: what survived there lies apart from what was just written. Frames are read before the batch
+// moveSome moves the live chunks of some of the frames that are left of a warm segment into the mover's open segment: what survived there lies apart from what was just written. Frames are read before the batch
 // begins, which then holds up nobody for a device but with its sync. Chunks that die meanwhile are simply not moved: their rows are looked at under the metadata lock.
 func (s *Store) moveSome(ctx context.Context, c *collection) error {
 	t := s.chunks.tools.Get().(*frameTools)
@@ -201,7 +205,7 @@ func (s *Store) moveSome(ctx context.Context, c *collection) error {
 		}
 		moved += n
 	}
-	if err := s.moverOf(c.victim.Class).sync(m); err != nil {
+	if err := s.mover.sync(m); err != nil {
 		s.forgetPacked()
 		m.abort()
 		return err
@@ -314,7 +318,6 @@ func (s *Store) moveFrame(m *metaBatch, victim *segmentRow, d *livingFrame, t *f
 			live[d.Chunks[i].ID] = true
 		}
 	}
-	p := s.moverOf(victim.Class)
 	moved := 0
 	var bad error
 	for i := range d.f.chunks {
@@ -328,20 +331,12 @@ func (s *Store) moveFrame(m *metaBatch, victim *segmentRow, d *livingFrame, t *f
 			continue
 		}
 		raw := d.f.raw[c.RawOff : c.RawOff+c.RawLen]
-		if err := p.add(m, packChunk{Chunk: segment.Chunk{ID: c.ID, Hash: c.Hash, Raw: raw}, moved: true}); err != nil {
+		if err := s.mover.add(m, packChunk{Chunk: segment.Chunk{ID: c.ID, Hash: c.Hash, Raw: raw}, moved: true}); err != nil {
 			return moved, err
 		}
 		moved += len(raw)
 	}
 	return moved, bad
-}
-
-// moverOf returns the packer for what survives in a segment of a class.
-func (s *Store) moverOf(c segment.Class) *packer {
-	if c == segment.Cold {
-		return &s.cold
-	}
-	return &s.mover
 }
 
 // coolsSoon reports whether what lives in a segment is on its way into a cold one: to move it twice would only make the two get into each other's way.

@@ -15,6 +15,8 @@ const (
 	FrameRawTarget = 16 << 10
 	// ColdFrameRawTarget is the same of the cold class.
 	ColdFrameRawTarget = 1 << 20
+	// DenseFrameRawTarget is the same where small counts more than what a read of cold data costs: all that a frame may hold, but for a chunk.
+	DenseFrameRawTarget = MaxFrameRaw - 64<<10
 	// MaxFrameRaw bounds the raw bytes of a frame.
 	MaxFrameRaw = 4 << 20
 	// MaxFrameChunks bounds the chunks of a frame.
@@ -62,10 +64,10 @@ type FrameChunk struct {
 }
 
 // FrameTakes reports whether a frame of a class with this target that holds raw bytes should take one more chunk of next bytes, or be closed before it: at
-// most half the target more than the target, unless a single chunk is larger. A 4 KiB read pays for the whole frame, so that a small chunk in front of
+// most half the target more than the target, and never more than a frame holds, unless a single chunk is larger. A 4 KiB read pays for the whole frame, so that a small chunk in front of
 // a large one is better off alone.
 func FrameTakes(target, raw, next int) bool {
-	return raw == 0 || raw < target && raw+next <= target*3/2
+	return raw == 0 || raw < target && raw+next <= min(target*3/2, MaxFrameRaw)
 }
 
 // EncodeFrame appends one frame with the given chunks to dst and returns it. The payload is stored raw when compression would save less than

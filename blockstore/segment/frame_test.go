@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"runtime"
 	"testing"
 
@@ -242,6 +243,18 @@ func TestFrameTakes(t *testing.T) {
 	}{{0, 64 << 10, true}, {4 << 10, 8 << 10, true}, {8 << 10, 16 << 10, true}, {8<<10 + 1, 16 << 10, false}, {16 << 10, 1, false}} {
 		if got := segment.FrameTakes(segment.FrameRawTarget, c.raw, c.next); got != c.want {
 			t.Errorf("%d + %d: %v", c.raw, c.next, got)
+		}
+	}
+	// Whatever chunks come, a frame of the densest target holds no more than it may.
+	rng := rand.New(rand.NewPCG(1, 2))
+	raw := 0
+	for range 100_000 {
+		next := 1 + rng.IntN(1<<(8+rng.IntN(15)))
+		if !segment.FrameTakes(segment.DenseFrameRawTarget, raw, next) {
+			raw = 0
+		}
+		if raw += next; raw > segment.MaxFrameRaw {
+			t.Fatalf("a frame of %d B, with a chunk of %d", raw, next)
 		}
 	}
 }
