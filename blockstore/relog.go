@@ -1,9 +1,11 @@
 package blockstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +22,8 @@ const (
 	relogWindow = 16
 	// relogBatch is how many blocks are moved under one hold of the volume's lock, which takes some 50 µs.
 	relogBatch = 64
+	// relogGroup is about how many blocks of a head's regions are taken together and sorted by position, so that the log is read in the order in which it was written.
+	relogGroup = 8192
 )
 
 // relogger moves old blocks of hot regions to the end of the log. It belongs to the destager's goroutine.
@@ -29,13 +33,20 @@ type relogger struct {
 	moved atomic.Int64 // blocks since the store was opened
 
 	snap overlay.RegionSnapshot
-	old  []overlay.Slot
+	old  []oldBlock
 	buf  []byte
 	recs []journal.Record
 	data [][]byte
 	runs []overlay.Run
 	sums []uint32
 	held [relogBatch]uint32 // sums of recs
+}
+
+// oldBlock is a block in the log's old end.
+type oldBlock struct {
+	block uint64
+	pos   journal.Pos // 0: it cannot be read
+	sum   uint32      // crc32c
 }
 
 func newRelogger(s *Store) relogger {
@@ -68,20 +79,19 @@ func (r *relogger) sort(all []candidate, limit journal.Pos) (stays, down []candi
 
 // keepHot moves what is old of regions that stay. It reports whether anything was moved, and returns those that cannot stay after all.
 func (r *relogger) keepHot(ctx context.Context, stays []candidate, old, maxPos journal.Pos) (down []candidate, moved bool, err error) {
-	for _, c := range stays {
-		if ctx.Err() != nil {
-			return down, moved, nil
+	slices.SortStableFunc(stays, func(a, b candidate) int { return cmp.Compare(a.n.id, b.n.id) })
+	for len(stays) > 0 && ctx.Err() == nil {
+		n, cannot, did, err := r.moveGroup(stays, old, maxPos)
+		for _, c := range stays[:n] {
+			if slices.Contains(cannot, c.info.Region) {
+				down = append(down, c)
+			}
 		}
-		switch ok, err := r.moveOld(c, old, maxPos); {
-		case errors.Is(err, block.ErrCorrupt): // destage knows what to do with it
-			down = append(down, c)
-		case err != nil:
-			return down, moved, fmt.Errorf("move hot blocks of region %d of volume %d: %w", c.info.Region, c.n.volume.id, err)
-		case ok:
-			moved = true
-		default:
-			down = append(down, c)
+		moved = moved || did
+		if err != nil {
+			return down, moved, fmt.Errorf("move hot blocks of volume %d: %w", stays[0].n.volume.id, err)
 		}
+		stays = stays[n:]
 	}
 	return down, moved, nil
 }
@@ -95,52 +105,84 @@ func (r *relogger) oldEnd() journal.Pos {
 	return journal.Pos(first+uint32(max(1, files/relogWindow))) << 32
 }
 
-// moveOld moves what a region has before a position. It returns false when that cannot be done now, or the region is not what it was taken for.
-func (r *relogger) moveOld(c candidate, before, maxPos journal.Pos) (bool, error) {
-	c.n.layer.SnapshotRegion(c.info.Region, uint64(maxPos), &r.snap)
-	if r.snap.Zeroed != 0 {
-		return false, nil
-	}
-	r.old = r.old[:0]
-	for _, slot := range r.snap.Slots {
-		if slot.Pos >= uint64(before) {
-			continue
-		}
-		if slot.Kind != overlay.Data {
-			return false, nil
-		}
-		r.old = append(r.old, slot)
-	}
+// moveGroup moves what the first regions have before a position, all of one head, in the order in which it lies in the log. It returns how many regions that were, and which of them cannot stay: those for which
+// the log has no room now, that are not what they were taken for, or in which something cannot be read, with which destage knows what to do.
+func (r *relogger) moveGroup(stays []candidate, before, maxPos journal.Pos) (n int, cannot []uint64, moved bool, err error) {
 	pin := r.s.log.Pin()
 	defer pin.Release()
-	r.s.fetchPieces(r.old)
-	return r.move(c.n)
-}
-
-// move logs the gathered blocks anew, as far as they are still what the region holds. It returns false when the log has no room for them now.
-func (r *relogger) move(n *node) (bool, error) {
-	pin := r.s.log.Pin()
-	defer pin.Release()
+	head := stays[0].n
+	for r.old = r.old[:0]; n < len(stays) && stays[n].n == head && len(r.old) < relogGroup; n++ {
+		if region := stays[n].info.Region; !r.gather(head, region, before, maxPos) {
+			cannot = append(cannot, region)
+		}
+	}
+	slices.SortFunc(r.old, func(a, b oldBlock) int { return cmp.Compare(a.pos, b.pos) })
 	if r.buf == nil {
 		r.buf = make([]byte, relogBatch*block.Size)
 	}
 	for rest := r.old; len(rest) > 0; {
 		part := rest[:min(len(rest), relogBatch)]
-		rest = rest[len(part):]
-		for i, slot := range part {
-			if err := r.s.log.ReadMapped(r.buf[i*block.Size:(i+1)*block.Size], journal.Pos(slot.Pos), []uint32{slot.Sum}); err != nil {
-				return false, err
+		bad, err := r.read(part)
+		if err != nil {
+			return n, cannot, moved, err
+		}
+		cannot = append(cannot, bad...)
+		ok, err := r.append(head, part)
+		if err != nil {
+			return n, cannot, moved, err
+		}
+		if !ok {
+			for i := range rest {
+				cannot = append(cannot, rest[i].block/block.BlocksPerRegion)
 			}
+			return n, cannot, moved, nil
 		}
-		if ok, err := r.append(n, part); !ok || err != nil {
-			return false, err
-		}
+		moved, rest = true, rest[len(part):]
 	}
-	return true, nil
+	return n, cannot, moved, nil
 }
 
-// append logs a part, whose bytes are in buf, and publishes it. While it holds the volume's lock no write is under way, so what it repeats is what the volume holds.
-func (r *relogger) append(n *node, part []overlay.Slot) (bool, error) {
+// gather adds what a region has before a position to the blocks that are to be moved. It returns false, having added nothing, if there is more than data.
+func (r *relogger) gather(n *node, region uint64, before, maxPos journal.Pos) bool {
+	n.layer.SnapshotRegion(region, uint64(maxPos), &r.snap)
+	if r.snap.Zeroed != 0 {
+		return false
+	}
+	had := len(r.old)
+	slots := r.snap.Slots[:0]
+	for _, slot := range r.snap.Slots {
+		if slot.Pos >= uint64(before) {
+			continue
+		}
+		if slot.Kind != overlay.Data {
+			r.old = r.old[:had]
+			return false
+		}
+		slots = append(slots, slot)
+		r.old = append(r.old, oldBlock{block: region*block.BlocksPerRegion + uint64(slot.Block), pos: journal.Pos(slot.Pos), sum: slot.Sum})
+	}
+	r.s.fetchPieces(slots)
+	return true
+}
+
+// read fills buf with the bytes of a part. It returns the regions of blocks that are damaged; these have no position any more.
+func (r *relogger) read(part []oldBlock) (bad []uint64, err error) {
+	for i := range part {
+		o := &part[i]
+		switch err := r.s.log.ReadMapped(r.buf[i*block.Size:(i+1)*block.Size], o.pos, []uint32{o.sum}); {
+		case errors.Is(err, block.ErrCorrupt):
+			bad = append(bad, o.block/block.BlocksPerRegion)
+			o.pos = 0
+		case err != nil:
+			return bad, err
+		}
+	}
+	return bad, nil
+}
+
+// append logs a part, whose bytes are in buf, and publishes it. While it holds the volume's lock no write is under way, so what it repeats is what the volume holds. It returns false when the log has no room for it
+// now, or the head is closed.
+func (r *relogger) append(n *node, part []oldBlock) (bool, error) {
 	v := n.volume
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -148,17 +190,19 @@ func (r *relogger) append(n *node, part []overlay.Slot) (bool, error) {
 		return false, nil
 	}
 	r.recs, r.data = r.recs[:0], r.data[:0]
-	base := r.snap.Region * block.BlocksPerRegion
-	for i, slot := range part {
-		b := base + uint64(slot.Block)
-		r.runs, r.sums = n.layer.LookupInto(r.runs[:0], r.sums[:0], b, 1)
-		if len(r.runs) != 1 || r.runs[0].Kind != overlay.Data || r.runs[0].Pos != slot.Pos {
+	for i := range part {
+		o := &part[i]
+		if o.pos == 0 {
+			continue
+		}
+		r.runs, r.sums = n.layer.LookupInto(r.runs[:0], r.sums[:0], o.block, 1)
+		if len(r.runs) != 1 || r.runs[0].Kind != overlay.Data || r.runs[0].Pos != uint64(o.pos) {
 			continue // rewritten meanwhile
 		}
 		r.data = append(r.data, r.buf[i*block.Size:(i+1)*block.Size])
 		k := len(r.recs)
-		r.held[k] = slot.Sum // it was just read by it; computed anew, it would vouch for whatever memory has made of the bytes since
-		r.recs = append(r.recs, journal.Record{Kind: journal.Write, Flags: flagMoved, Volume: v.id, MapEpoch: v.mapEpoch, Off: b * block.Size, Len: block.Size, Sums: r.held[k : k+1 : k+1], Summed: true})
+		r.held[k] = o.sum // it was just read by it; computed anew, it would vouch for whatever memory has made of the bytes since
+		r.recs = append(r.recs, journal.Record{Kind: journal.Write, Flags: flagMoved, Volume: v.id, MapEpoch: v.mapEpoch, Off: o.block * block.Size, Len: block.Size, Sums: r.held[k : k+1 : k+1], Summed: true})
 	}
 	if len(r.recs) == 0 {
 		return true, nil
