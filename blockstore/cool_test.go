@@ -393,8 +393,8 @@ func TestDenseFrames(t *testing.T) {
 		memory      int64
 		least, most uint32 // raw bytes of the largest frame
 	}{
-		{segment.High, 1 << 30, segment.DenseFrameRawTarget, segment.MaxFrameRaw},
-		{segment.High, 256 << 20, segment.ColdFrameRawTarget, segment.ColdFrameRawTarget * 3 / 2},
+		{segment.High, 320 << 20, segment.DenseFrameRawTarget, segment.MaxFrameRaw},
+		{segment.High, 128 << 20, segment.ColdFrameRawTarget, segment.ColdFrameRawTarget * 3 / 2},
 		{segment.Normal, 1 << 30, segment.ColdFrameRawTarget, segment.ColdFrameRawTarget * 3 / 2},
 	} {
 		opts := testOptions(t, vfs.Default, t.TempDir())

@@ -51,7 +51,7 @@ func coldFormFor(frameCache int64, effort segment.Effort) packForm {
 	switch {
 	case frameCache < 16*segment.ColdFrameRawTarget:
 		f.raw = segment.ColdFrameRawTarget / 4
-	case effort == segment.High && frameCache >= 16*segment.MaxFrameRaw:
+	case effort == segment.High && frameCache >= 8*segment.MaxFrameRaw: // small counts more
 		f.raw = segment.DenseFrameRawTarget
 	}
 	return f
