@@ -51,7 +51,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitUnreachable, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
 	case errors.As(err, &usage):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
-	case errors.Is(err, errRefused), errors.Is(err, keyring.ErrWrongKey), errors.Is(err, secret.ErrExposed):
+	case errors.Is(err, errRefused), errors.Is(err, block.ErrInUse), errors.Is(err, keyring.ErrWrongKey), errors.Is(err, secret.ErrExposed):
 		return exitRefused, ""
 	case errors.Is(err, block.ErrVersion):
 		return exitFailed, "use the version that wrote it, or a newer one"
