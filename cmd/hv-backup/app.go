@@ -101,7 +101,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	case errors.As(err, &usage), errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.As(err, &said):
-		return saidCode(said.Code), ""
+		return saidCode(said.Code), saidHint(command, said.Code)
 	case errors.As(err, &step):
 		return step.code, ""
 	case errors.As(err, &unreachable):
@@ -150,6 +150,26 @@ func saidCode(code string) int {
 	return exitFailed
 }
 
+// saidHint is what to do next about what hvd said.
+func saidHint(command *cobra.Command, code string) string {
+	ofHistory := strings.HasPrefix(command.CommandPath(), "hv-backup cdp ")
+	switch {
+	case code == client.CodeNotFound && command.Name() == "detach":
+		return "`hv-backup cdp exports` shows what is attached"
+	case code == client.CodeNotFound && ofHistory:
+		return "`hv-storage-fabric volume list` shows the volumes, `hv-storage-fabric volume history set VOLUME --window 1h` begins a history, `hv-backup cdp points VOLUME` lists its moments"
+	case code == client.CodeNotFound:
+		return "`hv-storage-fabric volume list` and `snapshot list VOLUME` show what there is"
+	case code == client.CodeExists:
+		return "choose another name, or delete what has it first"
+	case code == client.CodeInUse && ofHistory:
+		return "`hv-backup cdp exports` shows what is attached, `hv-backup cdp detach EXPORT` ends it"
+	case code == client.CodeNoSpace:
+		return "`hv-storage-fabric store stats` shows where the space of hvd's store is"
+	}
+	return ""
+}
+
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "hv-backup",
@@ -174,7 +194,7 @@ and messages go to standard error.`,
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &console.UsageError{Err: err} })
+	root.SetFlagErrorFunc(console.FlagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.repo, "repo", "", "the repository: a directory, s3://BUCKET/PREFIX, s3+https://HOST/BUCKET/PREFIX, or hvd://HOST/NAME (default $HV_BACKUP_REPO)")
 	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
@@ -193,17 +213,19 @@ and messages go to standard error.`,
 		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), newVersion(a), newThawGuard(a))
-	console.Group(root)
+	version := newVersion(a)
+	console.VersionFlag(console.Group(root), version)
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), version, newThawGuard(a))
 	helptext.Fit(root)
 	return root
 }
 
 func newVersion(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version of this command",
-		Args:  console.Exactly(),
+		Use:     "version",
+		Short:   "Print the version of this command",
+		Example: "  hv-backup version -o json",
+		Args:    console.Exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			return a.show(map[string]string{"version": version}, func() { a.say("hv-backup %s", version) })
 		},

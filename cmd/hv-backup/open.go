@@ -22,6 +22,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 )
@@ -122,7 +123,7 @@ func (a *app) bucket() *throttle.Bucket {
 func (a *app) open(ctx context.Context) (*repository.Repository, error) {
 	b, err := a.backend()
 	if err != nil {
-		return nil, fmt.Errorf("repository: %w", err)
+		return nil, fmt.Errorf("repository: %w", noRepository(err))
 	}
 	c, err := a.credentials(ctx, false)
 	if err != nil {
@@ -130,9 +131,17 @@ func (a *app) open(ctx context.Context) (*repository.Repository, error) {
 	}
 	r, err := repository.Open(ctx, b, c)
 	if err != nil {
-		return nil, fmt.Errorf("open the repository in %s: %w", b.Location(), err)
+		return nil, fmt.Errorf("open the repository in %s: %w", b.Location(), noRepository(err))
 	}
 	return r, nil
+}
+
+// noRepository adds what to do where there is no repository.
+func noRepository(err error) error {
+	if errors.Is(err, block.ErrNotFound) {
+		err = fmt.Errorf("%w; see that --repo is right, and that what shall be mounted there is; `hv-backup repo init` makes a new one", err)
+	}
+	return err
 }
 
 // openIndexed opens the repository and reads its index. What is damaged of it is said, and left out.

@@ -72,8 +72,10 @@ func hintFor(command, code string) string {
 			return "stop the guest, or end the connections with --force"
 		case "attach":
 			return "`hv-storage-fabric volume show` prints its URIs as it is, `hv-storage-fabric volume detach` ends them"
+		case "set", "clear":
+			return "`hv-backup cdp exports` shows which moments of its history are attached, `hv-backup cdp detach` ends that"
 		case "delete", "rename", "resize", "rollback":
-			return "see who uses it with `hv-storage-fabric volume show`; an attached volume goes free with `hv-storage-fabric volume detach`"
+			return "see who uses it with `hv-storage-fabric volume show`, and `hv-backup cdp exports` for moments of its history; an attached volume goes free with `hv-storage-fabric volume detach`"
 		}
 		return "try again when that has ended"
 	case client.CodeProtected:

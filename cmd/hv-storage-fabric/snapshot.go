@@ -56,7 +56,7 @@ func (a *app) snapshotCommand(verb, short string, run func(c *cobra.Command, api
 
 func newSnapshotList(a *app) *cobra.Command {
 	use, short := "list VOLUME", "List the snapshots of a volume, oldest first"
-	return a.command(use, short, exactly("VOLUME"), func(c *cobra.Command, api *client.Client, args []string) error {
+	c := a.command(use, short, exactly("VOLUME"), func(c *cobra.Command, api *client.Client, args []string) error {
 		reply, err := client.ListSnapshots(c.Context(), api, args[0])
 		if err != nil {
 			return err
@@ -69,6 +69,8 @@ func newSnapshotList(a *app) *cobra.Command {
 		}
 		return a.show(views, func() { a.table([]string{"NAME", "SIZE", "CREATED", "NOTES"}, rows) })
 	})
+	c.Example = "  hv-storage-fabric snapshot list web1\n  hv-storage-fabric snapshot list web1 -o json | jq -r '.[].name'"
+	return c
 }
 
 // snapshotNotes says what keeps a snapshot, and who made it.
