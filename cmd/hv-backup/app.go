@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -48,10 +49,12 @@ type app struct {
 	progress     bool
 	limit        units.Size      // bytes a second; 0: none
 	tls          mutualtls.Files // for hvd://
+
+	told *toldAgain // shared with its copies
 }
 
 func newApp(in io.Reader, out, err io.Writer, getenv func(string) string) *app {
-	return &app{in: in, out: out, err: err, getenv: getenv}
+	return &app{in: in, out: out, err: err, getenv: getenv, told: &toldAgain{}}
 }
 
 // run executes the arguments and returns the exit code. Errors are one line on the error stream.
@@ -92,6 +95,8 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	var damaged *backup.DamagedError
 	var step *stepError
 	var unreachable *client.UnreachableError
+	var otherName x509.HostnameError
+	var notSigned x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &damaged):
 		if len(damaged.Unreadable) > 0 {
@@ -109,6 +114,10 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 			return exitRefused, "its socket is for root and the user that hvd runs as"
 		}
 		return exitUnreachable, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
+	case errors.As(err, &otherName):
+		return exitFailed, "name the host in --repo as its certificate does"
+	case errors.As(err, &notSigned):
+		return exitFailed, "--tls-ca names the authorities that are believed for hvd://, the system's for object storage"
 	case errors.Is(err, backend.ErrUnreachable):
 		return exitUnreachable, "see whether the storage runs, whether its name and port in --repo are right, and whether this host reaches it; then run the same again"
 	case errors.Is(err, errProblems):

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -62,6 +63,18 @@ func TestCompleteBackups(t *testing.T) {
 	}
 	if offers := complete("--identity", p.identity, "list", ""); !strings.HasPrefix(offers, "/") {
 		t.Errorf("list offers %q, want sources", offers)
+	}
+}
+
+// Who waits for a place that does not answer is told after some tries, and not for each of many requests.
+func TestAgain(t *testing.T) {
+	var told bytes.Buffer
+	a := newApp(strings.NewReader(""), io.Discard, &told, func(string) string { return "" })
+	for try := range 8 {
+		a.again(try+1, errors.New("object config: refused"))
+	}
+	if got := told.String(); got != "hv-backup: object config: refused; it is tried again, up to 8 times\n" {
+		t.Errorf("told: %q", got)
 	}
 }
 

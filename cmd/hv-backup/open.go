@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"time"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -18,6 +20,7 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/remote"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/retry"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/s3"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
@@ -89,7 +92,7 @@ func (a *app) host(where string) (o remote.Options, err error) {
 	if o.Place, err = remote.ParsePlace(where); err != nil {
 		return o, err
 	}
-	o.Limit = a.bucket()
+	o.Limit, o.Again = a.bucket(), a.again
 	o.Files = mutualtls.Files{
 		Cert: cmp.Or(a.tls.Cert, a.getenv("HV_BACKUP_TLS_CERT")),
 		Key:  cmp.Or(a.tls.Key, a.getenv("HV_BACKUP_TLS_KEY")),
@@ -106,7 +109,7 @@ func (a *app) storage(where string) (o s3.Options, err error) {
 	if o.Place, err = s3.ParsePlace(where); err != nil {
 		return o, err
 	}
-	o.Limit, o.Region = a.bucket(), cmp.Or(a.getenv("AWS_REGION"), a.getenv("AWS_DEFAULT_REGION"))
+	o.Limit, o.Again, o.Region = a.bucket(), a.again, cmp.Or(a.getenv("AWS_REGION"), a.getenv("AWS_DEFAULT_REGION"))
 	o.Credentials, err = s3.FindCredentials(a.getenv)
 	return o, err
 }
@@ -117,6 +120,29 @@ func (a *app) bucket() *throttle.Bucket {
 		return nil
 	}
 	return throttle.NewBucket(uint64(a.limit))
+}
+
+// When somebody who waits is told that a place does not answer: after so many tries, some two seconds, and not more often than that.
+const (
+	triesUntold = 3
+	toldEvery   = 30 * time.Second
+)
+
+// toldAgain is when that was.
+type toldAgain struct {
+	sync.Mutex
+	at time.Time
+}
+
+// again says that the repository's place does not answer, and that it is asked again.
+func (a *app) again(try int, err error) {
+	a.told.Lock()
+	defer a.told.Unlock()
+	if try < triesUntold || time.Since(a.told.at) < toldEvery {
+		return
+	}
+	a.told.at = time.Now()
+	a.note("hv-backup: %v; it is tried again, up to %d times", err, retry.DefaultTries)
 }
 
 // open opens the repository with what the user has.
