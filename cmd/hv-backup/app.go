@@ -35,6 +35,9 @@ const (
 	exitNoAnswer    = 7 // a guest that was booted to test a backup
 )
 
+// leastLimit is the smallest --limit-rate, bytes a second.
+const leastLimit units.Size = 16 << 10
+
 // app is one run of the command: its streams, its environment and the flags that all commands share.
 type app struct {
 	in       io.Reader
@@ -212,13 +215,16 @@ and messages go to standard error.`,
 	flags.StringVar(&a.tls.Cert, "tls-cert", "", "PEM file of this client's certificate, for hvd:// (default $HV_BACKUP_TLS_CERT)")
 	flags.StringVar(&a.tls.Key, "tls-key", "", "PEM file of its private key (default $HV_BACKUP_TLS_KEY)")
 	flags.StringVar(&a.tls.CA, "tls-ca", "", "PEM file of the authorities of hosts' certificates (default $HV_BACKUP_TLS_CA)")
-	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB (default no limit)")
+	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB; 16KiB or more (default no limit)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
 	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal; with -o json as lines of JSON")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {
 			return console.Usagef("output form %q: use table or json", a.output)
+		}
+		if a.limit > 0 && a.limit < leastLimit {
+			return console.Usagef("--limit-rate %v: want at least %v a second, with less each request would take minutes", a.limit, leastLimit)
 		}
 		return nil
 	}

@@ -27,12 +27,17 @@ func TestWhatNext(t *testing.T) {
 	p.ends(exitUsage, "which backup?", "show", "latest:")
 	p.ends(exitNotFound, "no backup of that source; `hv-backup list`", "show", "latest:web1")
 	p.ends(exitRefused, "holds a repository already", "repo", "init", "--recipient", "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p")
+	p.ends(exitUsage, "want at least 16KiB", "list", "--limit-rate", "1")
 	p.ends(exitUsage, "did you mean stats?", "repo", "stat")
 	p.ends(exitUsage, "want a whole number", "forget", "--keep-last", "x")
 	p.ends(exitUsage, "policy name", "policy", "set", "../x", "web1", "--every", "1d", "--policies", t.TempDir())
 	if out := p.ends(exitDone, "", "--version"); out != "hv-backup "+version+"\n" {
 		t.Errorf("--version prints %q", out)
 	}
+	if err := os.Chmod(p.identity, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.ends(exitDone, "every user of this host can read", "list")
 	p.dir = missing
 	p.ends(exitNotFound, "see that --repo is right", "list")
 }

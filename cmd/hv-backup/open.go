@@ -186,6 +186,7 @@ func (a *app) warn(key string, err error) {
 // credentials returns what opens key slots. A passphrase is asked for only without identities; twice for a new one.
 func (a *app) credentials(ctx context.Context, isNew bool) (c seal.Credentials, err error) {
 	for _, path := range a.identities {
+		a.tellExposed(path)
 		text, err := readSecret(path, seal.MaxSlot)
 		if err != nil {
 			return c, err
@@ -202,11 +203,19 @@ func (a *app) credentials(ctx context.Context, isNew bool) (c seal.Credentials, 
 	}
 	switch {
 	case path != "":
+		a.tellExposed(path)
 		c.Passphrase, err = passphraseOf(path)
 	case len(c.Identities) == 0:
 		c.Passphrase, err = a.ask(ctx, isNew)
 	}
 	return c, err
+}
+
+// tellExposed says that everybody on this host can read a file with a secret. It is used all the same, as it opened repositories so far.
+func (a *app) tellExposed(path string) {
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o004 != 0 {
+		a.note("hv-backup: every user of this host can read %s: `chmod 600` on it changes that", path)
+	}
 }
 
 // readSecret reads a file with a secret, of at most max bytes.

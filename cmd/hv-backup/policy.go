@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,7 +111,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 				}
 				want.Files[name] = append(want.Files[name], path)
 			}
-			return p.set(&want)
+			return p.set(c.Context(), &want)
 		},
 	}
 	f := c.Flags()
@@ -144,7 +146,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 }
 
 // set adds what the shared flags say, made independent of where this command runs.
-func (p *policies) set(want *policy.Policy) (err error) {
+func (p *policies) set(ctx context.Context, want *policy.Policy) (err error) {
 	a := p.a
 	if want.Repository, err = a.location(); err != nil {
 		return err
@@ -205,6 +207,13 @@ func (p *policies) set(want *policy.Policy) (err error) {
 		state.Created = time.Now().UTC()
 		if err := folder.SaveState(want.Name, state); err != nil {
 			return err
+		}
+	}
+	if there := a.volumesOf(ctx); len(there) > 0 {
+		for _, volume := range want.Volumes {
+			if !slices.Contains(there, volume) {
+				a.note("hv-backup: hvd has no volume %s at present; until it has, the policy's backups fail", volume)
+			}
 		}
 	}
 	return a.show(p.view(want, state), func() {

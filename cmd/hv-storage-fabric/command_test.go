@@ -30,6 +30,7 @@ func TestExitCodes(t *testing.T) {
 		{"snapshot delete v@nope", exitNotFound, "not found"},
 		{"volume detach v", exitNotFound, "not attached"},
 		{"token revoke nope", exitNotFound, "token list"},
+		{"snapshot rollback v@nope --dry-run", exitNotFound, "not found"},
 		{"volume lst", exitUsage, "did you mean list?"},
 		{"volume qos set v --write-iops -1", exitUsage, "want a whole number, 0 or more"},
 		{"volume qos set v --write-iops 99999999999999999999", exitUsage, "too large"},

@@ -254,6 +254,7 @@ func syncFolder(path string) error {
 // known gives errors of the system the names that callers test for.
 func known(err error) error {
 	switch {
+	case errors.Is(err, block.ErrNoSpace): // it has it already
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
 	case errors.Is(err, fs.ErrNotExist):
