@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -40,8 +39,8 @@ func Run(ctx context.Context, r *repository.Repository, src Source, m *repositor
 	}
 	run := &running{r: r, w: w, src: src, m: m, progress: progress, tree: tree{w: w, hasher: dedup.NewHasher(r.Keys().Domain)}}
 	err = run.all(ctx)
-	stored, closeErr := w.Close()
-	if err = errors.Join(closeErr, err); err != nil {
+	stored, err := finish(ctx, w, err)
+	if err != nil {
 		return err
 	}
 	m.SizeBytes, m.StoredBytes, m.Root = src.Size(), stored.StoredBytes, run.tree.root

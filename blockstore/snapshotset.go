@@ -66,6 +66,9 @@ func decodeSnapshotSet(b []byte) (*snapshotSet, error) {
 func (s *Store) CreateSnapshots(_ context.Context, names []StateName, automatic bool) ([]SnapshotInfo, error) {
 	infos, err := s.createSnapshots(names, automatic)
 	if err != nil {
+		if len(names) == 1 {
+			return nil, fmt.Errorf("create a snapshot of volume %q: %w", names[0].Volume, err)
+		}
 		return nil, fmt.Errorf("create snapshots of %d volumes: %w", len(names), err)
 	}
 	return infos, nil

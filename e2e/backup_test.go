@@ -153,7 +153,7 @@ func TestBackupRefusals(t *testing.T) {
 	}{
 		{4, "wrong passphrase", []string{"list", "--password-file", wrong}},
 		{3, "no repository", []string{"list", "--repo", t.TempDir(), "--password-file", r.passwords}},
-		{4, "not empty", []string{"repo", "init", "--repo", r.dir, "--password-file", r.passwords}},
+		{4, "holds a repository already", []string{"repo", "init", "--repo", r.dir, "--password-file", r.passwords}},
 		{3, `\x1b[31mred`, []string{"list", "--repo", "\x1b[31mred", "--password-file", r.passwords}},
 		{2, "no passphrase", []string{"list", "--repo", r.dir}},
 		{2, "no repository", []string{"list"}},

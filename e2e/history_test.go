@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +106,21 @@ func TestHistory(t *testing.T) {
 	d.cdpJSON(&writable, "attach", "v", "--at", "s1", "--writable", "--as", "w")
 	qemuIO(t, writable.URI, "read -P 2 16M 32M", "write -P 5 0 1M", "read -P 5 0 1M")
 	d.historyRefuses(points.History.FirstSeq)
+	var exports []struct{ Export, Volume, URI string }
+	d.cdpJSON(&exports, "exports", "v")
+	for _, m := range []moment{byLabel, bySnapshot} {
+		if !slices.ContainsFunc(exports, func(e struct{ Export, Volume, URI string }) bool {
+			return e.Export == m.Volume && e.Volume == "v" && e.URI == m.URI
+		}) {
+			t.Errorf("exports %+v lack %+v", exports, m)
+		}
+	}
+	if d.cdpJSON(&exports, "exports", "r"); len(exports) > 0 {
+		t.Errorf("exports of another volume: %+v", exports)
+	}
+	if got := d.try("volume", "show", "v"); !strings.Contains(got.stdout, "history ") {
+		t.Errorf("volume show says nothing of history: %s", got.stdout)
+	}
 	for _, m := range []moment{byLabel, bySnapshot} {
 		if got := d.cdp("detach", m.Volume); got.code != 0 {
 			t.Errorf("detach %s: %s", m.Volume, got.stderr)

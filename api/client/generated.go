@@ -1467,6 +1467,14 @@ func (v *KeepRulesInput) GetMonthly() int { return v.Monthly }
 // GetYearly returns KeepRulesInput.Yearly, and is useful for accessing the field via an interface.
 func (v *KeepRulesInput) GetYearly() int { return v.Yearly }
 
+// ListAttachmentsResponse is returned by ListAttachments on success.
+type ListAttachmentsResponse struct {
+	Attachments []Attachment `json:"attachments"`
+}
+
+// GetAttachments returns ListAttachmentsResponse.Attachments, and is useful for accessing the field via an interface.
+func (v *ListAttachmentsResponse) GetAttachments() []Attachment { return v.Attachments }
+
 // ListBitmapsResponse is returned by ListBitmaps on success.
 type ListBitmapsResponse struct {
 	// The bitmaps of a volume, those first that began first.
@@ -5178,6 +5186,50 @@ func GetVolume(
 	}
 
 	data_ = &GetVolumeResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by ListAttachments.
+const ListAttachments_Operation = `
+query ListAttachments {
+	attachments {
+		... Attachment
+	}
+}
+fragment Attachment on Attachment {
+	volume
+	uri
+	socket
+	ownSocket
+	tcpUri
+	tcpMode
+	clients
+	readOnly
+	inject
+	attachedAt
+	connections
+	problem
+}
+`
+
+func ListAttachments(
+	ctx_ context.Context,
+	client_ graphql.Client,
+) (data_ *ListAttachmentsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ListAttachments",
+		Query:  ListAttachments_Operation,
+	}
+
+	data_ = &ListAttachmentsResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

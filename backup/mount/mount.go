@@ -45,7 +45,7 @@ const (
 
 // New mounts what can be mounted of a disk; Partitions says what that is, and why the rest is not. An error if that is nothing. Close ends it.
 func New(ctx context.Context, o Options) (m *Mounted, err error) {
-	if err := checkDirectory(o.Directory); err != nil {
+	if err := CheckDirectory(o.Directory); err != nil {
 		return nil, err
 	}
 	m = &Mounted{o: o, exited: make(chan struct{})}
@@ -72,13 +72,14 @@ func New(ctx context.Context, o Options) (m *Mounted, err error) {
 	return m, m.mountAll(ctx)
 }
 
-func checkDirectory(path string) error {
+// CheckDirectory says why nothing can be mounted below a directory: it is not there, not empty, or something is mounted there already.
+func CheckDirectory(path string) error {
 	entries, err := os.ReadDir(path)
 	switch {
 	case err != nil:
 		return fmt.Errorf("mount point: %w; make an empty folder", err)
 	case len(entries) > 0:
-		return fmt.Errorf("mount point %s is not empty: %w", path, block.ErrExists)
+		return fmt.Errorf("mount point %s is not empty; give an empty folder: %w", path, block.ErrExists)
 	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' }):
 		return fmt.Errorf("mount point %q: %w", path, block.ErrInvalid)
 	}

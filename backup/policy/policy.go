@@ -128,7 +128,7 @@ func (p *Policy) Validate() error {
 		return bad("%v", err)
 	}
 	if err := p.Keep.Validate(); err != nil {
-		return bad("%v", err)
+		return fmt.Errorf("policy %s: %w", p.Name, err)
 	}
 	for _, guest := range p.TestGuests {
 		if !p.knowsGuest(guest) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,9 @@ const (
 	exitNoAnswer    = 7 // a guest that was booted to test a backup
 )
 
+// leastLimit is the smallest --limit-rate, bytes a second.
+const leastLimit units.Size = 16 << 10
+
 // app is one run of the command: its streams, its environment and the flags that all commands share.
 type app struct {
 	in       io.Reader
@@ -48,10 +52,12 @@ type app struct {
 	progress     bool
 	limit        units.Size      // bytes a second; 0: none
 	tls          mutualtls.Files // for hvd://
+
+	told *toldAgain // shared with its copies
 }
 
 func newApp(in io.Reader, out, err io.Writer, getenv func(string) string) *app {
-	return &app{in: in, out: out, err: err, getenv: getenv}
+	return &app{in: in, out: out, err: err, getenv: getenv, told: &toldAgain{}}
 }
 
 // run executes the arguments and returns the exit code. Errors are one line on the error stream.
@@ -92,6 +98,8 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	var damaged *backup.DamagedError
 	var step *stepError
 	var unreachable *client.UnreachableError
+	var otherName x509.HostnameError
+	var notSigned x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &damaged):
 		if len(damaged.Unreadable) > 0 {
@@ -101,7 +109,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 	case errors.As(err, &usage), errors.Is(err, block.ErrInvalid), strings.HasPrefix(err.Error(), "required flag"), strings.HasPrefix(err.Error(), "unknown "):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
 	case errors.As(err, &said):
-		return saidCode(said.Code), ""
+		return saidCode(said.Code), saidHint(command, said.Code)
 	case errors.As(err, &step):
 		return step.code, ""
 	case errors.As(err, &unreachable):
@@ -109,6 +117,10 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 			return exitRefused, "its socket is for root and the user that hvd runs as"
 		}
 		return exitUnreachable, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
+	case errors.As(err, &otherName):
+		return exitFailed, "name the host in --repo as its certificate does"
+	case errors.As(err, &notSigned):
+		return exitFailed, "--tls-ca names the authorities that are believed for hvd://, the system's for object storage"
 	case errors.Is(err, backend.ErrUnreachable):
 		return exitUnreachable, "see whether the storage runs, whether its name and port in --repo are right, and whether this host reaches it; then run the same again"
 	case errors.Is(err, errProblems):
@@ -150,6 +162,26 @@ func saidCode(code string) int {
 	return exitFailed
 }
 
+// saidHint is what to do next about what hvd said.
+func saidHint(command *cobra.Command, code string) string {
+	ofHistory := strings.HasPrefix(command.CommandPath(), "hv-backup cdp ")
+	switch {
+	case code == client.CodeNotFound && command.Name() == "detach":
+		return "`hv-backup cdp exports` shows what is attached"
+	case code == client.CodeNotFound && ofHistory:
+		return "`hv-storage-fabric volume list` shows the volumes, `hv-storage-fabric volume history set VOLUME --window 1h` begins a history, `hv-backup cdp points VOLUME` lists its moments"
+	case code == client.CodeNotFound:
+		return "`hv-storage-fabric volume list` and `snapshot list VOLUME` show what there is"
+	case code == client.CodeExists:
+		return "choose another name, or delete what has it first"
+	case code == client.CodeInUse && ofHistory:
+		return "`hv-backup cdp exports` shows what is attached, `hv-backup cdp detach EXPORT` ends it"
+	case code == client.CodeNoSpace:
+		return "`hv-storage-fabric store stats` shows where the space of hvd's store is"
+	}
+	return ""
+}
+
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "hv-backup",
@@ -174,7 +206,7 @@ and messages go to standard error.`,
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &console.UsageError{Err: err} })
+	root.SetFlagErrorFunc(console.FlagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.repo, "repo", "", "the repository: a directory, s3://BUCKET/PREFIX, s3+https://HOST/BUCKET/PREFIX, or hvd://HOST/NAME (default $HV_BACKUP_REPO)")
 	flags.StringVar(&a.passwordFile, "password-file", "", "file with the passphrase in its first line (default $HV_BACKUP_PASSWORD_FILE)")
@@ -183,7 +215,7 @@ and messages go to standard error.`,
 	flags.StringVar(&a.tls.Cert, "tls-cert", "", "PEM file of this client's certificate, for hvd:// (default $HV_BACKUP_TLS_CERT)")
 	flags.StringVar(&a.tls.Key, "tls-key", "", "PEM file of its private key (default $HV_BACKUP_TLS_KEY)")
 	flags.StringVar(&a.tls.CA, "tls-ca", "", "PEM file of the authorities of hosts' certificates (default $HV_BACKUP_TLS_CA)")
-	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB (default no limit)")
+	flags.Var(&a.limit, "limit-rate", "bytes a second to and from the repository at most, as 20MiB; 16KiB or more (default no limit)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output form: table or json")
 	flags.BoolVar(&a.progress, "progress", false, "tell the progress even when standard error is no terminal; with -o json as lines of JSON")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
@@ -191,19 +223,24 @@ and messages go to standard error.`,
 		if a.output != "table" && a.output != "json" {
 			return console.Usagef("output form %q: use table or json", a.output)
 		}
+		if a.limit > 0 && a.limit < leastLimit {
+			return console.Usagef("--limit-rate %v: want at least %v a second, with less each request would take minutes", a.limit, leastLimit)
+		}
 		return nil
 	}
-	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), newVersion(a), newThawGuard(a))
-	console.Group(root)
+	version := newVersion(a)
+	console.VersionFlag(console.Group(root), version)
+	root.AddCommand(newRun(a), newList(a), newShow(a), newRestore(a), newAttach(a), newMount(a), newUnmount(a), newTestRestore(a), newBench(a), newCopy(a), newDiff(a), newForget(a), newPrune(a), newPolicy(a), newRecover(a), newRepairStore(a), newCDP(a), newRepo(a), version, newThawGuard(a))
 	helptext.Fit(root)
 	return root
 }
 
 func newVersion(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version of this command",
-		Args:  console.Exactly(),
+		Use:     "version",
+		Short:   "Print the version of this command",
+		Example: "  hv-backup version -o json",
+		Args:    console.Exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			return a.show(map[string]string{"version": version}, func() { a.say("hv-backup %s", version) })
 		},

@@ -38,7 +38,9 @@ The URI goes to nbdcopy, nbdinfo, nbdfuse, qemu-img, qemu-nbd, fio or a guest. W
   hv-backup attach latest:web1 --socket /run/user/1000/web1.sock -o json --repo s3://bucket/vms
   qemu-img convert -p -O qcow2 'nbd+unix:///?socket=/run/user/1000/web1.sock' web1.qcow2`,
 		Args: console.Exactly("BACKUP"),
-		RunE: func(c *cobra.Command, args []string) error { return t.run(c.Context(), args[0]) },
+
+		ValidArgsFunction: a.completeBackups(0, 1),
+		RunE:              func(c *cobra.Command, args []string) error { return t.run(c.Context(), args[0]) },
 	}
 	c.Flags().StringVar(&t.socket, "socket", "", "where to listen (default a new private folder)")
 	c.Flags().Var(&t.cache, "cache", "memory for what was read of the repository")

@@ -17,6 +17,9 @@ import (
 
 // choose finds the one backup whose name begins with a prefix; "latest" is the youngest, "latest:SOURCE" the youngest of a source. A machine is called domain:NAME among sources, as a volume may have its name; where there are only machines, NAME is enough.
 func choose(all []*repository.Manifest, name string) (*repository.Manifest, error) {
+	if name == "" || name == "latest:" {
+		return nil, console.Usagef("which backup? give its name, or the beginning of it, latest, or latest:SOURCE")
+	}
 	if latest, source, ofSource := strings.Cut(name, ":"); latest == "latest" {
 		only := !slices.ContainsFunc(all, func(m *repository.Manifest) bool { return !isMachine(m) })
 		domain, ofDomain := strings.CutPrefix(source, "domain:")
@@ -26,7 +29,10 @@ func choose(all []*repository.Manifest, name string) (*repository.Manifest, erro
 				return m, nil
 			}
 		}
-		return nil, fmt.Errorf("a backup %s: %w", name, block.ErrNotFound)
+		if len(all) == 0 {
+			return nil, fmt.Errorf("%s: there is no backup yet; `hv-backup run VOLUME` makes one: %w", name, block.ErrNotFound)
+		}
+		return nil, fmt.Errorf("%s: no backup of that source; `hv-backup list` shows what there is: %w", name, block.ErrNotFound)
 	}
 	var found *repository.Manifest
 	for _, m := range all {
@@ -41,7 +47,7 @@ func choose(all []*repository.Manifest, name string) (*repository.Manifest, erro
 		}
 		found = m
 	}
-	if found == nil || name == "" {
+	if found == nil {
 		return nil, fmt.Errorf("backup %q; `hv-backup list` shows what there is: %w", name, block.ErrNotFound)
 	}
 	return found, nil
@@ -91,6 +97,8 @@ func newList(a *app) *cobra.Command {
 		Short:   "List backups, the oldest first",
 		Example: "  hv-backup list web1 --tag daily --repo /mnt/backup/vms",
 		Args:    console.Between(0, 1, "SOURCE"),
+
+		ValidArgsFunction: a.completeSources(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := a.open(c.Context())
 			if err != nil {
@@ -106,10 +114,10 @@ func newList(a *app) *cobra.Command {
 					continue
 				}
 				list = append(list, shownBackup{Name: m.Name, Manifest: m})
-				rows = append(rows, []string{m.Name, m.Source.Name, m.Source.Kind, m.Time.Local().Format(time.DateTime), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ","), lockColumn(m)})
+				rows = append(rows, []string{m.Name, m.Source.Name, m.Source.Kind, m.Time.Local().Format("2006-01-02 15:04"), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ","), lockColumn(m)})
 			}
 			return a.show(list, func() {
-				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "KIND", "TIME", "SIZE", "DATA", "ADDED", "TAGS", "LOCKED UNTIL"}, rows)
+				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "KIND", "TIME", "SIZE", "DATA", "ADDED", "TAGS", "LOCKED UNTIL"}, rows, "KIND", "DATA", "ADDED", "SIZE")
 			})
 		},
 	}
@@ -124,6 +132,8 @@ func newShow(a *app) *cobra.Command {
 		Long:    "Show one backup: by its name, as many letters of it as tell it from others, latest, or latest:SOURCE. latest:domain:NAME is that of a machine: its name, UUID, addresses and disks are shown, too.",
 		Example: "  hv-backup show latest:web1 --repo /mnt/backup/vms",
 		Args:    console.Exactly("BACKUP"),
+
+		ValidArgsFunction: a.completeBackups(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := a.open(c.Context())
 			if err != nil {

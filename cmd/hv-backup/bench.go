@@ -188,7 +188,7 @@ func (b *benching) freezeSource(ctx context.Context) (src *frozenSource, end fun
 			return nil, nil, err
 		}
 		return &frozenSource{api, made[0]}, func() error {
-			if _, err := client.DeleteSnapshot(context.WithoutCancel(ctx), api, volume, name); err != nil {
+			if err := deleteSnapshot(context.WithoutCancel(ctx), api, volume, name); err != nil {
 				return fmt.Errorf("delete the snapshot that was measured, %s@%s, by hand: %w", volume, name, err)
 			}
 			return nil

@@ -14,7 +14,25 @@ import (
 )
 
 // momentsAre says what --at takes.
-const momentsAre = "TIME (2026-11-29T06:00:00.123456789Z, \"5m ago\", now), the number of a record, or the label of a mark or snapshot"
+const momentsAre = "TIME (2026-11-29T06:00:00.123456789Z, \"2026-11-29 06:00:00\" by this host's clock, \"5m ago\", now), the number of a record, or the label of a mark or snapshot"
+
+// askedMoment is what was given for --at, as hvd takes it: a time without a zone is one of this host's clock, as tables show it.
+func askedMoment(text string, zone *time.Location) string {
+	if at, ok := clockTime(text, zone); ok {
+		return at.UTC().Format(time.RFC3339Nano)
+	}
+	return text
+}
+
+// clockTime reads a time as RFC 3339 has it, or by a clock of that zone.
+func clockTime(text string, zone *time.Location) (time.Time, bool) {
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02 15:04:05Z07:00", time.DateTime, "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02T15:04"} {
+		if at, err := time.ParseInLocation(layout, text, zone); err == nil {
+			return at, true
+		}
+	}
+	return time.Time{}, false
+}
 
 // momentView is a moment with -o json. Its fields are part of the interface.
 type momentView struct {
@@ -54,7 +72,7 @@ func newCDP(a *app) *cobra.Command {
 		Long: `Go back to any write of a volume that keeps history. "hv-storage-fabric volume history set VOLUME --window 1h" has hvd keep it; from then on what the volume was after each write of that
 window can be attached, or restored to another volume. No repository is needed. "cdp policy set" keeps points for longer.`,
 	})
-	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a), newCDPPolicy(a), newCDPFindOnset(a))
+	c.AddCommand(newCDPPoints(a), newCDPAttach(a), newCDPExports(a), newCDPDetach(a), newCDPRestore(a), newCDPMark(a), newCDPPolicy(a), newCDPFindOnset(a))
 	return c
 }
 
@@ -174,6 +192,7 @@ func newCDPAttach(a *app) *cobra.Command {
 needs. Where history is thinned, the newest point that is left at or before the moment is exported, and named.
 With --writable a volume of its own is made of the moment (as "cdp restore" does, which takes as long as writing what was written since the automatic root before it), attached, and stays until it is deleted.`,
 		Example: `  hv-backup cdp attach web1 --at "5m ago"
+  hv-backup cdp attach web1 --at "2026-11-29 06:00:00"
   hv-backup cdp attach web1 --at 2026-11-29T06:00:00.5Z -o json
   hv-backup cdp attach web1 --at before-upgrade --writable --as web1-check`,
 		Args:              console.Exactly("VOLUME"),
@@ -194,13 +213,13 @@ With --writable a volume of its own is made of the moment (as "cdp restore" does
 				if as == "" {
 					as = args[0] + "-" + time.Now().UTC().Format("20060102t150405.000z")
 				}
-				reply, err := client.RestoreHistory(c.Context(), api, args[0], at, as, true)
+				reply, err := client.RestoreHistory(c.Context(), api, args[0], askedMoment(at, time.Local), as, true)
 				if err != nil {
 					return err
 				}
 				moment = reply.RestoreHistory
 			} else {
-				reply, err := client.AttachHistory(c.Context(), api, args[0], at)
+				reply, err := client.AttachHistory(c.Context(), api, args[0], askedMoment(at, time.Local))
 				if err != nil {
 					return err
 				}
@@ -226,6 +245,8 @@ func newCDPDetach(a *app) *cobra.Command {
 ends their connections after the requests in flight.`,
 		Example: `  hv-backup cdp detach web1@seq:123456`,
 		Args:    console.Exactly("EXPORT"),
+
+		ValidArgsFunction: a.completeExports,
 		RunE: func(c *cobra.Command, args []string) error {
 			api, err := a.hvd()
 			if err != nil {
@@ -259,7 +280,7 @@ under its name when it is whole and durable; an interrupt leaves nothing of it.`
 			if err != nil {
 				return err
 			}
-			reply, err := client.RestoreHistory(c.Context(), api, args[0], at, to, false)
+			reply, err := client.RestoreHistory(c.Context(), api, args[0], askedMoment(at, time.Local), to, false)
 			if err != nil {
 				return err
 			}

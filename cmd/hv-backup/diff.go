@@ -27,7 +27,9 @@ The backups may be of different sources. With -o json one document is written wh
 		Example: `  hv-backup diff 20261128t220000z latest:web1 --repo /mnt/backup/vms
   hv-backup diff --quick --summary 20261128 20261129 -o json --repo s3://bucket/vms`,
 		Args: console.Exactly("BACKUP", "BACKUP"),
-		RunE: func(c *cobra.Command, args []string) error { return a.diff(c.Context(), args, quick, summary) },
+
+		ValidArgsFunction: a.completeBackups(0, 2),
+		RunE:              func(c *cobra.Command, args []string) error { return a.diff(c.Context(), args, quick, summary) },
 	}
 	c.Flags().BoolVar(&quick, "quick", false, "compare chunks, without reading data")
 	c.Flags().BoolVar(&summary, "summary", false, "only the sums")

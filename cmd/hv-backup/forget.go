@@ -42,7 +42,9 @@ What is locked (run --lock) cannot be forgotten before its lock ends: the --keep
 		Example: `  hv-backup forget 20261128t220000z-1f2e3d4c --repo /mnt/backup/vms
   hv-backup forget --keep-last 3 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run --repo /mnt/backup/vms`,
 		Args: console.Between(0, 1000, "BACKUP"),
-		RunE: func(c *cobra.Command, args []string) error { return f.run(c.Context(), args) },
+
+		ValidArgsFunction: a.completeBackups(0, 1000),
+		RunE:              func(c *cobra.Command, args []string) error { return f.run(c.Context(), args) },
 	}
 	flags := c.Flags()
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only say what would be removed")

@@ -36,6 +36,12 @@ use ` + "`hv-backup attach`" + ` and guestmount, which does that in a virtual ma
 		Example: `  hv-backup mount latest:web1 /mnt/web1 --repo /mnt/backup/vms
   cp /mnt/web1/p1/etc/fstab . && hv-backup unmount /mnt/web1`,
 		Args: console.Exactly("BACKUP", "DIRECTORY"),
+		ValidArgsFunction: func(c *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return nil, cobra.ShellCompDirectiveFilterDirs
+			}
+			return a.completeBackups(0, 1)(c, args, text)
+		},
 		RunE: func(c *cobra.Command, args []string) error { return m.run(c.Context(), args[0], args[1]) },
 	}
 	c.Flags().Var(&m.cache, "cache", "memory for what was read of the repository")
@@ -53,6 +59,9 @@ func (m *mounting) run(ctx context.Context, name, directory string) error {
 	directory, err := realPath(directory)
 	if err != nil {
 		return fmt.Errorf("mount point: %w; make an empty folder", err)
+	}
+	if err := mount.CheckDirectory(directory); err != nil {
+		return err
 	}
 	r, err := m.a.openIndexed(ctx)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"time"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -18,10 +20,12 @@ import (
 	"github.com/hyper-nixos/hyper-nixos/backup/backend"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/dir"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/remote"
+	"github.com/hyper-nixos/hyper-nixos/backup/backend/retry"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/s3"
 	"github.com/hyper-nixos/hyper-nixos/backup/backend/throttle"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/backup/seal"
+	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/mutualtls"
 )
@@ -88,7 +92,7 @@ func (a *app) host(where string) (o remote.Options, err error) {
 	if o.Place, err = remote.ParsePlace(where); err != nil {
 		return o, err
 	}
-	o.Limit = a.bucket()
+	o.Limit, o.Again = a.bucket(), a.again
 	o.Files = mutualtls.Files{
 		Cert: cmp.Or(a.tls.Cert, a.getenv("HV_BACKUP_TLS_CERT")),
 		Key:  cmp.Or(a.tls.Key, a.getenv("HV_BACKUP_TLS_KEY")),
@@ -105,7 +109,7 @@ func (a *app) storage(where string) (o s3.Options, err error) {
 	if o.Place, err = s3.ParsePlace(where); err != nil {
 		return o, err
 	}
-	o.Limit, o.Region = a.bucket(), cmp.Or(a.getenv("AWS_REGION"), a.getenv("AWS_DEFAULT_REGION"))
+	o.Limit, o.Again, o.Region = a.bucket(), a.again, cmp.Or(a.getenv("AWS_REGION"), a.getenv("AWS_DEFAULT_REGION"))
 	o.Credentials, err = s3.FindCredentials(a.getenv)
 	return o, err
 }
@@ -118,11 +122,34 @@ func (a *app) bucket() *throttle.Bucket {
 	return throttle.NewBucket(uint64(a.limit))
 }
 
+// When somebody who waits is told that a place does not answer: after so many tries, some two seconds, and not more often than that.
+const (
+	triesUntold = 3
+	toldEvery   = 30 * time.Second
+)
+
+// toldAgain is when that was.
+type toldAgain struct {
+	sync.Mutex
+	at time.Time
+}
+
+// again says that the repository's place does not answer, and that it is asked again.
+func (a *app) again(try int, err error) {
+	a.told.Lock()
+	defer a.told.Unlock()
+	if try < triesUntold || time.Since(a.told.at) < toldEvery {
+		return
+	}
+	a.told.at = time.Now()
+	a.note("hv-backup: %v; it is tried again, up to %d times", err, retry.DefaultTries)
+}
+
 // open opens the repository with what the user has.
 func (a *app) open(ctx context.Context) (*repository.Repository, error) {
 	b, err := a.backend()
 	if err != nil {
-		return nil, fmt.Errorf("repository: %w", err)
+		return nil, fmt.Errorf("repository: %w", noRepository(err))
 	}
 	c, err := a.credentials(ctx, false)
 	if err != nil {
@@ -130,9 +157,17 @@ func (a *app) open(ctx context.Context) (*repository.Repository, error) {
 	}
 	r, err := repository.Open(ctx, b, c)
 	if err != nil {
-		return nil, fmt.Errorf("open the repository in %s: %w", b.Location(), err)
+		return nil, fmt.Errorf("open the repository in %s: %w", b.Location(), noRepository(err))
 	}
 	return r, nil
+}
+
+// noRepository adds what to do where there is no repository.
+func noRepository(err error) error {
+	if errors.Is(err, block.ErrNotFound) {
+		err = fmt.Errorf("%w; see that --repo is right, and that what shall be mounted there is; `hv-backup repo init` makes a new one", err)
+	}
+	return err
 }
 
 // openIndexed opens the repository and reads its index. What is damaged of it is said, and left out.
@@ -151,6 +186,7 @@ func (a *app) warn(key string, err error) {
 // credentials returns what opens key slots. A passphrase is asked for only without identities; twice for a new one.
 func (a *app) credentials(ctx context.Context, isNew bool) (c seal.Credentials, err error) {
 	for _, path := range a.identities {
+		a.tellExposed(path)
 		text, err := readSecret(path, seal.MaxSlot)
 		if err != nil {
 			return c, err
@@ -167,11 +203,19 @@ func (a *app) credentials(ctx context.Context, isNew bool) (c seal.Credentials, 
 	}
 	switch {
 	case path != "":
+		a.tellExposed(path)
 		c.Passphrase, err = passphraseOf(path)
 	case len(c.Identities) == 0:
 		c.Passphrase, err = a.ask(ctx, isNew)
 	}
 	return c, err
+}
+
+// tellExposed says that everybody on this host can read a file with a secret. It is used all the same, as it opened repositories so far.
+func (a *app) tellExposed(path string) {
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o004 != 0 {
+		a.note("hv-backup: every user of this host can read %s: `chmod 600` on it changes that", path)
+	}
 }
 
 // readSecret reads a file with a secret, of at most max bytes.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,7 +111,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 				}
 				want.Files[name] = append(want.Files[name], path)
 			}
-			return p.set(&want)
+			return p.set(c.Context(), &want)
 		},
 	}
 	f := c.Flags()
@@ -144,7 +146,7 @@ When a backup fails it is tried again after 5 minutes, 10, and so on, at least e
 }
 
 // set adds what the shared flags say, made independent of where this command runs.
-func (p *policies) set(want *policy.Policy) (err error) {
+func (p *policies) set(ctx context.Context, want *policy.Policy) (err error) {
 	a := p.a
 	if want.Repository, err = a.location(); err != nil {
 		return err
@@ -192,6 +194,9 @@ func (p *policies) set(want *policy.Policy) (err error) {
 	}
 	_, state, err := folder.Load(want.Name)
 	isNew := errors.Is(err, block.ErrNotFound)
+	if errors.Is(err, block.ErrInvalid) { // the name
+		return err
+	}
 	if err != nil && !isNew {
 		return policyError(fmt.Errorf("what there is of policy %s cannot be read; `hv-backup policy delete %s` removes it: %w", want.Name, want.Name, err))
 	}
@@ -202,6 +207,13 @@ func (p *policies) set(want *policy.Policy) (err error) {
 		state.Created = time.Now().UTC()
 		if err := folder.SaveState(want.Name, state); err != nil {
 			return err
+		}
+	}
+	if there := a.volumesOf(ctx); len(there) > 0 {
+		for _, volume := range want.Volumes {
+			if !slices.Contains(there, volume) {
+				a.note("hv-backup: hvd has no volume %s at present; until it has, the policy's backups fail", volume)
+			}
 		}
 	}
 	return a.show(p.view(want, state), func() {
@@ -246,10 +258,11 @@ func (p *policies) view(is *policy.Policy, s policy.State) policyView {
 
 func newPolicyList(p *policies) *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List policies and what came of them",
-		Long:  "List policies and what came of them. Exit code 5 means that a backup failed, is missing, did not come up in a restore test, or that damage was found.",
-		Args:  console.Exactly(),
+		Use:     "list",
+		Short:   "List policies and what came of them",
+		Example: "  hv-backup policy list\n  hv-backup policy list -o json | jq -r '.[] | select(.missing) | .name'",
+		Long:    "List policies and what came of them. Exit code 5 means that a backup failed, is missing, did not come up in a restore test, or that damage was found.",
+		Args:    console.Exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			folder, err := p.in()
 			if err != nil {
@@ -281,7 +294,7 @@ func newPolicyList(p *policies) *cobra.Command {
 				rows = append(rows, []string{name, targets(is), units.Span(is.Every).String(), keeps(is), last, v.Next.Local().Format(time.DateTime), lastTest(is, s), trouble})
 			}
 			err = p.a.show(views, func() {
-				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "RESTORE TEST", "TROUBLE"}, rows)
+				console.Table(p.a.out, p.a.getenv, []string{"POLICY", "TARGETS", "EVERY", "KEEP", "LAST", "NEXT", "RESTORE TEST", "TROUBLE"}, rows, "KEEP", "RESTORE TEST", "LAST")
 			})
 			if err == nil && bad > 0 {
 				err = &stepError{exitDamaged, fmt.Sprintf("policies in trouble: %d of %d", bad, len(names))}

@@ -93,10 +93,10 @@ func (a *app) sayPruned(p repository.Pruned) {
 		would = "would have "
 	}
 	a.say("%s, %s; backups need %s before compression", console.Counted(p.Packs, "pack"), units.Size(p.PackBytes).Human(), units.Size(p.LiveBytes).Human())
-	a.say("%sdeleted %s (%s), marked earlier", would, console.Counted(p.DeletedPacks, "pack"), units.Size(p.DeletedBytes).Human())
+	a.say("%sdeleted %s (%s) that were marked", would, console.Counted(p.DeletedPacks, "pack"), units.Size(p.DeletedBytes).Human())
 	a.say("%smarked %s (%s), of which %d were mostly dead: %s of data copied", would, console.Counted(p.MarkedPacks, "pack"), units.Size(p.MarkedBytes).Human(), p.RepackedPacks, units.Size(p.RepackedBytes).Human())
 	if p.YoungPacks > 0 {
-		a.say("left alone %s that no backup needs: they are young and may belong to one under way", console.Counted(p.YoungPacks, "pack"))
+		a.say("left alone %s that no backup needs: they are young and may belong to one under way (`hv-backup prune --alone`, while nobody else uses the repository, deletes them, too)", console.Counted(p.YoungPacks, "pack"))
 	}
 	if p.LockedPacks > 0 {
 		a.say("left alone %s (%s) that no backup needs, or only a part of: they are locked, the first until %s", console.Counted(p.LockedPacks, "pack"), units.Size(p.LockedBytes).Human(), p.UnlockedAt.Local().Format(time.DateTime))

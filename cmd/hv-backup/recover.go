@@ -50,6 +50,8 @@ On an empty machine: install, bring the files back with --files-to, put hvd's co
   hv-backup recover --domains --repo s3://backups/host1
   hv-backup recover web1 db1 --at 2026-11-28T12:00:00Z --repo s3://backups/host1`,
 		Args: console.Between(0, 1000, "SOURCE"),
+
+		ValidArgsFunction: a.completeSources(1000),
 		RunE: func(c *cobra.Command, args []string) error {
 			k.only = args
 			return k.run(c.Context())
@@ -57,7 +59,7 @@ On an empty machine: install, bring the files back with --files-to, put hvd's co
 	}
 	f := c.Flags()
 	f.StringVar(&k.host, "host", "", "the host whose backups are meant, where the repository has several hosts'")
-	f.StringVar(&k.at, "at", "", "what was there at a `TIME` (RFC 3339), not the youngest")
+	f.StringVar(&k.at, "at", "", "what was there at a `TIME`, not the youngest: 2026-11-28T12:00:00Z, or \"2026-11-28 12:00:00\" by this host's clock")
 	f.StringVar(&k.filesTo, "files-to", "", "folder to unpack backups of files into")
 	f.BoolVar(&k.domains, "domains", false, "define machines in libvirt, on the volumes that are there or have come back")
 	f.StringVar(&k.connect, "connect", "", connectHelp)
@@ -106,7 +108,7 @@ func (k *recovering) run(ctx context.Context) error {
 		for _, one := range plan {
 			rows = append(rows, []string{one.Source, one.Kind, one.Backup, one.Time.Local().Format(time.DateTime), units.Size(one.Size).Human(), strings.TrimSuffix(one.State+": "+one.Why, ": ")})
 		}
-		console.Table(k.a.out, k.a.getenv, []string{"SOURCE", "KIND", "BACKUP", "TIME", "SIZE", "STATE"}, rows)
+		console.Table(k.a.out, k.a.getenv, []string{"SOURCE", "KIND", "BACKUP", "TIME", "SIZE", "STATE"}, rows, "TIME", "SIZE", "KIND")
 	})
 	return errors.Join(err, failed)
 }
@@ -115,9 +117,9 @@ func (k *recovering) run(ctx context.Context) error {
 func (k *recovering) plan(all []*repository.Manifest) ([]*recovered, error) {
 	until := time.Now().Add(24 * time.Hour) // of a host whose clock is ahead
 	if k.at != "" {
-		var err error
-		if until, err = time.Parse(time.RFC3339, k.at); err != nil {
-			return nil, console.Usagef("--at %q: want a time as 2026-11-28T12:00:00Z", k.at)
+		var ok bool
+		if until, ok = clockTime(k.at, time.Local); !ok {
+			return nil, console.Usagef("--at %q: want a time as 2026-11-28T12:00:00Z, or \"2026-11-28 12:00:00\" by this host's clock", k.at)
 		}
 	}
 	chosen := make(map[repository.Source]*recovered)

@@ -196,7 +196,7 @@ func (a *app) volumeContent(ctx context.Context, name string) (content snapshotR
 	}
 	content.snapshot = taken[0]
 	return content, func() error {
-		_, err := client.DeleteSnapshot(context.WithoutCancel(ctx), api, volume, content.snapshot.Name)
+		err := deleteSnapshot(context.WithoutCancel(ctx), api, volume, content.snapshot.Name)
 		if err != nil {
 			err = fmt.Errorf("delete the snapshot of this repair; `hv-storage-fabric snapshot delete %s@%s` does: %w", volume, content.snapshot.Name, err)
 		}

@@ -50,6 +50,7 @@ if a domain of its UUID is there, a new UUID and new MAC addresses. With --live 
   hv-backup restore latest:web1 --to-domain web1-again --live --start --repo /mnt/backup/vms
   hv-backup restore latest:web1 --to-domain web2 --volume data=web2-data --dry-run --repo /mnt/backup/vms
   hv-backup restore latest:web1.conf --to-dir /srv/web1.conf --repo /mnt/backup/vms`,
+		ValidArgsFunction: a.completeBackups(0, 1),
 		Args: func(c *cobra.Command, args []string) error {
 			if c.Flags().Changed("to-domain") && len(args) == 2 && domain == sameDomain {
 				domain = args[1]
@@ -71,7 +72,7 @@ if a domain of its UUID is there, a new UUID and new MAC addresses. With --live 
 				return console.Usagef("--live is for volumes and machines: give --to-volume or --to-domain")
 			}
 			if _, err := os.Lstat(file); file != "" && err == nil {
-				return fmt.Errorf("%s: %w", file, block.ErrExists)
+				return fmt.Errorf("%s: %w; give another name, or remove it first", file, block.ErrExists)
 			}
 			r, err := a.openIndexed(c.Context())
 			if err != nil {
@@ -174,7 +175,7 @@ func (k *machineRestore) run(ctx context.Context, from, name, chunking string, l
 func (a *app) restoreToFile(ctx context.Context, r *repository.Repository, m *repository.Manifest, file string) error {
 	meter := a.newMeter("restoring", m.SizeBytes)
 	defer meter.End()
-	return restoreTo(file, m, func(f *os.File) error { return backup.Restore(ctx, r, m, f, meter.At) })
+	return transfer.NewFile(file, m.SizeBytes, func(f *os.File) error { return backup.Restore(ctx, r, m, f, meter.At) })
 }
 
 // restoreToDir unpacks a backup of files.
@@ -236,26 +237,3 @@ type sparseBackup struct {
 
 // NextData implements transfer.Sparse.
 func (s sparseBackup) NextData(off uint64) (uint64, error) { return s.Device.NextData(s.ctx, off) }
-
-// restoreTo makes a sparse file beside path, has it filled, and gives it its name.
-func restoreTo(path string, m *repository.Manifest, fill func(*os.File) error) error {
-	partial := path + ".partial"
-	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(int64(m.SizeBytes))
-	if err == nil {
-		err = fill(f)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(partial, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(partial))
-	}
-	return nil
-}

@@ -75,7 +75,11 @@ Exit code 0 means that the guest answered, 7 that it did not, 5 that it was give
 			}
 			return console.Between(1, trial.MaxDisks, "BACKUP")(c, args)
 		},
-		ValidArgsFunction: a.completeVolumes(0, trial.MaxDisks),
+		ValidArgsFunction: func(c *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			volumes, _ := a.completeVolumes(0, trial.MaxDisks)(c, args, text)
+			backups, how := a.completeBackups(0, trial.MaxDisks)(c, args, text)
+			return append(volumes, backups...), how
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if n := c.ArgsLenAtDash(); n >= 0 {
 				args, t.options.Args = args[:n], args[n:]

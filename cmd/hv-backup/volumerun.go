@@ -286,10 +286,28 @@ func (v *frozenVolume) all(ctx context.Context, m *repository.Manifest) (err err
 	return backup.Run(ctx, v.r, &volumeStream{stream: stream}, m, tellTo(meter))
 }
 
+// deleteSnapshot deletes a snapshot of this program. hvd notices a little after a reader has gone that it has, so one that is in use is tried again for some seconds.
+func deleteSnapshot(ctx context.Context, api *client.Client, volume, name string) error {
+	for deadline := time.Now().Add(releaseTime); ; {
+		_, err := client.DeleteSnapshot(ctx, api, volume, name)
+		if said := (*client.Error)(nil); !errors.As(err, &said) || said.Code != client.CodeInUse || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// releaseTime is how long hvd may take to notice that a reader of a snapshot has gone.
+const releaseTime = 3 * time.Second
+
 // tidy deletes the snapshots that no later run can use, its own if that could not begin from it. Not being able to is worth a word, not a failure of a backup that exists.
 func (v *frozenVolume) tidy(ctx context.Context, done bool) error {
 	remove := func(s client.Snapshot) {
-		_, err := client.DeleteSnapshot(ctx, v.api, s.Volume, s.Name)
+		err := deleteSnapshot(ctx, v.api, s.Volume, s.Name)
 		if said := (*client.Error)(nil); err != nil && !(errors.As(err, &said) && said.Code == client.CodeNotFound) {
 			v.a.note("hv-backup: snapshot %s@%s is of no more use, and could not be deleted: %v; a backup a day later does, or `hv-storage-fabric snapshot delete %s@%s`", s.Volume, s.Name, err, s.Volume, s.Name)
 		}

@@ -72,7 +72,7 @@ With -o json one JSON document is printed on standard output and nothing else; p
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{Err: err} })
+	root.SetFlagErrorFunc(console.FlagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.endpoint, "endpoint", "", "where hvd listens: unix:PATH or http://HOST:PORT (default $HV_ENDPOINT, else the system daemon's socket, else the user's)")
 	flags.StringVar(&a.tokenFile, "token-file", "", "file with the bearer token for an http endpoint (default: the token in $HV_TOKEN)")
@@ -85,7 +85,7 @@ With -o json one JSON document is printed on standard output and nothing else; p
 		return nil
 	}
 	versionCommand := newVersion(a)
-	versionFlag(group(root), versionCommand)
+	console.VersionFlag(group(root), versionCommand)
 	root.AddCommand(newStatus(a), newVolume(a), newSnapshot(a), newStore(a), newDisk(a), newToken(a), newSupport(a), versionCommand)
 	helptext.Fit(root)
 	return root

@@ -139,6 +139,7 @@ func newVolumeDetach(a *app) *cobra.Command {
 		Short: "End the export of a volume",
 		Long: `End the export of a volume. Refused while clients are connected, as a guest would lose its disk; --force finishes their requests in
 flight and ends their connections.`,
+		Example:           "  hv-storage-fabric volume detach web1\n  hv-storage-fabric volume detach web1 --force",
 		Args:              exactly("NAME"),
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(c *cobra.Command, args []string) error {

@@ -51,7 +51,7 @@ func judge(command *cobra.Command, err error) (code int, hint string) {
 		return exitUnreachable, "start hvd, or say where it is with --endpoint or HV_ENDPOINT"
 	case errors.As(err, &usage):
 		return exitUsage, "see `" + command.CommandPath() + " --help`"
-	case errors.Is(err, errRefused), errors.Is(err, keyring.ErrWrongKey), errors.Is(err, secret.ErrExposed):
+	case errors.Is(err, errRefused), errors.Is(err, block.ErrInUse), errors.Is(err, keyring.ErrWrongKey), errors.Is(err, secret.ErrExposed):
 		return exitRefused, ""
 	case errors.Is(err, block.ErrVersion):
 		return exitFailed, "use the version that wrote it, or a newer one"
@@ -72,8 +72,10 @@ func hintFor(command, code string) string {
 			return "stop the guest, or end the connections with --force"
 		case "attach":
 			return "`hv-storage-fabric volume show` prints its URIs as it is, `hv-storage-fabric volume detach` ends them"
+		case "set", "clear":
+			return "`hv-backup cdp exports` shows which moments of its history are attached, `hv-backup cdp detach` ends that"
 		case "delete", "rename", "resize", "rollback":
-			return "see who uses it with `hv-storage-fabric volume show`; an attached volume goes free with `hv-storage-fabric volume detach`"
+			return "see who uses it with `hv-storage-fabric volume show`, and `hv-backup cdp exports` for moments of its history; an attached volume goes free with `hv-storage-fabric volume detach`"
 		}
 		return "try again when that has ended"
 	case client.CodeProtected:

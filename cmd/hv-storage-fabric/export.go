@@ -110,25 +110,7 @@ func drain(stream *transfer.Reader, out output, m *console.Meter) error {
 
 // toFile writes a new sparse file next to path, and puts it in place when it is complete and on disk.
 func toFile(path string, stream *transfer.Reader, m *console.Meter) error {
-	partial := path + ".partial"
-	f, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(int64(stream.Size()))
-	if err == nil {
-		err = drain(stream, fileOutput{f}, m)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(partial, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(partial))
-	}
-	return nil
+	return transfer.NewFile(path, stream.Size(), func(f *os.File) error { return drain(stream, fileOutput{f}, m) })
 }
 
 // toDevice overwrites a block device, or writes to a pipe that has a name.

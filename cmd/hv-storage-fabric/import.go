@@ -86,14 +86,14 @@ func (a *app) openInput(path string, size units.Size, hasSize bool) (*input, err
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("import: %w", err)
+		return nil, fmt.Errorf("image: %w", err)
 	}
 	info, err := f.Stat()
 	if err == nil && info.IsDir() {
 		err = usagef("%s is a directory; give a raw image, a block device or -", path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("import: %w", errors.Join(err, f.Close()))
+		return nil, fmt.Errorf("image: %w", errors.Join(err, f.Close()))
 	}
 	end, err := f.Seek(0, io.SeekEnd)
 	if err == nil {

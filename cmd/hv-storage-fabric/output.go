@@ -19,7 +19,9 @@ func (a *app) show(value any, table func()) error {
 func (a *app) say(format string, args ...any) { fmt.Fprintf(a.out, format+"\n", args...) }
 
 // table prints rows under a header.
-func (a *app) table(header []string, rows [][]string) { console.Table(a.out, a.getenv, header, rows) }
+func (a *app) table(header []string, rows [][]string, spare ...string) {
+	console.Table(a.out, a.getenv, header, rows, spare...)
+}
 
 // pairs prints names and values under each other.
 func (a *app) pairs(list [][2]string) { console.Pairs(a.out, list) }

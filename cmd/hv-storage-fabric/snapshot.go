@@ -56,7 +56,7 @@ func (a *app) snapshotCommand(verb, short string, run func(c *cobra.Command, api
 
 func newSnapshotList(a *app) *cobra.Command {
 	use, short := "list VOLUME", "List the snapshots of a volume, oldest first"
-	return a.command(use, short, exactly("VOLUME"), func(c *cobra.Command, api *client.Client, args []string) error {
+	c := a.command(use, short, exactly("VOLUME"), func(c *cobra.Command, api *client.Client, args []string) error {
 		reply, err := client.ListSnapshots(c.Context(), api, args[0])
 		if err != nil {
 			return err
@@ -69,6 +69,8 @@ func newSnapshotList(a *app) *cobra.Command {
 		}
 		return a.show(views, func() { a.table([]string{"NAME", "SIZE", "CREATED", "NOTES"}, rows) })
 	})
+	c.Example = "  hv-storage-fabric snapshot list web1\n  hv-storage-fabric snapshot list web1 -o json | jq -r '.[].name'"
+	return c
 }
 
 // snapshotNotes says what keeps a snapshot, and who made it.
@@ -111,14 +113,39 @@ func newSnapshotDelete(a *app) *cobra.Command {
 
 func newSnapshotRollback(a *app) *cobra.Command {
 	short := "Make a volume that is not attached what a snapshot is"
+	var dryRun bool
 	c := a.snapshotCommand("rollback", short, func(c *cobra.Command, api *client.Client, volume, name string) error {
+		if dryRun {
+			return a.showRollback(c, api, volume, name)
+		}
 		reply, err := client.Rollback(c.Context(), api, volume, name)
 		if err != nil {
 			return err
 		}
 		return a.show(viewVolume(reply.Rollback), func() { a.say("rolled volume %s back to %s", volume, name) })
 	})
-	c.Long = "Make a volume that is not attached what a snapshot is. What was written since is lost, unless another snapshot has it."
-	c.Example = "  hv-storage-fabric snapshot rollback web1@before-upgrade"
+	c.Long = "Make a volume that is not attached what a snapshot is. What was written since is lost, unless another snapshot has it; --dry-run says how much that is, snapshot diff where."
+	c.Example = `  hv-storage-fabric snapshot rollback web1@before-upgrade --dry-run
+  hv-storage-fabric snapshot rollback web1@before-upgrade`
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; say how much was changed since")
 	return c
+}
+
+// showRollback prints what rolling back would give up.
+func (a *app) showRollback(c *cobra.Command, api *client.Client, volume, name string) error {
+	total, err := api.Changes(c.Context(), volume+"@"+name, volume, func(client.Change) error { return nil })
+	if err != nil {
+		return err
+	}
+	reply, err := client.GetVolume(c.Context(), api, volume)
+	if err != nil {
+		return err
+	}
+	attached := reply.Volume.Attachment != nil
+	return a.show(map[string]any{"volume": volume, "name": name, "rolledBack": false, "attached": attached, "changedRanges": total.Ranges, "changedBytes": total.Bytes}, func() {
+		a.say("rolling volume %s back to %s gives up what was changed since: %s in %s", volume, name, units.Size(total.Bytes).Human(), counted(total.Ranges, "range"))
+		if attached {
+			a.say("it is attached, and refused until that ends")
+		}
+	})
 }

@@ -43,4 +43,13 @@ func TestSnapshotDiff(t *testing.T) {
 	if table := d.must("snapshot", "diff", "v@a", "c"); table != "0 ranges, 0 B: 0 B data, 0 B zero, 0 B hole\n" {
 		t.Errorf("a clone and its origin: %s", table)
 	}
+	for at, want := range map[string]string{"v@a": "1.00 MiB in 1 range\n", "v@b": "0 B in 0 ranges\n"} {
+		if told := d.must("snapshot", "rollback", at, "--dry-run"); !strings.HasSuffix(told, "since: "+want) {
+			t.Errorf("rolling back to %s, dry: %s", at, told)
+		}
+	}
+	d.must("volume", "attach", "v")
+	if told := d.must("snapshot", "rollback", "v@a", "--dry-run"); !strings.Contains(told, "it is attached") {
+		t.Errorf("rolling back what is attached, dry: %s", told)
+	}
 }

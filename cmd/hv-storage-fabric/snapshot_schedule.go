@@ -43,9 +43,10 @@ func newSnapshotSchedule(a *app) *cobra.Command {
 			}
 			rows = append(rows, []string{s.Target, units.Span(s.EverySeconds).String(), retention.Rules(s.Keep).String(), last, s.NextRun.Local().Format(time.DateTime), s.Error})
 		}
-		return a.show(views, func() { a.table([]string{"TARGET", "EVERY", "KEEP", "LAST", "NEXT", "ERROR"}, rows) })
+		return a.show(views, func() { a.table([]string{"TARGET", "EVERY", "KEEP", "LAST", "NEXT", "ERROR"}, rows, "LAST", "KEEP") })
 	})
 	list.ValidArgsFunction = cobra.NoFileCompletions
+	list.Example = "  hv-storage-fabric snapshot schedule list"
 	remove := a.command("delete VOLUME|@GROUP", "End a schedule; its snapshots stay", exactly("VOLUME|@GROUP"), func(c *cobra.Command, api *client.Client, args []string) error {
 		if _, err := client.DeleteSchedule(c.Context(), api, args[0]); err != nil {
 			return err

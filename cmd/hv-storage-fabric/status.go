@@ -107,23 +107,12 @@ func encryptionText(e *client.Encryption) string {
 	return fmt.Sprintf("at rest, master key %d, opened by %s", e.MasterKey, strings.Join(all, ", "))
 }
 
-// versionFlag lets --version do what the command version does.
-func versionFlag(root, versionCommand *cobra.Command) {
-	asked := root.Flags().Bool("version", false, "print the version of this command")
-	otherwise := root.RunE
-	root.RunE = func(c *cobra.Command, args []string) error {
-		if *asked && len(args) == 0 {
-			return versionCommand.RunE(c, args)
-		}
-		return otherwise(c, args)
-	}
-}
-
 func newVersion(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version of this command",
-		Args:  exactly(),
+		Use:     "version",
+		Short:   "Print the version of this command",
+		Example: "  hv-storage-fabric version -o json",
+		Args:    exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			return a.show(map[string]string{"version": version}, func() { a.say("hv-storage-fabric %s", version) })
 		},

@@ -20,9 +20,10 @@ func newStore(a *app) *cobra.Command {
 
 func newStoreStats(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "stats",
-		Short: "Print sizes, ratios, log, traffic, caches and memory",
-		Args:  exactly(),
+		Use:     "stats",
+		Example: "  hv-storage-fabric store stats\n  hv-storage-fabric store stats -o json | jq .storedBytes",
+		Short:   "Print sizes, ratios, log, traffic, caches and memory",
+		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := a.connect()
 			if err != nil {

@@ -89,9 +89,10 @@ func parseSpan(flag, text string) (seconds uint64, err error) {
 
 func newTokenList(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List the tokens, without their secrets",
-		Args:  exactly(),
+		Use:     "list",
+		Example: "  hv-storage-fabric token list",
+		Short:   "List the tokens, without their secrets",
+		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := a.connect()
 			if err != nil {
@@ -125,9 +126,10 @@ func expiryText(t tokenView) string {
 
 func newTokenRevoke(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "revoke NAME",
-		Short: "End a token at once",
-		Args:  exactly("NAME"),
+		Use:     "revoke NAME",
+		Example: "  hv-storage-fabric token revoke ci",
+		Short:   "End a token at once",
+		Args:    exactly("NAME"),
 
 		ValidArgsFunction: a.completeTokens,
 		RunE: func(c *cobra.Command, args []string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -35,6 +36,7 @@ type volumeView struct {
 	Origin     *originView     `json:"origin,omitempty"`
 	Attachment *attachmentView `json:"attachment"` // null when it is not attached
 	Restoring  *restoringView  `json:"restoring,omitempty"`
+	History    *historyView    `json:"history,omitempty"` // of show; not there when none is kept
 }
 
 // restoringView is how far the live restore of a volume is.
@@ -195,9 +197,10 @@ func parseMode(text string) (client.WriteMode, error) {
 
 func newVolumeList(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List all volumes",
-		Args:  exactly(),
+		Use:     "list",
+		Short:   "List all volumes",
+		Example: "  hv-storage-fabric volume list\n  hv-storage-fabric volume list -o json | jq -r '.[] | select(.attachment) | .name'",
+		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := a.connect()
 			if err != nil {
@@ -214,7 +217,9 @@ func newVolumeList(a *app) *cobra.Command {
 				views = append(views, view)
 				rows = append(rows, []string{view.Name, units.Size(view.SizeBytes).Human(), view.Chunking, view.Mode, fmt.Sprint(view.Snapshots), attachedText(view.Attachment)})
 			}
-			return a.show(views, func() { a.table([]string{"NAME", "SIZE", "CHUNKING", "MODE", "SNAPSHOTS", "ATTACHED"}, rows) })
+			return a.show(views, func() {
+				a.table([]string{"NAME", "SIZE", "CHUNKING", "MODE", "SNAPSHOTS", "ATTACHED"}, rows, "CHUNKING", "MODE")
+			})
 		},
 	}
 }
@@ -232,14 +237,22 @@ func attachedText(at *attachmentView) string {
 }
 
 func newVolumeShow(a *app) *cobra.Command {
-	return a.volumeCommand("show NAME", "Show one volume", func(c *cobra.Command, api *client.Client, name string) error {
+	c := a.volumeCommand("show NAME", "Show one volume", func(c *cobra.Command, api *client.Client, name string) error {
 		reply, err := client.GetVolume(c.Context(), api, name)
 		if err != nil {
 			return err
 		}
 		view := viewVolume(reply.Volume)
+		history, err := client.GetHistory(c.Context(), api, name)
+		if said := (*client.Error)(nil); err == nil {
+			view.History = viewHistory(&history.History)
+		} else if !errors.As(err, &said) || said.Code != client.CodeNotFound {
+			return err
+		}
 		return a.show(view, func() { a.volumePairs(view) })
 	})
+	c.Example = "  hv-storage-fabric volume show web1\n  hv-storage-fabric volume show web1 -o json | jq -r .attachment.uri"
+	return c
 }
 
 // volumeCommand makes a command whose one argument is a volume.
@@ -270,6 +283,9 @@ func (a *app) volumePairs(v volumeView) {
 	}
 	if len(v.Bitmaps) > 0 {
 		list = append(list, [2]string{"bitmaps", strings.Join(v.Bitmaps, ", ")})
+	}
+	if h := v.History; h != nil {
+		list = append(list, [2]string{"history", h.String()})
 	}
 	if v.Origin != nil {
 		list = append(list, [2]string{"clone of", v.Origin.Volume + "@" + v.Origin.Snapshot})

@@ -14,13 +14,15 @@ import (
 
 func newVolumeRename(a *app) *cobra.Command {
 	use, short := "rename NAME NEW", "Give a volume that is not attached another name"
-	return a.command(use, short, exactly("NAME", "NEW"), func(c *cobra.Command, api *client.Client, args []string) error {
+	c := a.command(use, short, exactly("NAME", "NEW"), func(c *cobra.Command, api *client.Client, args []string) error {
 		reply, err := client.RenameVolume(c.Context(), api, args[0], args[1])
 		if err != nil {
 			return err
 		}
 		return a.showVolume("renamed to", reply.RenameVolume)
 	})
+	c.Example = "  hv-storage-fabric volume rename web1 web1-old"
+	return c
 }
 
 func newVolumeResize(a *app) *cobra.Command {

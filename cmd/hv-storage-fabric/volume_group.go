@@ -29,6 +29,7 @@ func newVolumeGroup(a *app) *cobra.Command {
 		return a.show(views, func() { a.table([]string{"NAME", "VOLUMES"}, rows) })
 	})
 	list.ValidArgsFunction = cobra.NoFileCompletions
+	list.Example = "  hv-storage-fabric volume group list"
 	remove := a.command("delete NAME", "Forget a group; its volumes and their snapshots stay", exactly("NAME"), func(c *cobra.Command, api *client.Client, args []string) error {
 		if _, err := client.DeleteVolumeGroup(c.Context(), api, args[0]); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,6 +34,11 @@ type historyView struct {
 // ages are those of the policy.
 func (v *historyView) ages() units.Ages {
 	return historyAges(v.WindowSeconds, v.EverySeconds, v.FlushesSeconds, v.MinutesSeconds)
+}
+
+// String says what is kept, and what it takes.
+func (v *historyView) String() string {
+	return fmt.Sprintf("%v, in %s of %s", v.ages(), units.Size(v.Bytes).Human(), units.Size(v.BudgetBytes).Human())
 }
 
 // historyAges are those of a policy, in seconds, whose last stretch is that of hours.
@@ -171,7 +177,7 @@ func (a *app) showHistory(name string, h *client.History) error {
 			a.say("volume %s keeps no history", name)
 			return
 		}
-		a.say("volume %s keeps %v, in %s of %s", v.Volume, v.ages(), units.Size(v.Bytes).Human(), units.Size(v.BudgetBytes).Human())
+		a.say("volume %s keeps %v", v.Volume, v)
 		if v.First != nil {
 			a.say("oldest: record %d of %s", v.FirstSeq, v.First.Format(time.RFC3339Nano))
 		}

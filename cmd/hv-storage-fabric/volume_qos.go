@@ -111,23 +111,27 @@ Reading its snapshots, as exports and backups do, is not limited.`,
 }
 
 func newQoSShow(a *app) *cobra.Command {
-	return a.volumeCommand("show NAME", "Show the limits of a volume", func(c *cobra.Command, api *client.Client, name string) error {
+	c := a.volumeCommand("show NAME", "Show the limits of a volume", func(c *cobra.Command, api *client.Client, name string) error {
 		reply, err := client.GetVolume(c.Context(), api, name)
 		if err != nil {
 			return err
 		}
 		return a.showLimits(reply.Volume)
 	})
+	c.Example = "  hv-storage-fabric volume qos show web1"
+	return c
 }
 
 func newQoSClear(a *app) *cobra.Command {
-	return a.volumeCommand("clear NAME", "Take all limits of a volume away", func(c *cobra.Command, api *client.Client, name string) error {
+	c := a.volumeCommand("clear NAME", "Take all limits of a volume away", func(c *cobra.Command, api *client.Client, name string) error {
 		reply, err := client.ClearVolumeLimits(c.Context(), api, name)
 		if err != nil {
 			return err
 		}
 		return a.showLimits(reply.ClearVolumeLimits)
 	})
+	c.Example = "  hv-storage-fabric volume qos clear web1"
+	return c
 }
 
 // showLimits prints the limits of a volume: an object, or null where there are none.

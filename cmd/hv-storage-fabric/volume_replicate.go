@@ -176,7 +176,7 @@ func (a *app) showReplications(all []client.Replication) {
 	for _, r := range all {
 		rows = append(rows, []string{r.Volume, groupText(r), r.Role, r.State, rpoText(r), behindText(r), rateText(r), limitText(r, "%s"), fmt.Sprint(r.Epoch), otherSide(r)})
 	}
-	a.table([]string{"VOLUME", "GROUP", "ROLE", "STATE", "RPO", "BEHIND", "RATE", "LIMIT", "EPOCH", "OTHER SIDE"}, rows)
+	a.table([]string{"VOLUME", "GROUP", "ROLE", "STATE", "RPO", "BEHIND", "RATE", "LIMIT", "EPOCH", "OTHER SIDE"}, rows, "EPOCH", "LIMIT", "RATE")
 }
 
 func groupText(r client.Replication) string {

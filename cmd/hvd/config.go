@@ -21,9 +21,10 @@ func newConfig() *cobra.Command {
 	}
 	c.AddCommand(
 		&cobra.Command{
-			Use:   "show",
-			Short: "Print the configuration that would be in effect, as a config file",
-			Args:  cobra.NoArgs,
+			Use:     "show",
+			Short:   "Print the configuration that would be in effect, as a config file",
+			Example: "  hvd config show >hvd.yaml\n  hvd config show --config /etc/hyper-nixos/hvd.yaml --memory 1GiB",
+			Args:    cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
 				loaded, err := config.Load(c.Flags(), os.Getenv)
 				if loaded == nil {
@@ -33,15 +34,17 @@ func newConfig() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use:   "schema",
-			Short: "Print the JSON Schema of the config file",
-			Args:  cobra.NoArgs,
-			RunE:  func(c *cobra.Command, _ []string) error { return config.Schema(c.OutOrStdout()) },
+			Use:     "schema",
+			Short:   "Print the JSON Schema of the config file",
+			Example: "  hvd config schema >hvd.schema.json",
+			Args:    cobra.NoArgs,
+			RunE:    func(c *cobra.Command, _ []string) error { return config.Schema(c.OutOrStdout()) },
 		},
 		&cobra.Command{
-			Use:   "check",
-			Short: "Check the configuration that would be in effect, and start nothing",
-			Args:  cobra.NoArgs,
+			Use:     "check",
+			Short:   "Check the configuration that would be in effect, and start nothing",
+			Example: "  hvd config check --config /etc/hyper-nixos/hvd.yaml",
+			Args:    cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
 				loaded, err := config.Load(c.Flags(), os.Getenv)
 				if err != nil {

@@ -66,6 +66,7 @@ A setting is taken from its flag, else from its HV_* environment variable, else 
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", err, block.ErrInvalid) })
+	root.SetVersionTemplate("hvd {{.Version}}\n")
 	config.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().SortFlags = false
 	root.AddCommand(newConfig())

@@ -1,7 +1,9 @@
 package console
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,6 +21,48 @@ func (e *UsageError) Unwrap() error { return e.Err }
 // Usagef returns a UsageError.
 func Usagef(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
 
+// FlagError is a UsageError of what the parser of flags says, in plain words of numbers that are none.
+func FlagError(_ *cobra.Command, err error) error {
+	var number *strconv.NumError
+	if !errors.As(err, &number) {
+		return &UsageError{Err: err}
+	}
+	want := "want a number"
+	switch {
+	case errors.Is(number, strconv.ErrRange):
+		want = "it is too large, or too small"
+	case number.Func == "ParseUint":
+		want = "want a whole number, 0 or more"
+	case number.Func == "ParseInt", number.Func == "Atoi":
+		want = "want a whole number"
+	case number.Func == "ParseBool":
+		want = "want true or false"
+	}
+	return Usagef("%s", strings.Replace(err.Error(), number.Error(), want, 1))
+}
+
+// VersionFlag lets --version do what the command version does.
+func VersionFlag(root, version *cobra.Command) {
+	asked := root.Flags().Bool("version", false, "print the version of this command")
+	otherwise := root.RunE
+	root.RunE = func(c *cobra.Command, args []string) error {
+		if *asked && len(args) == 0 {
+			return version.RunE(c, args)
+		}
+		return otherwise(c, args)
+	}
+}
+
+// meant names the commands that an unknown word is nearly, if there are few.
+func meant(c *cobra.Command, word string) string {
+	c.SuggestionsMinimumDistance = 2 // letters that differ
+	near := c.SuggestionsFor(word)
+	if len(near) == 0 || len(near) > 3 {
+		return ""
+	}
+	return "; did you mean " + strings.Join(near, " or ") + "?"
+}
+
 // Group makes a command that only holds others: alone it shows its help, with an unknown word it is wrong usage.
 func Group(c *cobra.Command) *cobra.Command {
 	c.Args = cobra.ArbitraryArgs
@@ -26,7 +70,7 @@ func Group(c *cobra.Command) *cobra.Command {
 		if len(args) == 0 {
 			return c.Help()
 		}
-		return Usagef("unknown command %q for %q", args[0], c.CommandPath())
+		return Usagef("unknown command %q for %q%s", args[0], c.CommandPath(), meant(c, args[0]))
 	}
 	return c
 }

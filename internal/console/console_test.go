@@ -8,18 +8,49 @@ import (
 	"time"
 )
 
+// A table that is too wide keeps the first column whole; what it can do without goes first, and the last text is broken and not cut.
 func TestTablesFit(t *testing.T) {
-	widths := []int{40, 8, 10}
+	widths := []int{8, 40, 10}
 	fit(widths, 44)
-	if total := widths[0] + widths[1] + widths[2] + 2*columnGap; total != 44 {
-		t.Errorf("widths %v are %d together", widths, total)
+	if total(widths) != 44 || widths[0] != 8 {
+		t.Errorf("widths %v are %d together", widths, total(widths))
 	}
-	widths = []int{9, 9, 9}
+	widths = []int{30, 9, 9}
 	fit(widths, 5)
-	if !slices.Equal(widths, []int{8, 8, 8}) {
-		t.Errorf("widths %v: columns were cut below what can be read", widths)
+	if !slices.Equal(widths, []int{30, 8, 8}) {
+		t.Errorf("widths %v: columns were cut below what can be read, or the first one was", widths)
 	}
 	if line := tableLine([]string{"a-very-long-name", "x"}, []int{8, 1}); line != "a-very-…  x" {
+		t.Errorf("line %q", line)
+	}
+	table := func() ([]string, [][]string) {
+		return []string{"NAME", "KIND", "TAGS", "TIME"}, [][]string{{"one", "volume", "", "2026-11-30 15:58:09"}, {"two", "files", "", "2026-11-30 15:58:10"}}
+	}
+	for _, c := range []struct {
+		width int
+		want  []string
+	}{
+		{80, []string{"NAME", "KIND", "TAGS", "TIME"}},
+		{36, []string{"NAME", "KIND", "TIME"}},
+		{32, []string{"NAME", "TIME"}},
+		{10, []string{"NAME", "TIME"}},
+	} {
+		header, rows := table()
+		if header, rows = leaveOut(header, rows, c.width, []string{"KIND", "NAME"}); !slices.Equal(header, c.want) || len(rows[1]) != len(c.want) || rows[1][0] != "two" {
+			t.Errorf("in %d columns: %q %q, want %q", c.width, header, rows, c.want)
+		}
+	}
+	widths = []int{4, 25, 60}
+	fit(widths, 60)
+	if !slices.Equal(widths, []int{4, 25, 27}) {
+		t.Errorf("widths %v: the last column is not narrowed first", widths)
+	}
+	got := broken([]string{"disk", "only snapshots of one volume need-what-is-longer-than-a-line it"}, []int{4, 20})
+	want := [][]string{{"disk", "only snapshots of"}, {"", "one volume"}, {"", "need-what-is-longer-than-a-line"}, {"", "it"}}
+	if !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("broken into %q, want %q", got, want)
+	}
+	if line := tableLine(got[2], []int{4, 20}); line != "      need-what-is-longer-than-a-line" {
 		t.Errorf("line %q", line)
 	}
 }

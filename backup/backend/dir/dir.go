@@ -46,8 +46,13 @@ func Create(root string) (*Dir, error) {
 		return nil, err
 	}
 	for _, e := range entries {
+		if e.Name() == "config" && !e.IsDir() {
+			return nil, fmt.Errorf("%s holds a repository already: %w", root, block.ErrExists)
+		}
+	}
+	for _, e := range entries {
 		if e.Name() != "lost+found" { // a file system of its own
-			return nil, fmt.Errorf("%s is not empty: %w", root, block.ErrExists)
+			return nil, fmt.Errorf("%s is not empty; give a directory that is, or one that is not there yet: %w", root, block.ErrExists)
 		}
 	}
 	return Open(root)
@@ -249,6 +254,7 @@ func syncFolder(path string) error {
 // known gives errors of the system the names that callers test for.
 func known(err error) error {
 	switch {
+	case errors.Is(err, block.ErrNoSpace): // it has it already
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
 	case errors.Is(err, fs.ErrNotExist):

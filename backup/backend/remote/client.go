@@ -31,6 +31,8 @@ type Options struct {
 	Stall time.Duration    // how long a connection may be silent; 0: DefaultStall
 	Pause time.Duration    // before the second try, doubled for each other one; 0: retry.DefaultPause
 	Tries int              // of each request; 0: retry.DefaultTries
+
+	Again func(try int, err error) // is told of each try that failed before another; may be nil (retry.Policy)
 }
 
 // Client is a repository at a host.
@@ -65,7 +67,7 @@ func Open(o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificates for %s: %w", o.Place, err)
 	}
-	c := &Client{o: o, base: "https://" + o.Address(), tries: retry.Policy{Tries: o.Tries, Pause: o.Pause, Temporary: temporary, Known: known}}
+	c := &Client{o: o, base: "https://" + o.Address(), tries: retry.Policy{Tries: o.Tries, Pause: o.Pause, Temporary: temporary, Known: known, Again: o.Again}}
 	c.http = &http.Client{
 		Transport:     newTransport(o, secured),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -18,12 +18,14 @@ const (
 // maxPause bounds the pause between two tries.
 const maxPause = 20 * time.Second
 
-// Policy says how often to ask, and what for. All fields are needed.
+// Policy says how often to ask, and what for. All fields but Again are needed.
 type Policy struct {
 	Tries     int               // of each request
 	Pause     time.Duration     // before the second try, doubled for each other one, at most 20 s
 	Temporary func(error) bool  // whether another try may help
 	Known     func(error) error // gives what is final the names that callers test for
+
+	Again func(try int, err error) // is told before the pause after each try that failed, with its number, from 1, out of any goroutine; nil: nobody is
 }
 
 // Do calls do until it succeeds, fails for good, or has failed too often, which is backend.ErrUnreachable beside the last reason. what is for the error's text. When ctx has ended its error is returned alone.
@@ -44,6 +46,9 @@ func (p Policy) Do(ctx context.Context, what string, do func() error) error {
 		}
 		if n >= p.Tries {
 			return fmt.Errorf("%s: %w: given up after %d tries: %w", what, backend.ErrUnreachable, n, err)
+		}
+		if p.Again != nil {
+			p.Again(n, fmt.Errorf("%s: %w", what, err))
 		}
 		if err := p.Wait(ctx, n); err != nil {
 			return err

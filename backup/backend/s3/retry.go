@@ -16,7 +16,7 @@ import (
 
 // tries says how often to ask.
 func (s *S3) tries() retry.Policy {
-	return retry.Policy{Tries: s.o.Tries, Pause: s.o.Pause, Temporary: temporary, Known: known}
+	return retry.Policy{Tries: s.o.Tries, Pause: s.o.Pause, Temporary: temporary, Known: known, Again: s.o.Again}
 }
 
 // try calls do until it succeeds, fails for good, or has failed too often.

@@ -33,6 +33,8 @@ type Options struct {
 	Stall       time.Duration            // how long a connection may be silent; 0: DefaultStall
 	Pause       time.Duration            // before the second try, doubled for each other one; 0: 250 ms
 	Tries       int                      // of each request; 0: 8
+
+	Again func(try int, err error) // is told of each try that failed before another; may be nil (retry.Policy)
 }
 
 // S3 is a prefix of a bucket.
