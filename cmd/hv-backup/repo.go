@@ -162,7 +162,8 @@ func newRepoVerify(a *app) *cobra.Command {
 		Long: `Verify that all pages of every backup are there, that the index knows every chunk that they name, and that every pack of the index is there. With --read-data packs are read to
 the last byte too, all of them or that many of 100, chosen at random. Exit code 5 means that damage was found. It needs an owner's keys.
 
-In a bucket with object lock it also says which locked objects somebody has deleted or replaced, as far as that is possible: "repo repair" brings them back.`,
+In a bucket with object lock it also says which locked objects somebody has deleted or replaced, as far as that is possible: "repo repair" brings them back. And it asks whether every pack
+that a locked backup needs is locked as long as that, which is not so after it was mended by something else than a repair: "repo repair" locks what is not.`,
 		Example: `  hv-backup repo verify --repo /mnt/backup/vms
   hv-backup repo verify --read-data=10% --repo /mnt/backup/vms`,
 		Aliases: []string{"check"},
