@@ -17,6 +17,8 @@ const (
 	crowdWindow, crowded = 4, 3
 	// crowdShare is which part of what is read because it changed may be read besides, for windows that are crowded.
 	crowdShare = 8
+	// remnantShare is which part of a chunk is too little to keep it for: what a change leaves less of is read and stored anew.
+	remnantShare = 4
 )
 
 // RangesSource is a RangeSource of which many ranges can be asked for at once.
@@ -54,6 +56,9 @@ type sliceRegion struct {
 func (u *sliceRegion) all(ctx context.Context) error {
 	spans := u.changed()
 	spans = joined(append(spans, u.crowded(spans)...))
+	for more := u.remnants(spans); len(more) > 0; more = u.remnants(spans) { // what lies between two spans may be joined with them, and leave too little of another chunk
+		spans = joined(append(spans, more...))
+	}
 	ranges := make([]block.Range, len(spans))
 	total := 0
 	for i, s := range spans {
@@ -103,6 +108,41 @@ func joined(spans []span) []span {
 		}
 	}
 	return out
+}
+
+// remnants returns what is left in the region of chunks of which spans leave too little. A prune keeps a chunk whole as long as a backup has a slice of it, so a few bytes would keep all of it for ever. What is read for that is less than a
+// third of what has changed in the same chunk since it was stored.
+func (u *sliceRegion) remnants(spans []span) (found []span) {
+	type rest struct {
+		bytes int
+		less  bool // than before
+	}
+	rests := make(map[block.Hash]rest)
+	at := 0
+	for i := range u.old.extents {
+		e, begin := &u.old.extents[i], int(u.old.starts[i])
+		end := begin + int(e.length)
+		for at < len(spans) && spans[at].end <= begin {
+			at++
+		}
+		if e.isZero() {
+			continue
+		}
+		left := rests[e.id]
+		left.bytes += end - begin
+		for j := at; j < len(spans) && spans[j].begin < end; j++ {
+			left.bytes -= min(end, spans[j].end) - max(begin, spans[j].begin)
+			left.less = true
+		}
+		rests[e.id] = left
+	}
+	for i := range u.old.extents {
+		e := &u.old.extents[i]
+		if left := rests[e.id]; left.less && left.bytes > 0 && left.bytes*remnantShare < int(e.of) {
+			found = append(found, span{int(u.old.starts[i]), int(u.old.starts[i] + e.length)})
+		}
+	}
+	return found
 }
 
 // crowded returns windows with so many extents that reading them would be slow for ever, as far as the share that is for them goes.
