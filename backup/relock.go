@@ -52,7 +52,7 @@ func (p *repair) relock(ctx context.Context) error {
 		return nil
 	}
 	if p.out.LockedObjects, err = locks.Lock(ctx); err != nil {
-		return fmt.Errorf("lock what locked backups need; all that could be mended is mended: %w", err)
+		return fmt.Errorf("all that could be mended is mended, and some of it is %w that needs it: %w", repository.ErrUnlocked, err)
 	}
 	return nil
 }

@@ -129,7 +129,7 @@ type repair struct {
 }
 
 // Repair mends a repository as far as its own packs and o.From have what it has lost, and says what stays lost; all else of the backups stays readable. Backups, and prunes, may run meanwhile. It only adds
-// objects until everything that it found is durable; then runs of the index and manifests go that cannot be read, and damaged packs are marked for the next prune. In the end all that locked backups need, and they themselves, is locked as long as they say. After an error or a crash the repository is no
+// objects until everything that it found is durable; then runs of the index and manifests go that cannot be read, and damaged packs are marked for the next prune. In the end all that locked backups need, and they themselves, is locked as long as they say; if that alone fails, out says what was mended, and the error is repository.ErrUnlocked. After an error or a crash the repository is no
 // worse, and another repair goes on. It reads the index itself, and r must not be used for anything else meanwhile. It needs an owner's keys.
 func Repair(ctx context.Context, r *repository.Repository, o Repairing) (out Repaired, err error) {
 	out = Repaired{DryRun: o.DryRun, DamagedPacks: []repository.DamagedPack{}, DamagedRuns: []string{}, UnlistedPacks: []string{}, Manifests: []RepairedManifest{}, Damaged: []RepairedBackup{}, Mended: []MendedBy{}}

@@ -257,12 +257,20 @@ func (k *Locks) lockAll(ctx context.Context, keys []string, until time.Time) (in
 	return g.mu.done, err
 }
 
-// ManifestLockedUntil returns until when the object of a backup is locked, whether it can be read or not; the zero time if it is not, is gone, or that may not be known.
+// ManifestLockedUntil returns until when the object of a backup is locked, whether it can be read or not; the zero time if it is not, is gone, or that may not be known. What a bucket locks by itself, without config being locked as long,
+// is no lock that anybody asked for.
 func (r *Repository) ManifestLockedUntil(ctx context.Context, name string) (time.Time, error) {
 	l, err := r.mayLock(ctx)
 	if l == nil || err != nil {
 		return time.Time{}, err
 	}
 	until, err := l.LockedUntil(ctx, manifestPrefix+name)
-	return until, ignoreMissing(err)
+	if err != nil || until.IsZero() {
+		return time.Time{}, ignoreMissing(err)
+	}
+	here, err := l.LockedUntil(ctx, configKey)
+	if err != nil || here.Before(until) {
+		return time.Time{}, err
+	}
+	return until, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
@@ -111,9 +112,10 @@ func (p *repairing) run(ctx context.Context) (err error) {
 	began := time.Now()
 	got, err := backup.Repair(ctx, r, p.o)
 	meter.End()
-	if err != nil {
+	if err != nil && !errors.Is(err, repository.ErrUnlocked) {
 		return err
 	}
+	notLocked := err
 	out := struct {
 		backup.Repaired
 		Hidden  []hiddenObject `json:"hidden"` // was brought back, or with --dry-run would be
@@ -123,6 +125,8 @@ func (p *repairing) run(ctx context.Context) (err error) {
 		return err
 	}
 	switch {
+	case notLocked != nil:
+		return notLocked
 	case got.Lost():
 		return fmt.Errorf("not all of what is damaged can be mended from here; another --from, --from-volume or --from-file may have the rest, and `hv-backup run --full` stores anew what has not changed since: %w", errProblems)
 	case got.DryRun && (got.Found() || len(hidden) > 0):
@@ -286,7 +290,7 @@ func (p *repairing) say(got *backup.Repaired) {
 		}
 	}
 	if n := got.UnlockedObjects; n > 0 {
-		a.say("%s of locked backups not locked as long as these; %s", console.Counted(n, "object"), would(fmt.Sprintf("locked now, with what lists them: %d", got.LockedObjects), "would be locked"))
+		a.say("%s of locked backups not locked as long as these; %s", console.Counted(n, "object"), would(fmt.Sprintf("%d locked for that, runs of the index among them", got.LockedObjects), "they would be locked"))
 	}
 	if n := len(got.DamagedPacks); n > 0 && !got.DryRun {
 		a.say("damaged packs are relied on no more; `hv-backup prune` deletes them, a day from now or later")

@@ -196,7 +196,11 @@ that a locked backup needs is locked as long as that, which is not so after it w
 				for _, p := range problems {
 					a.say("%s: %s", p.What, p.Error)
 				}
-				a.say("%s with %d chunks, %s read (%s)", console.Counted(got.Backups, "backup"), got.Chunks, console.Counted(got.Packs, "pack"), units.Size(got.DataBytes).Human())
+				locked := ""
+				if got.Locked > 0 {
+					locked = fmt.Sprintf(", %d of them locked,", got.Locked)
+				}
+				a.say("%s%s with %d chunks, %s read (%s)", console.Counted(got.Backups, "backup"), locked, got.Chunks, console.Counted(got.Packs, "pack"), units.Size(got.DataBytes).Human())
 			})
 			if err == nil && len(hidden) > 0 {
 				err = fmt.Errorf("%s: `hv-backup repo repair` brings them back: %w", console.Counted(len(hidden), "hidden object"), errProblems)
