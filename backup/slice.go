@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
@@ -15,8 +16,8 @@ const (
 	joinSpans = 4 << 10
 	// crowdWindow is, in average chunks, how long the windows are that are cut anew when slices crowd in them, and crowded how many extents in one are too many for each average chunk.
 	crowdWindow, crowded = 4, 3
-	// crowdShare is which part of what is read because it changed may be read besides, for windows that are crowded.
-	crowdShare = 8
+	// crowdShare is which part of what is read because it changed may be read besides, for windows that are crowded, and remnantsShare the same for remnants.
+	crowdShare, remnantsShare = 8, 16
 	// remnantShare is which part of a chunk is too little to keep it for: what a change leaves less of is read and stored anew.
 	remnantShare = 4
 )
@@ -91,7 +92,8 @@ func (u *sliceRegion) changed() (spans []span) {
 	}
 	spans = joined(spans)
 	for _, s := range spans {
-		u.spare.Add(int64(s.end-s.begin) / crowdShare)
+		u.spareWindows.Add(int64(s.end-s.begin) / crowdShare)
+		u.spareRemnants.Add(int64(s.end-s.begin) / remnantsShare)
 	}
 	return spans
 }
@@ -111,7 +113,7 @@ func joined(spans []span) []span {
 }
 
 // remnants returns what is left in the region of chunks of which spans leave too little. A prune keeps a chunk whole as long as a backup has a slice of it, so a few bytes would keep all of it for ever. What is read for that is less than a
-// third of what has changed in the same chunk since it was stored.
+// third of what has changed in the same chunk since it was stored, and at most what the share for it allows.
 func (u *sliceRegion) remnants(spans []span) (found []span) {
 	type rest struct {
 		bytes int
@@ -138,7 +140,7 @@ func (u *sliceRegion) remnants(spans []span) (found []span) {
 	}
 	for i := range u.old.extents {
 		e := &u.old.extents[i]
-		if left := rests[e.id]; left.less && left.bytes > 0 && left.bytes*remnantShare < int(e.of) {
+		if left := rests[e.id]; left.less && left.bytes > 0 && left.bytes*remnantShare < int(e.of) && take(&u.spareRemnants, int(e.length)) {
 			found = append(found, span{int(u.old.starts[i]), int(u.old.starts[i] + e.length)})
 		}
 	}
@@ -160,21 +162,21 @@ func (u *sliceRegion) crowded(spans []span) (windows []span) {
 		at = s.end
 	})
 	for i, n := range counts {
-		if n >= crowded*crowdWindow && u.mayCrowd(length) {
+		if n >= crowded*crowdWindow && take(&u.spareWindows, length) {
 			windows = append(windows, span{i * length, min((i+1)*length, u.length)})
 		}
 	}
 	return windows
 }
 
-// mayCrowd takes bytes from what is left of the share for crowded windows.
-func (run *incremental) mayCrowd(bytes int) bool {
+// take takes bytes from what is left of a share, if there are so many.
+func take(share *atomic.Int64, bytes int) bool {
 	for {
-		left := run.spare.Load()
+		left := share.Load()
 		if left < int64(bytes) {
 			return false
 		}
-		if run.spare.CompareAndSwap(left, left-int64(bytes)) {
+		if share.CompareAndSwap(left, left-int64(bytes)) {
 			return true
 		}
 	}
