@@ -105,17 +105,18 @@ func commitBased(ctx context.Context, r *repository.Repository, w *repository.Wr
 
 // incremental is one run.
 type incremental struct {
-	r        *repository.Repository
-	w        *repository.Writer
-	src      RangeSource
-	changes  *Changes
-	m        *repository.Manifest
-	parent   *repository.Manifest
-	before   *treeCache // of the parent
-	out      tree
-	shares   bool         // pages or chunks with the parent
-	spare    atomic.Int64 // bytes that may be read besides what changed
-	progress func(Progress)
+	r       *repository.Repository
+	w       *repository.Writer
+	src     RangeSource
+	changes *Changes
+	m       *repository.Manifest
+	parent  *repository.Manifest
+	before  *treeCache // of the parent
+	out     tree
+	shares  bool // pages or chunks with the parent
+	// bytes that may be read besides what changed: of windows that are crowded, and of remnants
+	spareWindows, spareRemnants atomic.Int64
+	progress                    func(Progress)
 }
 
 // all updates regions, several at once, and stores them in order.

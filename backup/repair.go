@@ -93,11 +93,14 @@ type Repaired struct {
 	Mended        []MendedBy               `json:"mended"`
 	StoredBytes   uint64                   `json:"storedBytes"`
 	DryRun        bool                     `json:"dryRun"`
+
+	UnlockedObjects int `json:"unlockedObjects"` // packs and manifests of locked backups that were not locked as long as these: new ones with what was mended, too, but not with DryRun
+	LockedObjects   int `json:"lockedObjects"`   // that were locked for that, with runs of the index
 }
 
-// Found reports whether anything was damaged.
+// Found reports whether anything was damaged, or not locked and should have been.
 func (d *Repaired) Found() bool {
-	return len(d.DamagedPacks)+len(d.DamagedRuns)+len(d.UnlistedPacks)+len(d.Manifests)+len(d.Damaged) > 0
+	return len(d.DamagedPacks)+len(d.DamagedRuns)+len(d.UnlistedPacks)+len(d.Manifests)+len(d.Damaged)+d.UnlockedObjects > 0
 }
 
 // Lost reports whether something stays damaged that a backup needs.
@@ -126,7 +129,7 @@ type repair struct {
 }
 
 // Repair mends a repository as far as its own packs and o.From have what it has lost, and says what stays lost; all else of the backups stays readable. Backups, and prunes, may run meanwhile. It only adds
-// objects until everything that it found is durable; then runs of the index and manifests go that cannot be read, and damaged packs are marked for the next prune. After an error or a crash the repository is no
+// objects until everything that it found is durable; then runs of the index and manifests go that cannot be read, and damaged packs are marked for the next prune. In the end all that locked backups need, and they themselves, is locked as long as they say; if that alone fails, out says what was mended, and the error is repository.ErrUnlocked. After an error or a crash the repository is no
 // worse, and another repair goes on. It reads the index itself, and r must not be used for anything else meanwhile. It needs an owner's keys.
 func Repair(ctx context.Context, r *repository.Repository, o Repairing) (out Repaired, err error) {
 	out = Repaired{DryRun: o.DryRun, DamagedPacks: []repository.DamagedPack{}, DamagedRuns: []string{}, UnlistedPacks: []string{}, Manifests: []RepairedManifest{}, Damaged: []RepairedBackup{}, Mended: []MendedBy{}}
@@ -174,7 +177,7 @@ func Repair(ctx context.Context, r *repository.Repository, o Repairing) (out Rep
 	if !o.DryRun {
 		err = p.mending.Finish(ctx, len(p.lostIDs), func(id block.Hash) bool { return p.lostIDs[id] != nil })
 	}
-	return out, err
+	return out, errors.Join(err, p.relock(ctx))
 }
 
 func (p *repair) warn(what string, err error) {

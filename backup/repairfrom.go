@@ -255,7 +255,11 @@ func (p *repair) restoreManifests(ctx context.Context, again []revived, copies [
 		}
 	}
 	for _, x := range copies {
-		got, err := Copy(ctx, x.from.Repository, p.r, Copying{Backups: []*repository.Manifest{x.m}})
+		locked, err := p.lockOf(ctx, x.name)
+		if err != nil {
+			return err
+		}
+		got, err := Copy(ctx, x.from.Repository, p.r, Copying{Backups: []*repository.Manifest{x.m}, Locked: locked})
 		if err != nil && (ctx.Err() != nil || len(got) == 0 || got[0].Error == "") {
 			return err
 		}
@@ -270,6 +274,15 @@ func (p *repair) restoreManifests(ctx context.Context, again []revived, copies [
 		}
 	}
 	return nil
+}
+
+// lockOf returns until when a backup is locked whose manifest cannot be read, by its object; the zero time if it is not.
+func (p *repair) lockOf(ctx context.Context, name string) (time.Time, error) {
+	until, err := p.r.ManifestLockedUntil(ctx, name)
+	if err != nil || !until.After(time.Now()) {
+		return time.Time{}, err
+	}
+	return until, nil
 }
 
 // replaced notes what the name of a backup is now, and removes the manifest that cannot be read.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/dedup"
@@ -15,8 +16,10 @@ const (
 	joinSpans = 4 << 10
 	// crowdWindow is, in average chunks, how long the windows are that are cut anew when slices crowd in them, and crowded how many extents in one are too many for each average chunk.
 	crowdWindow, crowded = 4, 3
-	// crowdShare is which part of what is read because it changed may be read besides, for windows that are crowded.
-	crowdShare = 8
+	// crowdShare is which part of what is read because it changed may be read besides, for windows that are crowded, and remnantsShare the same for remnants.
+	crowdShare, remnantsShare = 8, 16
+	// remnantShare is which part of a chunk is too little to keep it for: what a change leaves less of is read and stored anew.
+	remnantShare = 4
 )
 
 // RangesSource is a RangeSource of which many ranges can be asked for at once.
@@ -54,6 +57,9 @@ type sliceRegion struct {
 func (u *sliceRegion) all(ctx context.Context) error {
 	spans := u.changed()
 	spans = joined(append(spans, u.crowded(spans)...))
+	for more := u.remnants(spans); len(more) > 0; more = u.remnants(spans) { // what lies between two spans may be joined with them, and leave too little of another chunk
+		spans = joined(append(spans, more...))
+	}
 	ranges := make([]block.Range, len(spans))
 	total := 0
 	for i, s := range spans {
@@ -86,7 +92,8 @@ func (u *sliceRegion) changed() (spans []span) {
 	}
 	spans = joined(spans)
 	for _, s := range spans {
-		u.spare.Add(int64(s.end-s.begin) / crowdShare)
+		u.spareWindows.Add(int64(s.end-s.begin) / crowdShare)
+		u.spareRemnants.Add(int64(s.end-s.begin) / remnantsShare)
 	}
 	return spans
 }
@@ -105,6 +112,41 @@ func joined(spans []span) []span {
 	return out
 }
 
+// remnants returns what is left in the region of chunks of which spans leave too little. A prune keeps a chunk whole as long as a backup has a slice of it, so a few bytes would keep all of it for ever. What is read for that is less than a
+// third of what has changed in the same chunk since it was stored, and at most what the share for it allows.
+func (u *sliceRegion) remnants(spans []span) (found []span) {
+	type rest struct {
+		bytes int
+		less  bool // than before
+	}
+	rests := make(map[block.Hash]rest)
+	at := 0
+	for i := range u.old.extents {
+		e, begin := &u.old.extents[i], int(u.old.starts[i])
+		end := begin + int(e.length)
+		for at < len(spans) && spans[at].end <= begin {
+			at++
+		}
+		if e.isZero() {
+			continue
+		}
+		left := rests[e.id]
+		left.bytes += end - begin
+		for j := at; j < len(spans) && spans[j].begin < end; j++ {
+			left.bytes -= min(end, spans[j].end) - max(begin, spans[j].begin)
+			left.less = true
+		}
+		rests[e.id] = left
+	}
+	for i := range u.old.extents {
+		e := &u.old.extents[i]
+		if left := rests[e.id]; left.less && left.bytes > 0 && left.bytes*remnantShare < int(e.of) && take(&u.spareRemnants, int(e.length)) {
+			found = append(found, span{int(u.old.starts[i]), int(u.old.starts[i] + e.length)})
+		}
+	}
+	return found
+}
+
 // crowded returns windows with so many extents that reading them would be slow for ever, as far as the share that is for them goes.
 func (u *sliceRegion) crowded(spans []span) (windows []span) {
 	length := crowdWindow * int(u.cutter.Params().Avg)
@@ -120,21 +162,21 @@ func (u *sliceRegion) crowded(spans []span) (windows []span) {
 		at = s.end
 	})
 	for i, n := range counts {
-		if n >= crowded*crowdWindow && u.mayCrowd(length) {
+		if n >= crowded*crowdWindow && take(&u.spareWindows, length) {
 			windows = append(windows, span{i * length, min((i+1)*length, u.length)})
 		}
 	}
 	return windows
 }
 
-// mayCrowd takes bytes from what is left of the share for crowded windows.
-func (run *incremental) mayCrowd(bytes int) bool {
+// take takes bytes from what is left of a share, if there are so many.
+func take(share *atomic.Int64, bytes int) bool {
 	for {
-		left := run.spare.Load()
+		left := share.Load()
 		if left < int64(bytes) {
 			return false
 		}
-		if run.spare.CompareAndSwap(left, left-int64(bytes)) {
+		if share.CompareAndSwap(left, left-int64(bytes)) {
 			return true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -27,13 +28,14 @@ type Verification struct {
 // Verified is what a verification looked at.
 type Verified struct {
 	Backups   int    `json:"backups"`
-	Chunks    int    `json:"chunks"`    // references of backups
-	Packs     int    `json:"packs"`     // that were read
-	DataBytes uint64 `json:"dataBytes"` // of these
+	Locked    int    `json:"lockedBackups"` // of these, whose locks and those of what they need were looked at
+	Chunks    int    `json:"chunks"`        // references of backups
+	Packs     int    `json:"packs"`         // that were read
+	DataBytes uint64 `json:"dataBytes"`     // of these
 	Problems  int    `json:"problems"`
 }
 
-// Verify checks that each backup's pages are there and that the index knows each chunk of theirs, that each pack of the index is there, and packs themselves as v says. What is
+// Verify checks that each backup's pages are there and that the index knows each chunk of theirs, that each pack of the index is there, that all that a locked backup needs is locked as long, and packs themselves as v says. What is
 // wrong goes to v.Problem; the error is for what kept it from looking. The index must be loaded.
 func Verify(ctx context.Context, r *repository.Repository, v Verification) (Verified, error) {
 	var out Verified
@@ -52,17 +54,28 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 		return out, err
 	}
 	d := r.NewReader(0)
+	var locks unlocked
+	if locks.locks, err = r.FindLocks(ctx, manifests); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return out, err
+	}
+	need := func(id block.Hash) {
+		r.Index().Need(id)
+		locks.need(ctx, id)
+	}
 	for _, m := range manifests {
 		out.Backups++
+		if locks.begin(m); !locks.until.IsZero() {
+			out.Locked++
+		}
 		missing, first := 0, uint64(0)
 		var wrong error // the first extent that is not in its chunk
-		err := walkTree(ctx, d, m, r.Index().Need, func(n uint64, extents []extent) error {
+		err := walkTree(ctx, d, m, need, func(n uint64, extents []extent) error {
 			for _, e := range extents {
 				if e.id == (block.Hash{}) {
 					continue
 				}
 				out.Chunks++
-				r.Index().Need(e.id)
+				need(e.id)
 				length, ok := r.Index().Length(e.id)
 				if !ok {
 					if missing++; missing == 1 {
@@ -82,6 +95,13 @@ func Verify(ctx context.Context, r *repository.Repository, v Verification) (Veri
 		}
 		if err = errors.Join(wrong, err); err != nil {
 			problem("backup "+m.Name, err)
+		}
+		wrong, err = locks.end(ctx, m)
+		if err != nil {
+			return out, err
+		}
+		if wrong != nil {
+			problem("backup "+m.Name, wrong)
 		}
 	}
 	return out, readPacks(ctx, r, v, &out, &mu, problem)

@@ -16,13 +16,17 @@ import (
 // findLocker finds out whether objects may be locked there.
 func (p *pruning) findLocker(ctx context.Context) (err error) {
 	p.until = make(map[block.Hash]time.Time)
-	if p.locker, err = p.r.locker(ctx); err != nil {
-		p.locker = nil
-	}
-	if errors.Is(err, backend.ErrCannotLock) || errors.Is(err, fs.ErrPermission) { // who may delete need not be allowed to ask
-		return nil
-	}
+	p.locker, err = p.r.mayLock(ctx)
 	return err
+}
+
+// mayLock returns what locks objects, nil where nothing can be locked, or who asks may not know: who may delete need not be allowed to ask.
+func (r *Repository) mayLock(ctx context.Context) (backend.Locker, error) {
+	l, err := r.locker(ctx)
+	if errors.Is(err, backend.ErrCannotLock) || errors.Is(err, fs.ErrPermission) {
+		return nil, nil
+	}
+	return l, err
 }
 
 // unlocked returns those of the packs that are not locked, and notes until when the others are. Each is asked for once.

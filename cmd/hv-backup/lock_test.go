@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,6 +103,43 @@ func TestLock(t *testing.T) {
 		}
 	}
 	p.ends(exitRefused, "manifests/20991130t000000z-00000000 is locked", "forget", "20991130t000000z-00000000")
+	back := filepath.Join(t.TempDir(), "restored.raw")
+	p.ends(exitDone, "", "restore", locked.Backup, "--to-file", back)
+	if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("the backup restores other bytes, %v", err)
+	}
+}
+
+// What a repair mends of a locked backup is locked when it ends, and it says so; whoever then deletes everything in the bucket does not undo it.
+func TestLockedRepair(t *testing.T) {
+	p, g := newVault(t)
+	data := []byte(strings.Repeat("what matters, and a disk that does not know it; ", 50_000))
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	locked := p.lockFile(path, "1h")
+	packs, err := filepath.Glob(filepath.Join(g.Root, g.Bucket, "vms/packs/*/*"))
+	if err != nil || len(packs) != 1 {
+		t.Fatalf("there are %v, %v", packs, err)
+	}
+	f, err := os.OpenFile(packs[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(bytes.Repeat([]byte{0x5a}, 100), 2000) // in the first frame
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	p.ends(exitDamaged, "damage was found", "repo", "verify", "--read-data")
+	if out := p.ends(exitDone, "", "repo", "repair", "--from-file", path); !strings.Contains(out, "1 object of locked backups not locked as long as these; 2 locked for that") {
+		t.Errorf("repair says\n%s", out)
+	}
+	p.ends(exitDone, "", "repo", "verify", "--read-data")
+	c := g.Client(t)
+	for info := range c.ListObjects(t.Context(), g.Bucket, minio.ListObjectsOptions{Recursive: true, WithVersions: true}) {
+		_ = c.RemoveObject(t.Context(), g.Bucket, info.Key, minio.RemoveObjectOptions{VersionID: info.VersionID, GovernanceBypass: true})
+	}
 	back := filepath.Join(t.TempDir(), "restored.raw")
 	p.ends(exitDone, "", "restore", locked.Backup, "--to-file", back)
 	if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, data) {

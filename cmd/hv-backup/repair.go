@@ -13,6 +13,7 @@ import (
 
 	"github.com/hyper-nixos/hyper-nixos/api/client"
 	"github.com/hyper-nixos/hyper-nixos/backup"
+	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 	"github.com/hyper-nixos/hyper-nixos/internal/console"
 	"github.com/hyper-nixos/hyper-nixos/internal/units"
@@ -42,7 +43,8 @@ the time of the repair.
 An index that is gone or damaged is made anew from the packs. A backup whose manifest cannot be read is taken from --from, if that is a copy of this repository or has a copy of the
 backup, and gets another name; --missing-backups brings back those, too, that are not here at all and may have been forgotten on purpose.
 
-In a bucket with object lock it begins with what is locked and somebody has deleted or replaced, as far as that is possible: what lies over it is removed.
+In a bucket with object lock it begins with what is locked and somebody has deleted or replaced, as far as that is possible: what lies over it is removed. It ends with locking what locked
+backups need and what is not locked as long as they: what was mended, and what lies in other packs now.
 
 Damaged packs are marked: no backup relies on them any more, and ` + "`hv-backup prune`" + ` deletes them. What cannot be mended is listed, with its offsets; backups stay readable but for that. Backups and
 prunes may run meanwhile. Whatever stops a repair, the repository is no worse, and another repair goes on. It needs an owner's keys.
@@ -110,9 +112,10 @@ func (p *repairing) run(ctx context.Context) (err error) {
 	began := time.Now()
 	got, err := backup.Repair(ctx, r, p.o)
 	meter.End()
-	if err != nil {
+	if err != nil && !errors.Is(err, repository.ErrUnlocked) {
 		return err
 	}
+	notLocked := err
 	out := struct {
 		backup.Repaired
 		Hidden  []hiddenObject `json:"hidden"` // was brought back, or with --dry-run would be
@@ -122,6 +125,8 @@ func (p *repairing) run(ctx context.Context) (err error) {
 		return err
 	}
 	switch {
+	case notLocked != nil:
+		return notLocked
 	case got.Lost():
 		return fmt.Errorf("not all of what is damaged can be mended from here; another --from, --from-volume or --from-file may have the rest, and `hv-backup run --full` stores anew what has not changed since: %w", errProblems)
 	case got.DryRun && (got.Found() || len(hidden) > 0):
@@ -283,6 +288,9 @@ func (p *repairing) say(got *backup.Repaired) {
 			}
 			a.say("  %d B at %d", lost.Length, lost.Offset)
 		}
+	}
+	if n := got.UnlockedObjects; n > 0 {
+		a.say("%s of locked backups not locked as long as these; %s", console.Counted(n, "object"), would(fmt.Sprintf("%d locked for that, runs of the index among them", got.LockedObjects), "they would be locked"))
 	}
 	if n := len(got.DamagedPacks); n > 0 && !got.DryRun {
 		a.say("damaged packs are relied on no more; `hv-backup prune` deletes them, a day from now or later")

@@ -162,7 +162,8 @@ func newRepoVerify(a *app) *cobra.Command {
 		Long: `Verify that all pages of every backup are there, that the index knows every chunk that they name, and that every pack of the index is there. With --read-data packs are read to
 the last byte too, all of them or that many of 100, chosen at random. Exit code 5 means that damage was found. It needs an owner's keys.
 
-In a bucket with object lock it also says which locked objects somebody has deleted or replaced, as far as that is possible: "repo repair" brings them back.`,
+In a bucket with object lock it also says which locked objects somebody has deleted or replaced, as far as that is possible: "repo repair" brings them back. And it asks whether every pack
+that a locked backup needs is locked as long as that, which is not so after it was mended by something else than a repair: "repo repair" locks what is not.`,
 		Example: `  hv-backup repo verify --repo /mnt/backup/vms
   hv-backup repo verify --read-data=10% --repo /mnt/backup/vms`,
 		Aliases: []string{"check"},
@@ -195,7 +196,11 @@ In a bucket with object lock it also says which locked objects somebody has dele
 				for _, p := range problems {
 					a.say("%s: %s", p.What, p.Error)
 				}
-				a.say("%s with %d chunks, %s read (%s)", console.Counted(got.Backups, "backup"), got.Chunks, console.Counted(got.Packs, "pack"), units.Size(got.DataBytes).Human())
+				locked := ""
+				if got.Locked > 0 {
+					locked = fmt.Sprintf(", %d of them locked,", got.Locked)
+				}
+				a.say("%s%s with %d chunks, %s read (%s)", console.Counted(got.Backups, "backup"), locked, got.Chunks, console.Counted(got.Packs, "pack"), units.Size(got.DataBytes).Human())
 			})
 			if err == nil && len(hidden) > 0 {
 				err = fmt.Errorf("%s: `hv-backup repo repair` brings them back: %w", console.Counted(len(hidden), "hidden object"), errProblems)

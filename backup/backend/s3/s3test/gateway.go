@@ -22,6 +22,7 @@ type Gateway struct {
 	Host           string // and port
 	Bucket         string
 	Access, Secret string
+	Root           string // its folder, with a folder for the bucket: for what disks do to objects
 }
 
 // buildTime bounds the build of the server, which fetches its modules the first time: make does it before the tests, whose time it would take.
@@ -85,6 +86,7 @@ func (g *Gateway) start(t *testing.T, prepare func(root string) error, flags ...
 	}
 	g.Host, g.Access, g.Secret = freeAddress(t), "test", "test-secret"
 	root := t.TempDir()
+	g.Root = root
 	if err := prepare(root); err != nil {
 		t.Fatal(err)
 	}
