@@ -116,6 +116,13 @@ func newList(a *app) *cobra.Command {
 				list = append(list, shownBackup{Name: m.Name, Manifest: m})
 				rows = append(rows, []string{m.Name, m.Source.Name, m.Source.Kind, m.Time.Local().Format("2006-01-02 15:04"), units.Size(m.SizeBytes).Human(), units.Size(m.NonZero).Human(), units.Size(m.StoredBytes).Human(), strings.Join(m.Tags, ","), lockColumn(m)})
 			}
+			switch {
+			case len(list) > 0:
+			case len(all) == 0:
+				a.note("hv-backup: there is no backup yet; `hv-backup run VOLUME` makes one")
+			default:
+				a.note("hv-backup: none of the %d backups is what was asked for; `hv-backup list` shows them all", len(all))
+			}
 			return a.show(list, func() {
 				console.Table(a.out, a.getenv, []string{"BACKUP", "SOURCE", "KIND", "TIME", "SIZE", "DATA", "ADDED", "TAGS", "LOCKED UNTIL"}, rows, "KIND", "DATA", "ADDED", "SIZE")
 			})
