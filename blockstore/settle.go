@@ -98,7 +98,8 @@ func (p *settling) collect() error {
 		if err := s.checkpoints.delta(); err != nil {
 			return err
 		}
-		if _, more := s.victim(); !more {
+		_, more := s.victim()
+		if waiting, _ := s.checkpoints.files.waitingNow(); !more && waiting == 0 { // a segment that was given up since the audit began waits for another
 			break
 		}
 	}
