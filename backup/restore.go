@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hyper-nixos/hyper-nixos/backup/pack"
 	"github.com/hyper-nixos/hyper-nixos/backup/repository"
 	"github.com/hyper-nixos/hyper-nixos/block"
 )
@@ -123,10 +124,10 @@ func Restore(ctx context.Context, r *repository.Repository, m *repository.Manife
 }
 
 const (
-	restoreAhead   = 4 << 20 // bytes of content whose frames are read at once,
-	restoreFrames  = 16      // but no more than so many frames, which share the memory of a Reader with those of other regions: fewer where many are restored at once,
-	restoreFrame   = 5 << 18 // bytes that are enough for nearly every frame,
-	restoreFetches = 4       // and so many of them at a time: one alone waits for the disk, or for the other end of the world
+	restoreAhead   = 4 << 20                         // bytes of content whose frames are read at once,
+	restoreFrames  = 16                              // but no more than so many frames, which share the memory of a Reader with those of other regions: fewer where many are restored at once,
+	restoreFrame   = pack.FrameRaw + pack.FrameRaw/4 // bytes that are enough for nearly every frame,
+	restoreFetches = 4                               // and so many of them at a time: one alone waits for the disk, or for the other end of the world
 )
 
 // loadAhead brings the frames of the first extents into memory, as far as they can be had, that many at most, and returns of how many extents.

@@ -213,8 +213,8 @@ func (s *sampling) frames(cuts [][]chunk) (frames []*frame) {
 			}
 			s.seen[c.id] = true
 			s.d.UniqueBytes += uint64(len(c.data))
-			if f == nil {
-				f = &frame{raw: make([]byte, 0, pack.MaxFrameRaw)}
+			if f == nil || len(f.raw)+len(c.data) > pack.MaxFrameRaw {
+				f = &frame{raw: make([]byte, 0, pack.FrameRaw+len(c.data))}
 				frames = append(frames, f)
 			}
 			f.chunks, f.raw = append(f.chunks, pack.Chunk{ID: c.id, Raw: uint32(len(c.data))}), append(f.raw, c.data...)

@@ -13,7 +13,7 @@ import (
 // encoders keep zstd encoders, which have some MiB each.
 var encoders = sync.Pool{New: func() any {
 	// Window and concurrency of a frame; level 3 of the reference implementation, or so.
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false))
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(FrameRaw), zstd.WithEncoderCRC(false))
 	if err != nil {
 		panic(err) // the options are right
 	}

@@ -19,10 +19,10 @@ const (
 	TargetSize = 16 << 20
 	// MaxSize bounds a pack, bytes.
 	MaxSize = 64 << 20
-	// FrameRaw is where a frame is closed, in bytes before compression.
-	FrameRaw = 1 << 20
-	// MaxFrameRaw bounds a frame before compression: one that was nearly full, and a chunk.
-	MaxFrameRaw = FrameRaw + MaxChunk
+	// FrameRaw is where a frame is closed, in bytes before compression. It is advice to whoever packs frames.
+	FrameRaw = 2 << 20
+	// MaxFrameRaw bounds a frame before compression.
+	MaxFrameRaw = 1<<20 + MaxChunk
 	// MaxChunk bounds a chunk, bytes.
 	MaxChunk = 4 << 20
 

@@ -77,7 +77,7 @@ func (r *Repository) newWriter(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{r: r, session: session, frames: make(chan *frameJob), ordered: make(chan *frameJob, 2*runtime.GOMAXPROCS(0)), packs: make(chan *pack.Builder)}
+	w := &Writer{r: r, session: session, frames: make(chan *frameJob), ordered: make(chan *frameJob, runtime.GOMAXPROCS(0)), packs: make(chan *pack.Builder)}
 	w.pending.ids, w.pending.relied = make(map[block.Hash]bool), make(map[uint32]bool)
 	w.asOf, w.since = r.index.loaded(), elapsed
 	w.tasks, w.ctx = errgroup.WithContext(ctx)
@@ -127,6 +127,11 @@ func (w *Writer) copy(id block.Hash, raw []byte) error {
 
 // putLocked appends a chunk to the open frame. w.mu is held.
 func (w *Writer) putLocked(id block.Hash, raw []byte) error {
+	if f := w.mu.open; f != nil && len(f.raw)+len(raw) > pack.MaxFrameRaw {
+		if err := w.sendLocked(); err != nil {
+			return err
+		}
+	}
 	if w.mu.open == nil {
 		w.mu.open = &frameJob{raw: w.buffer(len(raw)), compressed: make(chan []byte, 1)}
 	}
