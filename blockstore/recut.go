@@ -16,14 +16,20 @@ import (
 // as it would have been (recutOne). They are found as they come about, and by audits, which read all maps, so a restart may forget them.
 type recuts struct {
 	mu     sync.Mutex
-	due    map[recutRegion]time.Time // when it was found
-	busy   int                       // regions that were taken and are not done
-	budget gcBudget                  // of the destager
+	due    map[recutRegion]recutDue
+	busy   int      // regions that were taken and are not done
+	budget gcBudget // of the destager
 }
 
 type recutRegion struct {
 	n      *node
 	region uint64
+}
+
+// recutDue says when a region was found, and whether it was looked for: then fewer pieces are enough, and it is cut anew if that stores less than it frees.
+type recutDue struct {
+	at   time.Time
+	deep bool
 }
 
 // recutsMost bounds the regions that are remembered; further ones are found again.
@@ -35,16 +41,24 @@ const recutOwn = 75
 // piecesMost is how many extents a region may lie in, twice what its cut would make.
 func piecesMost(cut cdc.Params) int { return 2 * block.RegionSize / int(max(cut.Avg, block.Size)) }
 
+// loosePieces is from how many extents on a region is looked at when cold data is to take as little as it can: a quarter more than its cut makes on average.
+func loosePieces(cut cdc.Params) int { return piecesMost(cut) * 5 / 8 }
+
 // note remembers a region that is, or will be, in pieces.
-func (r *recuts) note(n *node, region uint64) {
+func (r *recuts) note(n *node, region uint64) { r.noteAs(n, region, false) }
+
+// noteAs remembers a region, and reports whether there was room for it.
+func (r *recuts) noteAs(n *node, region uint64, deep bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.due == nil {
-		r.due = map[recutRegion]time.Time{}
+		r.due = map[recutRegion]recutDue{}
 	}
-	if len(r.due) < recutsMost {
-		r.due[recutRegion{n, region}] = time.Now()
+	if len(r.due) >= recutsMost {
+		return false
 	}
+	r.due[recutRegion{n, region}] = recutDue{time.Now(), deep}
+	return true
 }
 
 // len is how many regions are known to be in pieces, the one that is being cut anew included.
@@ -55,17 +69,17 @@ func (r *recuts) len() int {
 }
 
 // take returns a region that was found before a moment and forgets it. The caller calls done.
-func (r *recuts) take(before time.Time) (recutRegion, bool) {
+func (r *recuts) take(before time.Time) (c recutRegion, deep, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for c, at := range r.due {
-		if at.Before(before) {
+	for c, due := range r.due {
+		if due.at.Before(before) {
 			delete(r.due, c)
 			r.busy++
-			return c, true
+			return c, due.deep, true
 		}
 	}
-	return recutRegion{}, false
+	return recutRegion{}, false, false
 }
 
 // done says that a region that was taken is cut anew, or will not be.
@@ -85,7 +99,7 @@ func (d *destager) recutIdle(ctx context.Context) (bool, error) {
 	if s.space.fill.Load() >= fillDestage || SpaceState(s.space.state.Load()) != SpaceOK || s.collector.paused() || s.recuts.budget.pause() > 0 {
 		return false, nil
 	}
-	c, ok := s.recuts.take(before)
+	c, deep, ok := s.recuts.take(before)
 	if !ok {
 		return false, nil
 	}
@@ -93,7 +107,7 @@ func (d *destager) recutIdle(ctx context.Context) (bool, error) {
 	if !s.recuttable(c.n) {
 		return true, nil
 	}
-	return true, d.recutOne(ctx, c)
+	return true, d.recutOne(ctx, c, deep)
 }
 
 // recuttable reports whether a state is the head of a volume, and all below it is in maps: the map of another one must not change, as others may stand on it, and that of a head
@@ -133,16 +147,17 @@ func inPieces(p extentmap.Page, bound block.Epoch, cut cdc.Params) bool {
 
 // recutOne reads what a region has in the map, cuts it and puts that in its place: the same bytes, so nothing else needs to know. Only the destager changes what maps of heads
 // say, and the joiner alone which of two equal chunks they name, so the bytes stay what it read; a region with something in the log is left to the destage of that.
-func (d *destager) recutOne(ctx context.Context, c recutRegion) error {
+func (d *destager) recutOne(ctx context.Context, c recutRegion, deep bool) error {
 	s, w := d.s, d.works[0]
 	root := c.n.effectiveRoot()
 	page, err := s.maps.Region(root, c.region)
 	if errors.Is(err, block.ErrNotFound) { // something was joined meanwhile
 		s.awaitPublished()
-		s.recuts.note(c.n, c.region)
+		s.recuts.noteAs(c.n, c.region, deep)
 		return nil
 	}
-	if err != nil || !inPieces(page, block.Epoch(c.n.boundNow(s)), c.n.volume.cut) {
+	bound := block.Epoch(c.n.boundNow(s))
+	if err != nil || !deep && !inPieces(page, bound, c.n.volume.cut) {
 		return err
 	}
 	d.buffers.lend(w)
@@ -153,7 +168,7 @@ func (d *destager) recutOne(ctx context.Context, c recutRegion) error {
 	}
 	if err := w.loadWhole(s, c.region*block.RegionSize); err != nil {
 		if errors.Is(err, block.ErrNotFound) {
-			s.recuts.note(c.n, c.region)
+			s.recuts.noteAs(c.n, c.region, deep)
 			return nil
 		}
 		if errors.Is(err, block.ErrCorrupt) {
@@ -172,6 +187,12 @@ func (d *destager) recutOne(ctx context.Context, c recutRegion) error {
 		m.abort()
 		return nil
 	}
+	if deep {
+		if pays, err := recutPays(m, page, bound, w); !pays || err != nil {
+			m.abort()
+			return err
+		}
+	}
 	if err = s.packer.region(m, e, w); err == nil {
 		err = finishAll(m, map[*node]*mapEdit{c.n: e})
 	}
@@ -187,6 +208,79 @@ func (d *destager) recutOne(ctx context.Context, c recutRegion) error {
 	s.at(afterRecut)
 	s.worker.kick()
 	return ctx.Err()
+}
+
+// recutPays reports whether a cut of a region makes clearly fewer extents, and stores clearly less than what it frees: the chunks of it that nobody has yet, and the extents of its own state that it replaces.
+func recutPays(m *metaBatch, page extentmap.Page, bound block.Epoch, w *regionWork) (bool, error) {
+	own, fresh := 0, 0
+	if len(w.chunks)*10 > page.Len()*9 {
+		return false, nil
+	}
+	for i := range page.Len() {
+		if x := page.Extent(i); x.Kind == extentmap.KindChunk && x.Birth > bound {
+			own += int(x.Len)
+		}
+	}
+	for i := range w.pieces {
+		for j := range w.pieces[i].chunks {
+			c := &w.pieces[i].chunks[j]
+			if c.zero {
+				continue
+			}
+			switch _, err := m.known([16]byte(c.hash[:16]), len(c.raw)); {
+			case errors.Is(err, block.ErrNotFound), err == errNotLooked:
+				fresh += len(c.raw)
+			case err != nil:
+				return false, err
+			}
+		}
+	}
+	return fresh < own*3/4, nil
+}
+
+// noteLoose remembers regions of all heads that lie in more pieces than their cut makes, some of them of their own state, but for those that were tried, and returns how many.
+func (s *Store) noteLoose(ctx context.Context, tried map[recutRegion]bool) (found int, err error) {
+	s.tree.RLock()
+	var heads []*node
+	for _, n := range s.nodes {
+		if n.flags&(nodeClosed|nodeDeleted|nodeResolved) == 0 && !n.abandonedLocked() {
+			heads = append(heads, n)
+		}
+	}
+	s.tree.RUnlock()
+	for _, n := range heads {
+		most, bound := loosePieces(n.volume.cut), block.Epoch(n.boundNow(s))
+		for region := range (n.volume.size.Load() + block.RegionSize - 1) / block.RegionSize {
+			if err := ctx.Err(); err != nil {
+				return found, err
+			}
+			page, err := s.maps.Region(n.effectiveRoot(), region)
+			if errors.Is(err, block.ErrNotFound) { // it is being replaced
+				continue
+			}
+			if err != nil {
+				return found, err
+			}
+			if c := (recutRegion{n, region}); page.Len() > most && !tried[c] && hasOwn(page, bound) {
+				if !s.recuts.noteAs(n, region, true) {
+					return found, nil
+				}
+				tried[c] = true
+				found++
+			}
+		}
+	}
+	return found, nil
+}
+
+// hasOwn reports whether a page has chunks that no older state has.
+func hasOwn(p extentmap.Page, bound block.Epoch) bool {
+	for i := range p.Len() {
+		if x := p.Extent(i); x.Kind == extentmap.KindChunk && x.Birth > bound {
+			return true
+		}
+	}
+	return false
 }
 
 // boundNow is the bound of a node.

@@ -76,6 +76,53 @@ func TestRecut(t *testing.T) {
 	(&model{t: t, s: s}).audit()
 }
 
+// TestRecutLoose: what was overwritten here and there and got back what it held lies in too many pieces, though not in so many that an ordinary settle cuts it anew. A cold one does, and finds the chunks that a snapshot has: it holds no more than before.
+// What got other content, and of which a snapshot holds the rest, is cut anew only if that makes the store no larger.
+func TestRecutLoose(t *testing.T) {
+	t.Parallel() // it waits for the disk
+	ctx := context.Background()
+	for _, back := range []bool{true, false} {
+		s := openTest(t, testOptions(t, vfs.Default, t.TempDir()))
+		d := createTest(t, s, "v", 2*block.RegionSize)
+		rng := rand.New(rand.NewPCG(4, 6))
+		data := guestData(rng, block.RegionSize)
+		writeTest(t, d, 0, data)
+		coolTest(t, s)
+		if _, err := s.CreateSnapshot(ctx, "v", "one"); err != nil {
+			t.Fatal(err)
+		}
+		extents, unique, old := extentsOf(t, s, d), s.Stats().UniqueBytes, append([]byte(nil), data...)
+		for round := 0; extentsOf(t, s, d) <= loosePieces(d.v.cut); round++ {
+			if round == 20 {
+				t.Fatalf("%d extents after 20 rounds", extentsOf(t, s, d))
+			}
+			at := rng.Perm(block.BlocksPerRegion)[:100]
+			for _, b := range at {
+				copy(data[b*block.Size:(b+1)*block.Size], guestData(rng, block.Size))
+				writeTest(t, d, uint64(b*block.Size), data[b*block.Size:(b+1)*block.Size])
+			}
+			settleTest(t, s)
+			for _, b := range at {
+				if back {
+					copy(data[b*block.Size:(b+1)*block.Size], old[b*block.Size:(b+1)*block.Size])
+					writeTest(t, d, uint64(b*block.Size), data[b*block.Size:(b+1)*block.Size])
+				}
+			}
+			settleTest(t, s)
+		}
+		loose, held := extentsOf(t, s, d), s.Stats().UniqueBytes
+		coolTest(t, s)
+		after, now := extentsOf(t, s, d), s.Stats().UniqueBytes
+		t.Logf("back: %v; %d extents, then %d, then %d; %d KiB of chunks, then %d, then %d", back, extents, loose, after, unique>>10, held>>10, now>>10)
+		if back && (after > extents*21/20 || now > unique*101/100) || now > held {
+			t.Error("that is too much")
+		}
+		expect(t, d, 0, data)
+		expect(t, deviceTest(t, s, "v", "one"), 0, old)
+		(&model{t: t, s: s}).audit()
+	}
+}
+
 // TestInPieces: a region is worth it when it has twice the extents that its cut makes, most of them of its own state.
 func TestInPieces(t *testing.T) {
 	page := func(n, inherited int) extentmap.Page {

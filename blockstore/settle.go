@@ -50,6 +50,9 @@ func (s *Store) settle(ctx context.Context, cold bool, progress func(SettleProgr
 		return fmt.Errorf("settle: %w", err)
 	}
 	if cold {
+		if err := p.recutLoose(); err != nil {
+			return fmt.Errorf("settle: %w", err)
+		}
 		if err := p.cool(); err != nil {
 			return fmt.Errorf("settle: %w", err)
 		}
@@ -74,6 +77,21 @@ func (p *settling) recut() error {
 		p.report("recut", first, int64(s.recuts.len())*block.RegionSize)
 		s.destager.kick()
 		if err := p.wait(&s.destager.fault); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recutLoose cuts regions anew that lie in a few pieces too many, where that pays: before data goes cold, and while nobody writes.
+func (p *settling) recutLoose() error {
+	tried := map[recutRegion]bool{}
+	for p.s.recuts.len() == 0 {
+		found, err := p.s.noteLoose(p.ctx, tried)
+		if found == 0 || err != nil {
+			return err
+		}
+		if err := p.recut(); err != nil {
 			return err
 		}
 	}
