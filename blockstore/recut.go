@@ -41,9 +41,6 @@ const recutOwn = 75
 // piecesMost is how many extents a region may lie in, twice what its cut would make.
 func piecesMost(cut cdc.Params) int { return 2 * block.RegionSize / int(max(cut.Avg, block.Size)) }
 
-// loosePieces is from how many extents on a region is looked at when cold data is to take as little as it can: a quarter more than its cut makes on average.
-func loosePieces(cut cdc.Params) int { return piecesMost(cut) * 5 / 8 }
-
 // note remembers a region that is, or will be, in pieces.
 func (r *recuts) note(n *node, region uint64) { r.noteAs(n, region, false) }
 
@@ -238,7 +235,7 @@ func recutPays(m *metaBatch, page extentmap.Page, bound block.Epoch, w *regionWo
 	return fresh < own*3/4, nil
 }
 
-// noteLoose remembers regions of all heads that lie in more pieces than their cut makes, some of them of their own state, but for those that were tried, and returns how many.
+// noteLoose remembers the regions of all heads that are loose, but for those that were tried, and returns how many.
 func (s *Store) noteLoose(ctx context.Context, tried map[recutRegion]bool) (found int, err error) {
 	s.tree.RLock()
 	var heads []*node
@@ -249,7 +246,7 @@ func (s *Store) noteLoose(ctx context.Context, tried map[recutRegion]bool) (foun
 	}
 	s.tree.RUnlock()
 	for _, n := range heads {
-		most, bound := loosePieces(n.volume.cut), block.Epoch(n.boundNow(s))
+		bound := block.Epoch(n.boundNow(s))
 		for region := range (n.volume.size.Load() + block.RegionSize - 1) / block.RegionSize {
 			if err := ctx.Err(); err != nil {
 				return found, err
@@ -261,7 +258,7 @@ func (s *Store) noteLoose(ctx context.Context, tried map[recutRegion]bool) (foun
 			if err != nil {
 				return found, err
 			}
-			if c := (recutRegion{n, region}); page.Len() > most && !tried[c] && hasOwn(page, bound) {
+			if c := (recutRegion{n, region}); !tried[c] && isLoose(page, bound, n.volume.cut) {
 				if !s.recuts.noteAs(n, region, true) {
 					return found, nil
 				}
@@ -273,14 +270,19 @@ func (s *Store) noteLoose(ctx context.Context, tried map[recutRegion]bool) (foun
 	return found, nil
 }
 
-// hasOwn reports whether a page has chunks that no older state has.
-func hasOwn(p extentmap.Page, bound block.Epoch) bool {
+// looseFrom is how many chunk extents a region must have to be looked at.
+const looseFrom = 64
+
+// isLoose reports whether a page has a quarter more chunk extents than the cut of that much data has on average, some of them of its own state.
+func isLoose(p extentmap.Page, bound block.Epoch, cut cdc.Params) bool {
+	own, chunks, bytes := false, 0, 0
 	for i := range p.Len() {
-		if x := p.Extent(i); x.Kind == extentmap.KindChunk && x.Birth > bound {
-			return true
+		if x := p.Extent(i); x.Kind == extentmap.KindChunk {
+			own = own || x.Birth > bound
+			chunks, bytes = chunks+1, bytes+int(x.Len)
 		}
 	}
-	return false
+	return own && chunks >= looseFrom && chunks*int(max(cut.Avg, block.Size))*4 > bytes*5
 }
 
 // boundNow is the bound of a node.

@@ -92,7 +92,7 @@ func TestRecutLoose(t *testing.T) {
 			t.Fatal(err)
 		}
 		extents, unique, old := extentsOf(t, s, d), s.Stats().UniqueBytes, append([]byte(nil), data...)
-		for round := 0; extentsOf(t, s, d) <= loosePieces(d.v.cut); round++ {
+		for round := 0; extentsOf(t, s, d) <= piecesMost(d.v.cut)*5/8; round++ {
 			if round == 20 {
 				t.Fatalf("%d extents after 20 rounds", extentsOf(t, s, d))
 			}
