@@ -188,9 +188,9 @@ func damagedAttach(t *testing.T, r *repo, data []byte) {
 		got = append(got, contents(t, part)...)
 	}
 	if !bytes.Equal(got, data[:20<<20]) || bad == 0 || bad > 3 {
-		t.Errorf("one frame of 1 MiB is damaged: %d MiB cannot be read, others are right: %v", bad, bytes.Equal(got, data[:20<<20]))
+		t.Errorf("one frame of 2 MiB is damaged: %d MiB cannot be read, others are right: %v", bad, bytes.Equal(got, data[:20<<20]))
 	}
-	if said := s.said.String(); !strings.Contains(said, filepath.Base(pack)) || !strings.Contains(said, "frame 4 at ") {
+	if said := s.said.String(); !strings.Contains(said, filepath.Base(pack)) || !strings.Contains(said, "frame 2 at ") {
 		t.Errorf("it says %s", said)
 	}
 	s.interrupt()
